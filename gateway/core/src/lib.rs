@@ -1,0 +1,31 @@
+//! Pure policy and data of the gateway.
+//!
+//! Everything in this crate is a decision or a value: no sockets, no clock, no threads, no YAML, no unsafe code.
+//! What depends on time takes `now`, what depends on chance takes a [`random::Random`], so that every decision can
+//! be simulated and replayed. The configuration compiler (`isthmus-config`) builds a [`snapshot::Snapshot`] out of
+//! what the operator wrote; the shell (`isthmus`) moves bytes and asks this crate what to do with them.
+//!
+//! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns; [`message`] and [`header`] are
+//! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back; [`listener`], [`route`] and
+//! [`snapshot`] are what an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`]
+//! decides about timeouts and retries; [`reply`] is everything that can stop a request on its way; [`limits`] names
+//! every bound, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
+#![forbid(unsafe_code)]
+
+pub mod attempt;
+pub mod cluster;
+pub mod endpoint;
+pub mod forwarded;
+pub mod h1;
+pub mod header;
+pub mod limits;
+pub mod listener;
+pub mod message;
+pub mod name;
+pub mod path;
+pub mod random;
+pub mod reply;
+pub mod route;
+pub mod shared;
+pub mod snapshot;
+pub mod stats;

@@ -1,0 +1,265 @@
+//! Every bound and time-out of the downstream side, named once, with its default and its reason.
+//!
+//! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
+
+use std::time::Duration;
+
+/// A setting's value, as the settings file may write it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SettingValue {
+    /// `true` or `false`.
+    Flag(bool),
+    /// A whole number: bytes or a count.
+    Number(u64),
+    /// A duration; zero turns the limit off where the documentation says so.
+    Duration(Duration),
+    /// A word.
+    Text(String),
+}
+
+/// Types that a setting can have.
+pub trait SettingType: Sized {
+    /// What the settings file may write, in words.
+    const EXPECTS: &'static str;
+    /// Takes a written value, or says what is wrong with it.
+    fn from_value(value: &SettingValue) -> Result<Self, String>;
+    /// The value as the settings file would write it.
+    fn show(&self) -> String;
+}
+
+impl SettingType for bool {
+    const EXPECTS: &'static str = "true or false";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Flag(flag) => Ok(*flag),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+macro_rules! number_setting {
+    ($($type:ty),*) => {$(
+        impl SettingType for $type {
+            const EXPECTS: &'static str = "a whole number";
+            fn from_value(value: &SettingValue) -> Result<Self, String> {
+                match value {
+                    SettingValue::Number(number) => {
+                        Self::try_from(*number).map_err(|_| format!("must be at most {}", Self::MAX))
+                    }
+                    _ => Err(format!("expected {}", Self::EXPECTS)),
+                }
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+number_setting!(usize, u64, u32);
+
+impl SettingType for Duration {
+    const EXPECTS: &'static str = "a duration such as 500ms, 10s or 1h";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Duration(duration) => Ok(*duration),
+            SettingValue::Number(0) => Ok(Self::ZERO),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        let ms = self.as_millis();
+        if ms.is_multiple_of(1000) { format!("{}s", ms / 1000) } else { format!("{ms}ms") }
+    }
+}
+
+/// How paths are normalized before they are routed (MeshConfig `pathNormalization.normalization`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathNormalization {
+    /// As they came.
+    None,
+    /// Dot segments are resolved and `\` becomes `/` (RFC 3986, 6.2.2.3): Istio's default.
+    #[default]
+    Base,
+    /// Also, several slashes become one.
+    MergeSlashes,
+    /// Also, `%2F` and `%5C` in any case are decoded before.
+    DecodeAndMergeSlashes,
+}
+
+impl SettingType for PathNormalization {
+    const EXPECTS: &'static str = "NONE, BASE, DEFAULT, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Text(text) => match text.as_str() {
+                "NONE" => Ok(Self::None),
+                "BASE" | "DEFAULT" => Ok(Self::Base),
+                "MERGE_SLASHES" => Ok(Self::MergeSlashes),
+                "DECODE_AND_MERGE_SLASHES" => Ok(Self::DecodeAndMergeSlashes),
+                _ => Err(format!("expected {}", Self::EXPECTS)),
+            },
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::None => "NONE",
+            Self::Base => "BASE",
+            Self::MergeSlashes => "MERGE_SLASHES",
+            Self::DecodeAndMergeSlashes => "DECODE_AND_MERGE_SLASHES",
+        }
+        .into()
+    }
+}
+
+/// One line of the documentation of settings.
+#[derive(Debug, Clone)]
+pub struct SettingInfo {
+    /// Key in the settings file.
+    pub name: &'static str,
+    /// What may be written.
+    pub expects: &'static str,
+    /// The default, as it would be written.
+    pub default: String,
+    /// Meaning, unit and reason.
+    pub help: &'static str,
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $help:literal])+ $key:literal $field:ident : $type:ty = $default:expr; )*) => {
+        /// All settings of one process.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Settings { $( $(#[doc = $help])+ pub $field: $type, )* }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $( $field: $default, )* }
+            }
+        }
+
+        impl Settings {
+            /// The keys of all settings, in order.
+            pub const NAMES: &'static [&'static str] = &[$($key),*];
+
+            /// Sets one by its key. An unknown key is answered by None, a bad value by the reason.
+            pub fn set(&mut self, key: &str, value: &SettingValue) -> Option<Result<(), String>> {
+                match key {
+                    $( $key => Some(<$type as SettingType>::from_value(value).map(|value| self.$field = value)), )*
+                    _ => None,
+                }
+            }
+
+            /// The documentation of all settings.
+            pub fn documentation() -> Vec<SettingInfo> {
+                let defaults = Self::default();
+                vec![$( SettingInfo {
+                    name: $key,
+                    expects: <$type as SettingType>::EXPECTS,
+                    default: defaults.$field.show(),
+                    help: concat!($($help),+).trim_ascii(),
+                } ),*]
+            }
+        }
+    };
+}
+
+settings! {
+    /// Longest request line in bytes; longer is 414. Browsers stay below 8 KiB.
+    "requestLineBytes" request_line_bytes: usize = 16 * 1024;
+    /// Largest header section of a request or response in bytes, its first line included; larger is 431 (502 from an upstream). Envoy's default. At most 65536.
+    "headerBytes" header_bytes: usize = 60 * 1024;
+    /// Most header fields of a request or response; more is 431 (502 from an upstream). Envoy's default. At most 256.
+    "headerCount" header_count: usize = 100;
+    /// Largest trailer section in bytes; larger is 400 (502 from an upstream).
+    "trailerBytes" trailer_bytes: usize = 8 * 1024;
+    /// Longest line that gives a chunk's size, extensions included; longer is 400. Extensions carry nothing that is used.
+    "chunkLineBytes" chunk_line_bytes: usize = 1024;
+    /// Largest request body in bytes; larger is 413. 0 for no limit, as in Envoy.
+    "requestBodyBytes" request_body_bytes: u64 = 0;
+    /// Most interim (1xx) responses before the final one; more is 502.
+    "interimResponses" interim_responses: u32 = 16;
+    /// Time from the first byte of a request head to its last; then 408 and the connection closes. Ends slow-header attacks.
+    "headerTimeout" header_timeout: Duration = Duration::from_secs(15);
+    /// Time that a connection may wait for its next request. Envoy's default. 0 for no limit.
+    "idleTimeout" idle_timeout: Duration = Duration::from_secs(3600);
+    /// Time that a client may pause while it sends a request body; then 408. 0 for no limit.
+    "bodyTimeout" body_timeout: Duration = Duration::from_secs(60);
+    /// Time that an exchange may pass no byte in either direction once its response began; then both sides are closed. 0 for no limit.
+    "streamIdleTimeout" stream_idle_timeout: Duration = Duration::from_secs(300);
+    /// Time that a connection which is being closed still reads, so that the client sees the answer and not a reset.
+    "lingerTimeout" linger_timeout: Duration = Duration::from_secs(5);
+    /// Bytes that a connection which is being closed still reads and throws away.
+    "lingerBytes" linger_bytes: u64 = 1024 * 1024;
+    /// Most downstream connections of one shard; above it new ones wait in the kernel's queue. 0 derives it from the limit of open files.
+    "connectionsPerShard" connections_per_shard: usize = 0;
+    /// Requests after which a downstream connection is closed; 0 for no limit.
+    "requestsPerConnection" requests_per_connection: u32 = 0;
+    /// How paths are normalized before routing (MeshConfig pathNormalization).
+    "pathNormalization" path_normalization: PathNormalization = PathNormalization::Base;
+    /// Proxies in front of this gateway whose X-Forwarded-For entries are trusted (MeshConfig gatewayTopology.numTrustedProxies).
+    "numTrustedProxies" trusted_proxies: u32 = 0;
+    /// Pass the upstream's Server field through instead of writing `server: isthmus`.
+    "passServerHeader" pass_server_header: bool = false;
+    /// Answer with x-isthmus-cause, which names why the gateway itself answered.
+    "debugCause" debug_cause: bool = false;
+}
+
+/// What the codecs need to know of the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// See [`Settings::request_line_bytes`].
+    pub request_line_bytes: usize,
+    /// See [`Settings::header_bytes`].
+    pub header_bytes: usize,
+    /// See [`Settings::header_count`].
+    pub header_count: usize,
+    /// See [`Settings::trailer_bytes`].
+    pub trailer_bytes: usize,
+    /// See [`Settings::chunk_line_bytes`].
+    pub chunk_line_bytes: usize,
+}
+
+/// Largest value of `headerBytes`: heads are read into one block of this size.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Largest value of `headerCount`: the tokenizer's table has so many rows.
+pub const HEADER_COUNT_MAX: usize = 256;
+
+impl Settings {
+    /// The bounds of message heads and bodies, with what the codecs can hold as their own upper bound.
+    pub fn message_limits(&self) -> MessageLimits {
+        MessageLimits {
+            request_line_bytes: self.request_line_bytes,
+            header_bytes: self.header_bytes.min(HEADER_BYTES_MAX),
+            header_count: self.header_count.min(HEADER_COUNT_MAX),
+            trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
+            chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_set_by_name() {
+        let mut settings = Settings::default();
+        let seconds = SettingValue::Duration(Duration::from_secs(3));
+        assert_eq!(settings.set("idleTimeout", &seconds), Some(Ok(())));
+        assert_eq!(settings.idle_timeout, Duration::from_secs(3));
+        assert_eq!(settings.set("nothing", &seconds), None);
+        assert!(settings.set("headerBytes", &seconds).unwrap().is_err());
+        assert!(settings.set("interimResponses", &SettingValue::Number(1 << 40)).unwrap().is_err());
+        let merge = SettingValue::Text("MERGE_SLASHES".into());
+        assert_eq!(settings.set("pathNormalization", &merge), Some(Ok(())));
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        let lines = Settings::documentation();
+        assert_eq!(lines.len(), Settings::NAMES.len());
+        assert!(lines.iter().all(|line| !line.help.is_empty() && !line.default.is_empty()));
+    }
+}

@@ -70,12 +70,15 @@ known_names! {
 }
 
 impl HeaderId {
-    /// Fields that concern one connection and are never forwarded (RFC 9110, 7.6.1), beside those that Connection
-    /// lists. Transfer-Encoding is the codec's own and is dealt with by it.
-    pub const fn is_hop_by_hop(self) -> bool {
+    /// Fields that concern one connection and are never forwarded as they came (RFC 9110, 7.6.1), beside those that
+    /// Connection lists.
+    pub const fn is_connection_field(self) -> bool {
         matches!(
             self,
             Self::Connection
+                | Self::ContentLength
+                | Self::TransferEncoding
+                | Self::Expect
                 | Self::KeepAlive
                 | Self::ProxyConnection
                 | Self::ProxyAuthenticate
@@ -286,10 +289,10 @@ impl HeaderList {
         self.fields = fields;
     }
 
-    /// Removes what must not travel beyond this connection: the hop-by-hop fields and those that Connection lists.
-    /// Host and the framing fields stay even when Connection lists them, because without them the message would mean
-    /// something else (RFC 9110, 7.6.1: a sender must not list them).
-    pub fn remove_hop_by_hop(&mut self) {
+    /// Removes what concerns one connection only: the hop-by-hop fields, those that Connection lists, and the framing
+    /// fields and Expect, which each codec writes anew. Host stays even when Connection lists it, because without it
+    /// the message would mean something else (RFC 9110, 7.6.1: a sender must not list it).
+    pub fn remove_connection_fields(&mut self) {
         let listed: Vec<Box<[u8]>> = if self.fields.iter().any(|field| field.id == HeaderId::Connection) {
             self.get_all(HeaderId::Connection)
                 .flat_map(|value| value.split(|&byte| byte == b','))
@@ -301,8 +304,8 @@ impl HeaderList {
             Vec::new()
         };
         self.retain(|id, name, _| {
-            let kept = matches!(id, HeaderId::Host | HeaderId::ContentLength | HeaderId::TransferEncoding);
-            kept || !(id.is_hop_by_hop() || listed.iter().any(|token| token.eq_ignore_ascii_case(name)))
+            id == HeaderId::Host
+                || !(id.is_connection_field() || listed.iter().any(|token| token.eq_ignore_ascii_case(name)))
         });
     }
 
@@ -391,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_removes_what_it_lists_but_never_host_or_framing() {
+    fn connection_removes_what_it_lists_but_never_host() {
         let mut headers = list(&[
             ("Host", "a"),
             ("Connection", "close, X-Private, host,content-length"),
@@ -401,8 +404,8 @@ mod tests {
             ("Content-Length", "3"),
             ("X-Public", "2"),
         ]);
-        headers.remove_hop_by_hop();
-        assert_eq!(headers.to_string(), "Host: a\nContent-Length: 3\nX-Public: 2\n");
+        headers.remove_connection_fields();
+        assert_eq!(headers.to_string(), "Host: a\nX-Public: 2\n");
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub struct RequestHead {
     pub host: String,
     /// The version that the client speaks.
     pub version: Version,
-    /// Everything but Host, which `authority` replaces.
+    /// Everything but Host, which `authority` replaces. Framing and hop-by-hop fields are there, for routes to match,
+    /// until the proxy removes them.
     pub headers: HeaderList,
     /// How long the body is.
     pub body: BodyLength,

@@ -1,1 +1,197 @@
-//! stats
+//! What one shard counts. A shard is the only writer of its counters; control asks for them and adds them up.
+
+use crate::name::ClusterKey;
+use crate::reply::Flags;
+use hdrhistogram::Histogram;
+use http::StatusCode;
+use std::collections::HashMap;
+
+/// What tells apart the series of requests (Istio's standard labels).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestKey {
+    /// The cluster that the request went to, if it got so far.
+    pub cluster: Option<ClusterKey>,
+    /// The status that the client got; 0 when it got none.
+    pub status: u16,
+    /// The response flags.
+    pub flags: Flags,
+}
+
+/// The distribution of requests of one series.
+#[derive(Debug, Clone)]
+pub struct RequestSeries {
+    /// Requests.
+    pub count: u64,
+    /// From the head's first byte to the answer's last, in microseconds.
+    pub duration_us: Histogram<u32>,
+    /// Bytes of request bodies.
+    pub request_bytes: Histogram<u32>,
+    /// Bytes of response bodies.
+    pub response_bytes: Histogram<u32>,
+}
+
+impl RequestSeries {
+    fn new() -> Option<Self> {
+        // Two significant digits: the exported buckets are coarser than that. Auto-resizing keeps a new one small.
+        let empty = || Histogram::new(2).ok();
+        Some(Self { count: 0, duration_us: empty()?, request_bytes: empty()?, response_bytes: empty()? })
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        let _resized = self.duration_us.add(&other.duration_us);
+        let _resized = self.request_bytes.add(&other.request_bytes);
+        let _resized = self.response_bytes.add(&other.response_bytes);
+    }
+}
+
+/// Facts about one finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// How long it took.
+    pub duration_us: u64,
+    /// Bytes of its body that were read.
+    pub request_bytes: u64,
+    /// Bytes of its answer's body that were written.
+    pub response_bytes: u64,
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $field:ident = $name:literal;)*) => {
+        /// Plain counters and gauges of one shard.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct Counters { $($(#[doc = $doc])+ pub $field: u64,)* }
+
+        impl Counters {
+            /// Adds another shard's.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+
+            /// Name (without prefix), help and value of each.
+            pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($name, concat!($($doc),+).trim_ascii(), self.$field)),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Downstream connections accepted.
+    downstream_connections = "downstream_connections_total";
+    /// Times that accepting failed (out of file descriptors, mostly).
+    accept_errors = "accept_errors_total";
+    /// Upstream connections opened.
+    upstream_connects = "upstream_connects_total";
+    /// Upstream connections that could not be opened.
+    upstream_connect_failures = "upstream_connect_failures_total";
+    /// Requests on an upstream connection that had served another before.
+    upstream_reuses = "upstream_reuses_total";
+    /// Attempts after the first.
+    retries = "upstream_retries_total";
+    /// Tasks that ended by a panic; their connection was closed.
+    task_panics = "task_panics_total";
+}
+
+macro_rules! gauges {
+    ($($(#[doc = $doc:literal])+ $field:ident = $name:literal;)*) => {
+        /// What is there at this moment, of one shard.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct Gauges { $($(#[doc = $doc])+ pub $field: u64,)* }
+
+        impl Gauges {
+            /// Adds another shard's.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+
+            /// Name (without prefix), help and value of each.
+            pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($name, concat!($($doc),+).trim_ascii(), self.$field)),*]
+            }
+        }
+    };
+}
+
+gauges! {
+    /// Downstream connections that are open.
+    downstream_connections_active = "downstream_connections_active";
+    /// Requests in flight.
+    requests_active = "requests_active";
+    /// Upstream connections that are open, idle ones included.
+    upstream_connections_active = "upstream_connections_active";
+    /// Upstream connections that are idle in a pool.
+    upstream_connections_idle = "upstream_connections_idle";
+    /// Tasks of the shard.
+    tasks = "tasks";
+    /// Buffers that are in use.
+    buffers_in_use = "buffers_in_use";
+}
+
+/// All that one shard has counted since it was last asked, and its gauges now.
+#[derive(Debug, Clone, Default)]
+pub struct ShardStats {
+    /// Requests by series.
+    pub requests: HashMap<RequestKey, RequestSeries>,
+    /// Refused requests and broken answers by cause label.
+    pub causes: HashMap<(&'static str, Flags), u64>,
+    /// Counters.
+    pub counters: Counters,
+    /// Gauges.
+    pub gauges: Gauges,
+}
+
+impl ShardStats {
+    /// Counts a finished request.
+    pub fn finish(&mut self, cluster: Option<&ClusterKey>, status: Option<StatusCode>, flags: Flags, facts: Finished) {
+        let key = RequestKey { cluster: cluster.cloned(), status: status.map_or(0, |status| status.as_u16()), flags };
+        let series = match self.requests.entry(key) {
+            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::hash_map::Entry::Vacant(new) => match RequestSeries::new() {
+                Some(series) => new.insert(series),
+                None => return,
+            },
+        };
+        series.count += 1;
+        let _resized = series.duration_us.record(facts.duration_us);
+        let _resized = series.request_bytes.record(facts.request_bytes);
+        let _resized = series.response_bytes.record(facts.response_bytes);
+    }
+
+    /// Adds another shard's.
+    pub fn merge(&mut self, other: &Self) {
+        for (key, series) in &other.requests {
+            match self.requests.entry(key.clone()) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut().merge(series),
+                std::collections::hash_map::Entry::Vacant(new) => {
+                    new.insert(series.clone());
+                }
+            }
+        }
+        for (cause, count) in &other.causes {
+            *self.causes.entry(*cause).or_default() += count;
+        }
+        self.counters.merge(&other.counters);
+        self.gauges.merge(&other.gauges);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_shards_add_up() {
+        let facts = |duration_us| Finished { duration_us, request_bytes: 3, response_bytes: 70_000 };
+        let key = ClusterKey::outbound(80, "", "h");
+        let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
+        a.finish(Some(&key), Some(StatusCode::OK), Flags::NONE, facts(100));
+        b.finish(Some(&key), Some(StatusCode::OK), Flags::NONE, facts(5_000_000));
+        b.finish(None, None, Flags::DC, facts(1));
+        a.merge(&b);
+        assert_eq!(a.requests.len(), 2);
+        let series = &a.requests[&RequestKey { cluster: Some(key), status: 200, flags: Flags::NONE }];
+        assert_eq!((series.count, series.duration_us.len()), (2, 2));
+        assert!(series.duration_us.max() >= 5_000_000);
+    }
+}

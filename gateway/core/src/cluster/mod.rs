@@ -9,9 +9,13 @@ pub mod pool;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
-use balancer::BalancerKind;
+use crate::random::Random;
+use crate::shared::{ClusterShared, Permit};
+use balancer::{Balancer, BalancerKind, Load};
+use pool::Pool;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a connect may take when nothing is written (Istio MeshConfig `connectTimeout`).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,4 +39,304 @@ pub struct ClusterSpec {
     pub max_requests_per_connection: u32,
     /// Namespace of the service, for metrics labels.
     pub namespace: Box<str>,
+}
+
+/// Names a connection of this shard; what it stands for is the shell's affair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnId(pub u32);
+
+/// Names an endpoint of one cluster on one shard; it stays the same while the endpoint's address stays in the set, and
+/// is never given to another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointId(u32);
+
+/// What [`Cluster::acquire`] answers.
+#[derive(Debug)]
+pub enum Acquired {
+    /// Use this idle connection.
+    Use {
+        /// The connection.
+        conn: ConnId,
+        /// Where it leads.
+        endpoint: EndpointId,
+        /// Since when it has idled: one that idled long may be dead.
+        idle_since: Instant,
+    },
+    /// Connect to this endpoint; the permit belongs to the connection as long as it lives.
+    Open {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// Its address.
+        address: SocketAddr,
+        /// The right to one connection of the cluster.
+        permit: Permit,
+    },
+    /// The cluster has no endpoint.
+    NoEndpoint,
+    /// The limit of connections is reached.
+    Overflow,
+}
+
+/// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
+/// as Istio sets it).
+const RESELECTIONS_MAX: usize = 5;
+
+#[derive(Debug)]
+struct EndpointState {
+    id: EndpointId,
+    address: SocketAddr,
+    weight: u32,
+    active: u32,
+    idle: Pool,
+}
+
+/// One shard's live state of one cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    spec: Arc<ClusterSpec>,
+    shared: Arc<ClusterShared>,
+    endpoints: Vec<EndpointState>,
+    balancer: Balancer,
+    next_id: u32,
+}
+
+impl Cluster {
+    /// Live state for a cluster that this shard has not seen before.
+    pub fn new(spec: Arc<ClusterSpec>, shared: Arc<ClusterShared>, random: &mut Random) -> Self {
+        let balancer = Balancer::new(spec.balancer, &[], random);
+        let mut cluster = Self { spec: Arc::clone(&spec), shared, endpoints: Vec::new(), balancer, next_id: 0 };
+        let _no_pool_yet = cluster.reconcile(spec, random);
+        cluster
+    }
+
+    /// What the resources say.
+    pub fn spec(&self) -> &Arc<ClusterSpec> {
+        &self.spec
+    }
+
+    /// What it shares with other shards.
+    pub fn shared(&self) -> &Arc<ClusterShared> {
+        &self.shared
+    }
+
+    /// Takes a new specification over. Endpoints whose address stays keep their connections and counts; the idle
+    /// connections of the others are handed back to be closed.
+    pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, random: &mut Random) -> Vec<ConnId> {
+        let mut before = std::mem::take(&mut self.endpoints);
+        for endpoint in &spec.endpoints.endpoints {
+            let known = before.iter().position(|state| state.address == endpoint.address);
+            let state = match known {
+                Some(at) => EndpointState { weight: endpoint.weight, ..before.swap_remove(at) },
+                None => {
+                    self.next_id += 1;
+                    EndpointState {
+                        id: EndpointId(self.next_id),
+                        address: endpoint.address,
+                        weight: endpoint.weight,
+                        active: 0,
+                        idle: Pool::default(),
+                    }
+                }
+            };
+            self.endpoints.push(state);
+        }
+        let weights: Vec<u32> = self.endpoints.iter().map(|state| state.weight).collect();
+        self.balancer = Balancer::new(spec.balancer, &weights, random);
+        self.spec = spec;
+        let mut orphans = Vec::new();
+        for mut gone in before {
+            gone.idle.drain(&mut orphans);
+        }
+        orphans
+    }
+
+    /// Picks an endpoint, other than those in `avoid` if there is a choice, and an idle connection to it unless
+    /// `fresh` asks for a new one. Each answer that names an endpoint is given back by one [`Self::release`].
+    pub fn acquire(&mut self, avoid: &[EndpointId], fresh: bool, random: &mut Random) -> Acquired {
+        let mut at = None;
+        for _ in 0..=RESELECTIONS_MAX {
+            let loads = self.endpoints.iter().map(|state| Load { weight: state.weight, active: state.active });
+            at = self.balancer.pick(loads, random);
+            let picked = at.and_then(|at| self.endpoints.get(at));
+            if picked.is_none_or(|state| !avoid.contains(&state.id)) {
+                break;
+            }
+        }
+        let Some(state) = at.and_then(|at| self.endpoints.get_mut(at)) else {
+            return Acquired::NoEndpoint;
+        };
+        if !fresh && let Some(idle) = state.idle.take() {
+            state.active += 1;
+            return Acquired::Use { conn: idle.conn, endpoint: state.id, idle_since: idle.since };
+        }
+        match self.shared.connections.acquire() {
+            Some(permit) => {
+                state.active += 1;
+                Acquired::Open { endpoint: state.id, address: state.address, permit }
+            }
+            None => Acquired::Overflow,
+        }
+    }
+
+    /// Gives an endpoint back. `reusable` is the connection if it may carry another request; it is handed back when
+    /// its endpoint is gone, and must then be closed.
+    pub fn release(&mut self, endpoint: EndpointId, reusable: Option<ConnId>, now: Instant) -> Option<ConnId> {
+        let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
+            return reusable;
+        };
+        state.active = state.active.saturating_sub(1);
+        if let Some(conn) = reusable {
+            state.idle.put(conn, now);
+        }
+        None
+    }
+
+    /// Takes out the connections that have idled too long.
+    pub fn expire(&mut self, now: Instant) -> Vec<ConnId> {
+        let mut expired = Vec::new();
+        for state in &mut self.endpoints {
+            state.idle.expire(now, self.spec.idle_timeout, &mut expired);
+        }
+        expired
+    }
+
+    /// Forgets an idle connection that has closed.
+    pub fn forget(&mut self, conn: ConnId) {
+        for state in &mut self.endpoints {
+            if state.idle.remove(conn) {
+                return;
+            }
+        }
+    }
+
+    /// The connections that have idled since before `than`.
+    pub fn idle_before(&self, than: Instant) -> impl Iterator<Item = ConnId> {
+        self.endpoints
+            .iter()
+            .flat_map(|state| state.idle.iter())
+            .filter(move |idle| idle.since < than)
+            .map(|idle| idle.conn)
+    }
+
+    /// Takes out every idle connection, because the cluster is gone.
+    pub fn drain(&mut self) -> Vec<ConnId> {
+        let mut all = Vec::new();
+        for state in &mut self.endpoints {
+            state.idle.drain(&mut all);
+        }
+        all
+    }
+
+    /// For the admin API: address, weight, requests in flight, idle connections.
+    pub fn view(&self) -> impl Iterator<Item = (SocketAddr, u32, u32, usize)> {
+        self.endpoints.iter().map(|state| (state.address, state.weight, state.active, state.idle.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
+        let endpoints = ports.iter().map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
+        Arc::new(ClusterSpec {
+            key: ClusterKey::outbound(80, "", "h"),
+            endpoints: Arc::new(EndpointSet::new(endpoints)),
+            balancer: BalancerKind::RoundRobin,
+            connect_timeout: CONNECT_TIMEOUT,
+            idle_timeout: IDLE_TIMEOUT,
+            max_requests_per_connection: 0,
+            namespace: "default".into(),
+        })
+    }
+
+    fn open(cluster: &mut Cluster, random: &mut Random) -> (EndpointId, SocketAddr, Permit) {
+        match cluster.acquire(&[], true, random) {
+            Acquired::Open { endpoint, address, permit } => (endpoint, address, permit),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn idle_connections_are_reused_last_in_first_out() {
+        let (mut random, now) = (Random::from_seed(1), Instant::now());
+        let mut cluster = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let permits: Vec<Permit> = (0..2)
+            .map(|conn| {
+                let (endpoint, _, permit) = open(&mut cluster, &mut random);
+                assert_eq!(cluster.release(endpoint, Some(ConnId(conn)), now), None);
+                permit
+            })
+            .collect();
+        assert_eq!(cluster.shared().connections.held(), 2);
+        for expected in [1, 0] {
+            match cluster.acquire(&[], false, &mut random) {
+                Acquired::Use { conn, .. } => assert_eq!(conn, ConnId(expected)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(cluster.acquire(&[], false, &mut random), Acquired::Open { .. }));
+        drop(permits);
+        assert_eq!(cluster.shared().connections.held(), 0);
+    }
+
+    #[test]
+    fn an_endpoint_that_stays_keeps_its_connections() {
+        let (mut random, now) = (Random::from_seed(1), Instant::now());
+        let mut cluster = Cluster::new(spec(&[1, 2]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let mut held = Vec::new();
+        for conn in 0..4 {
+            let (endpoint, address, permit) = open(&mut cluster, &mut random);
+            held.push((endpoint, address, permit));
+            cluster.release(endpoint, Some(ConnId(conn)), now);
+        }
+        let orphans = cluster.reconcile(spec(&[2, 3]), &mut random);
+        assert_eq!(orphans.len(), 2, "those to port 1");
+        let kept: usize = cluster.view().map(|(_, _, _, idle)| idle).sum();
+        assert_eq!(kept, 2);
+        let (gone, ..) = held.iter().find(|(_, address, _)| address.port() == 1).unwrap();
+        assert_eq!(cluster.release(*gone, Some(ConnId(9)), now), Some(ConnId(9)), "must be closed");
+    }
+
+    #[test]
+    fn a_failed_endpoint_is_avoided_when_there_is_another() {
+        for seed in 0..1000 {
+            let mut random = Random::from_seed(seed);
+            let mut cluster = Cluster::new(spec(&[1, 2, 3]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+            let (failed, ..) = open(&mut cluster, &mut random);
+            match cluster.acquire(&[failed], true, &mut random) {
+                Acquired::Open { endpoint, .. } => assert_ne!(endpoint, failed),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn limits_and_emptiness_are_answers() {
+        let mut random = Random::from_seed(1);
+        let mut one = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(1)), &mut random);
+        let held = open(&mut one, &mut random);
+        assert!(matches!(one.acquire(&[], true, &mut random), Acquired::Overflow));
+        drop(held);
+        assert!(matches!(one.acquire(&[], true, &mut random), Acquired::Open { .. }));
+        let mut none = Cluster::new(spec(&[]), Arc::new(ClusterShared::new(1)), &mut random);
+        assert!(matches!(none.acquire(&[], false, &mut random), Acquired::NoEndpoint));
+    }
+
+    #[test]
+    fn old_idle_connections_expire_first() {
+        let (mut random, start) = (Random::from_seed(1), Instant::now());
+        let mut cluster = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let mut permits = Vec::new();
+        for conn in 0..3 {
+            let (endpoint, _, permit) = open(&mut cluster, &mut random);
+            permits.push(permit);
+            cluster.release(endpoint, Some(ConnId(conn)), start + Duration::from_secs(u64::from(conn)));
+        }
+        assert_eq!(cluster.expire(start + IDLE_TIMEOUT + Duration::from_secs(1)), [ConnId(0), ConnId(1)]);
+        assert_eq!(cluster.idle_before(start + Duration::from_secs(5)).collect::<Vec<_>>(), [ConnId(2)]);
+        cluster.forget(ConnId(2));
+        assert!(cluster.drain().is_empty());
+    }
 }

@@ -1,0 +1,160 @@
+//! A real nginx as an upstream.
+
+use crate::deadline::{SOON, within};
+use crate::port::HeldPort;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// An nginx that serves files of a folder of its own; killed when dropped.
+///
+/// It runs as a single process, so that killing it kills all of it, and its port stays held when it is dead.
+#[derive(Debug)]
+pub struct Nginx {
+    port: HeldPort,
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl Nginx {
+    /// Starts one that serves `files` (path and content) and answers any method on `/echo`.
+    pub fn start(files: &[(&str, &[u8])]) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let port = HeldPort::take();
+        let root = folder.path().join("www");
+        for (path, content) in files {
+            let file = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(file.parent().unwrap_or(Path::new("/"))).expect("a folder");
+            fs::write(file, content).expect("a file");
+        }
+        fs::write(
+            folder.path().join("nginx.conf"),
+            configuration(folder.path(), port.address()),
+        )
+        .expect("a file");
+        let mut nginx = Self {
+            port,
+            folder,
+            child: None,
+        };
+        nginx.restart();
+        nginx
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.port.address()
+    }
+
+    /// The process id of the running nginx.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("nginx runs").id()
+    }
+
+    /// Ends it as `kill -9` does; its port then refuses.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _gone = child.kill();
+            let _status = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port.
+    pub fn restart(&mut self) {
+        self.kill();
+        let prefix = self.folder.path();
+        let child = Command::new("nginx")
+            .arg("-p")
+            .arg(prefix)
+            .args(["-c", "nginx.conf", "-e"])
+            .arg(prefix.join("error.log"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nginx runs (Debian package nginx)");
+        self.child = Some(child);
+        let address = self.address();
+        let up = within(SOON, || TcpStream::connect(address).ok());
+        assert!(up.is_some(), "nginx does not listen: {}", self.error_log());
+    }
+
+    /// Its error log.
+    pub fn error_log(&self) -> String {
+        fs::read_to_string(self.path("error.log")).unwrap_or_default()
+    }
+
+    /// Its access log.
+    pub fn access_log(&self) -> String {
+        fs::read_to_string(self.path("access.log")).unwrap_or_default()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn configuration(folder: &Path, address: SocketAddr) -> String {
+    let at = folder.display();
+    format!(
+        r#"daemon off;
+master_process off;
+worker_processes 1;
+pid {at}/nginx.pid;
+events {{ worker_connections 2048; }}
+http {{
+    access_log {at}/access.log;
+    client_body_temp_path {at}/body;
+    proxy_temp_path {at}/proxy;
+    fastcgi_temp_path {at}/fastcgi;
+    uwsgi_temp_path {at}/uwsgi;
+    scgi_temp_path {at}/scgi;
+    client_max_body_size 64m;
+    keepalive_requests 1000000;
+    default_type application/octet-stream;
+    server {{
+        listen {address} reuseport backlog=4096;
+        root {at}/www;
+        location / {{ }}
+        location = /echo {{ return 200 "$request_method $content_length $http_content_type\n"; }}
+    }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Client, get};
+    use crate::deadline::eventually;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn nginx_serves_dies_and_comes_back_on_its_port() {
+        let mut nginx = Nginx::start(&[("/a/b.txt", b"content")]);
+        assert_eq!(get(nginx.address(), "h", "/a/b.txt").text(), "content");
+        let mut client = Client::connect(nginx.address());
+        client.send("POST /echo HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\ncontent-type: a/b\r\n\r\nab");
+        assert_eq!(client.response().text(), "POST 2 a/b\n");
+        nginx.kill();
+        assert_eq!(
+            Client::try_connect(nginx.address()).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
+        nginx.restart();
+        assert_eq!(get(nginx.address(), "h", "/a/b.txt").status, 200);
+        // nginx writes the line after the answer.
+        eventually(SOON, "the request in nginx's log", || {
+            nginx.access_log().contains("POST /echo")
+        });
+    }
+}

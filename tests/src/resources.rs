@@ -1,0 +1,160 @@
+//! The YAML documents that a gateway is started with.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+/// An endpoint of a ServiceEntry.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    address: SocketAddr,
+    version: String,
+}
+
+impl Endpoint {
+    /// An endpoint with the label `version`.
+    pub fn new(version: &str, address: SocketAddr) -> Self {
+        Self {
+            address,
+            version: version.to_owned(),
+        }
+    }
+}
+
+/// A Gateway `g` with one HTTP server for all hosts on this port.
+pub fn gateway(port: u16) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: g, namespace: default}}
+spec: {{servers: [{{port: {{number: {port}, name: http, protocol: HTTP}}, hosts: [\"*\"]}}]}}
+---
+"
+    )
+}
+
+/// A ServiceEntry with static endpoints for the HTTP port `port` of a host.
+pub fn service(host: &str, port: u16, endpoints: &[Endpoint]) -> String {
+    let name = host.replace('.', "-");
+    let mut text = format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: default}}
+spec:
+  hosts: [{host}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: {port}, name: http, protocol: HTTP}}]
+"
+    );
+    text.push_str(if endpoints.is_empty() {
+        "  endpoints: []\n"
+    } else {
+        "  endpoints:\n"
+    });
+    for Endpoint { address, version } in endpoints {
+        let (ip, at) = (address.ip(), address.port());
+        writeln!(
+            text,
+            "  - {{address: \"{ip}\", ports: {{http: {at}}}, labels: {{version: {version}}}}}"
+        )
+        .expect("text");
+    }
+    text + "---\n"
+}
+
+/// A DestinationRule whose subsets select the label `version` of the same name.
+pub fn subsets(host: &str, names: &[&str]) -> String {
+    let name = host.replace('.', "-");
+    let mut text = format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}, namespace: default}}
+spec:
+  host: {host}
+  subsets:
+"
+    );
+    for name in names {
+        writeln!(text, "  - {{name: {name}, labels: {{version: {name}}}}}").expect("text");
+    }
+    text + "---\n"
+}
+
+/// A VirtualService `v` for all hosts of the Gateway `g`; `http` is the list of its rules, in flow or block style
+/// with lines that begin at the left margin.
+pub fn virtual_service(http: &str) -> String {
+    let rules: String = http
+        .trim_end()
+        .lines()
+        .map(|line| format!("  {line}\n"))
+        .collect();
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: v, namespace: default}}
+spec:
+  hosts: [\"*\"]
+  gateways: [g]
+  http:
+{rules}---
+"
+    )
+}
+
+/// The host of the service that [`one_route`] leads to.
+pub const UPSTREAM_HOST: &str = "up.example";
+
+/// A rule's `route` to port 80 of a host, in flow style.
+pub fn route_to(host: &str) -> String {
+    format!("route: [{{destination: {{host: {host}, port: {{number: 80}}}}}}]")
+}
+
+/// Port 80, all hosts, every request to the endpoint at this address. `more` are further lines of the rule.
+pub fn one_route(address: SocketAddr, more: &str) -> String {
+    let rule = format!("- {}\n{}", route_to(UPSTREAM_HOST), indent(more));
+    gateway(80) + &service(UPSTREAM_HOST, 80, &[Endpoint::new("v1", address)]) + &virtual_service(&rule)
+}
+
+fn indent(lines: &str) -> String {
+    lines.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// PyYAML's reading as JSON: a stranger's.
+    fn read(yaml: &str) -> serde_json::Value {
+        let script =
+            "import json, sys, yaml; json.dump([d for d in yaml.safe_load_all(sys.stdin) if d], sys.stdout)";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 with PyYAML runs");
+        child.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
+        serde_json::from_slice(&child.wait_with_output().unwrap().stdout).expect("valid YAML")
+    }
+
+    #[test]
+    fn documents_are_what_they_say() {
+        let address = "127.0.0.1:4000".parse().unwrap();
+        let documents = read(
+            &(one_route(address, "timeout: 1s\nmatch: [{uri: {exact: /a}}]")
+                + &subsets("h.example", &["v1"])),
+        );
+        assert_eq!(documents[1]["spec"]["endpoints"][0]["ports"]["http"], 4000);
+        let rule = &documents[2]["spec"]["http"][0];
+        assert_eq!(rule["timeout"], "1s");
+        assert_eq!(rule["match"][0]["uri"]["exact"], "/a");
+        assert_eq!(rule["route"][0]["destination"]["host"], UPSTREAM_HOST);
+        assert_eq!(documents[3]["spec"]["subsets"][0]["labels"]["version"], "v1");
+        assert_eq!(
+            read(&service("empty.example", 80, &[]))[0]["spec"]["endpoints"],
+            serde_json::json!([])
+        );
+    }
+}

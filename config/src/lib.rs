@@ -1,1 +1,185 @@
-//! x
+//! From what was written to what it means: the configuration of the gateway.
+//!
+//! [`compile`] takes the text of files with Istio and Kubernetes resources and gives a [`Snapshot`] that the runtime
+//! executes, with every problem at once as [`diagnostic::Diagnostic`]s. The way is straight: `yaml` parses documents,
+//! `resource` reads each as it was written, along the schema of its fields, `validate` checks it for itself,
+//! `registry` and `index` bring the resources together, and `compile` says what they mean. A resource with an error
+//! is left out; everything else is compiled.
+//!
+//! No runtime, no sockets, no clock: the same text gives the same snapshot.
+#![forbid(unsafe_code)]
+
+mod compile;
+pub mod diagnostic;
+mod index;
+mod registry;
+mod report;
+mod resource;
+pub mod settings;
+mod validate;
+mod yaml;
+
+use diagnostic::{Diagnostic, Severity};
+use isthmus_core::snapshot::Snapshot;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The text of one file.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name in diagnostics.
+    pub name: String,
+    /// Its content.
+    pub text: String,
+}
+
+/// What holds when nothing is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Defaults {
+    /// As the concept pages of Istio 1.1 say: a timeout of 15 s, ROUND_ROBIN.
+    #[default]
+    Seed,
+    /// As Istio does today: no timeout, LEAST_REQUEST.
+    Current,
+}
+
+/// What the compiler must know beside the files.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What holds when nothing is written.
+    pub defaults: Defaults,
+    /// Labels of this gateway, which Gateways select; none: every Gateway selects it.
+    pub labels: BTreeMap<String, String>,
+    /// Namespace of this gateway.
+    pub namespace: String,
+    /// Unknown fields are warnings, and unquoted wildcards are repaired.
+    pub lenient: bool,
+    /// Version of the snapshot.
+    pub version: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            defaults: Defaults::Seed,
+            labels: BTreeMap::new(),
+            namespace: "istio-system".to_owned(),
+            lenient: false,
+            version: 1,
+        }
+    }
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What the resources without errors mean.
+    pub snapshot: Snapshot,
+    /// Everything that is worth saying, in the order of the files.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Documents of kinds that a gateway does not execute, by kind.
+    pub passed_over: BTreeMap<String, usize>,
+    /// Number of resources that were read.
+    pub resources: usize,
+}
+
+impl Compiled {
+    /// Whether any diagnostic is an error.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics
+            .iter()
+            .any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+/// Compiles all files into one snapshot.
+pub fn compile(sources: &[Source], options: &Options) -> Compiled {
+    let mut report = report::Report::new(sources, options.lenient);
+    let resources = resource::read_all(&mut report);
+    let snapshot = compile::compile(&resources, options, &mut report);
+    Compiled {
+        snapshot,
+        diagnostics: report.finish(),
+        passed_over: resources.passed_over,
+        resources: resources.count,
+    }
+}
+
+/// Reads files, and directories with all that is below them, whose names end in `.yaml`, `.yml` or `.json`, in the
+/// order of their names. An error names its path.
+pub fn read_paths(paths: &[PathBuf]) -> std::io::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for path in paths {
+        read_path(path, true, &mut sources).map_err(|(path, error)| {
+            std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+    }
+    Ok(sources)
+}
+
+type PathError = (PathBuf, std::io::Error);
+
+/// `given` is true for what the operator named, which is read whatever its name.
+fn read_path(path: &Path, given: bool, sources: &mut Vec<Source>) -> Result<(), PathError> {
+    let with_path = |error| (path.to_owned(), error);
+    if std::fs::metadata(path).map_err(with_path)?.is_dir() {
+        let entries: Result<Vec<_>, _> = std::fs::read_dir(path).map_err(with_path)?.collect();
+        let mut entries = entries.map_err(with_path)?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            // Kubernetes mounts keep their versions in `..data` and its like, beside links to the current files.
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            // A link to a directory could lead back here.
+            let linked_directory =
+                entry.file_type().is_ok_and(|kind| kind.is_symlink()) && entry.path().is_dir();
+            if !hidden && !linked_directory {
+                read_path(&entry.path(), false, sources)?;
+            }
+        }
+        return Ok(());
+    }
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or("");
+    if given || matches!(extension, "yaml" | "yml" | "json") {
+        let text = std::fs::read_to_string(path).map_err(with_path)?;
+        sources.push(Source {
+            name: path.display().to_string(),
+            text,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The acceptance corpus. Without it a test says so loudly, and fails where CI is set.
+    pub(crate) fn corpus() -> Option<PathBuf> {
+        let given = std::env::var_os("ISTHMUS_CORPUS").map(PathBuf::from);
+        let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus"));
+        if path.is_dir() {
+            return Some(path);
+        }
+        eprintln!("NOT RUN: there is no corpus at {}", path.display());
+        assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
+        None
+    }
+
+    #[test]
+    fn directories_are_read_in_order_and_errors_name_their_path() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("b")).unwrap();
+        for name in ["c.yaml", "b/z.json", "a.yml", "a.txt", ".hidden.yaml"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let sources = read_paths(&[folder.path().to_owned()]).unwrap();
+        let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
+        assert_eq!(texts, ["a.yml", "b/z.json", "c.yaml"]);
+        let missing = folder.path().join("missing.yaml");
+        let error = read_paths(std::slice::from_ref(&missing)).unwrap_err();
+        assert!(error.to_string().contains("missing.yaml"), "{error}");
+    }
+}

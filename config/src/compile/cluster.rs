@@ -1,0 +1,80 @@
+//! Clusters: one for each port of each service, and one for each subset of it.
+
+use super::Context;
+use crate::Defaults;
+use crate::index::selects;
+use crate::registry::{Port, Service};
+use crate::resource::destination_rule::{Blocks, Subset};
+use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::{CONNECT_TIMEOUT, ClusterSpec, IDLE_TIMEOUT};
+use isthmus_core::endpoint::EndpointSet;
+use isthmus_core::name::{ClusterKey, ClusterMap};
+use std::sync::Arc;
+
+/// Compiles the clusters of all services. Of several services with one name the first has its ports.
+pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
+    let mut clusters = ClusterMap::default();
+    for service in context.registry.services() {
+        let rule = context.rules.find(&service.host, service.namespace);
+        for port in &service.ports {
+            let subsets = rule
+                .map_or(&[][..], |rule| &rule.subsets[..])
+                .iter()
+                .map(|subset| Some(*subset));
+            for subset in std::iter::once(None).chain(subsets) {
+                let blocks = rule
+                    .map(|rule| rule.blocks(port.number, subset))
+                    .unwrap_or_default();
+                let spec = cluster(service, port, subset, &blocks, context.options.defaults);
+                clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
+            }
+        }
+    }
+    clusters
+}
+
+fn cluster(
+    service: &Service<'_>,
+    port: &Port<'_>,
+    subset: Option<&Subset>,
+    blocks: &Blocks,
+    defaults: Defaults,
+) -> ClusterSpec {
+    let taken = port
+        .endpoints
+        .iter()
+        .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
+    let pool = blocks.connection_pool.as_ref();
+    let simple = blocks
+        .load_balancer
+        .as_ref()
+        .and_then(|balancer| balancer.simple.as_deref());
+    ClusterSpec {
+        key: ClusterKey::outbound(
+            port.number,
+            subset.map_or("", |subset| &subset.name),
+            &service.host,
+        ),
+        endpoints: Arc::new(EndpointSet::new(taken.map(|(_, endpoint)| endpoint.clone()))),
+        balancer: balancer(simple, defaults),
+        connect_timeout: pool
+            .and_then(|pool| pool.connect_timeout)
+            .unwrap_or(CONNECT_TIMEOUT),
+        idle_timeout: pool.and_then(|pool| pool.idle_timeout).unwrap_or(IDLE_TIMEOUT),
+        max_requests_per_connection: pool.map_or(0, |pool| {
+            u32::try_from(pool.max_requests_per_connection).unwrap_or(0)
+        }),
+        namespace: service.namespace.into(),
+    }
+}
+
+/// `loadBalancer.simple`; LEAST_CONN is the old name of LEAST_REQUEST.
+fn balancer(simple: Option<&str>, defaults: Defaults) -> BalancerKind {
+    match (simple, defaults) {
+        (Some("ROUND_ROBIN"), _) => BalancerKind::RoundRobin,
+        (Some("RANDOM"), _) => BalancerKind::Random,
+        (Some("LEAST_REQUEST" | "LEAST_CONN"), _) => BalancerKind::LeastRequest,
+        (_, Defaults::Seed) => BalancerKind::RoundRobin,
+        (_, Defaults::Current) => BalancerKind::LeastRequest,
+    }
+}

@@ -1,0 +1,421 @@
+//! Routes: the rules of one VirtualService at one gateway and port.
+//!
+//! What can be decided before a request comes is decided here: matches of other gateways or ports are left out, rules
+//! behind one that takes everything are dropped, header operations are put in the order in which they apply.
+
+use super::Context;
+use crate::Defaults;
+use crate::diagnostic::Severity;
+use crate::index::{GatewayName, expand, selects};
+use crate::report::Report;
+use crate::resource::virtual_service::{
+    HeaderOperations as WrittenOperations, HttpDestination, HttpMatch, HttpRoute,
+    Redirect as WrittenRedirect, VirtualService,
+};
+use crate::resource::{Meta, Written};
+use crate::validate::virtual_service::{header_value, is_authority};
+use crate::yaml::Path;
+use bytes::Bytes;
+use http::StatusCode;
+use isthmus_core::header::{FieldName, HeaderOperations};
+use isthmus_core::name::ClusterKey;
+use isthmus_core::route::{
+    Action, Destination, DirectResponse, Forward, HeaderMatch, HeaderSubject, PathMatch, PathRewrite,
+    QueryMatch, Redirect, RedirectPort, Route, RouteMatch, TextMatch,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time that a request may take when nothing is written: the seed's words, "15 seconds".
+const SEED_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where routes are compiled for.
+pub(crate) struct Site<'a> {
+    /// `namespace/name` of the Gateway.
+    pub(crate) gateway: &'a str,
+    /// Whether it is the door of mesh clients.
+    pub(crate) mesh: bool,
+    /// Port of the server.
+    pub(crate) port: u16,
+}
+
+impl Site<'_> {
+    /// Whether one of the names, written in `namespace`, is this gateway.
+    pub(crate) fn is_named(&self, names: &[String], namespace: &str) -> bool {
+        names
+            .iter()
+            .any(|name| match GatewayName::parse(name, namespace) {
+                Some(GatewayName::Mesh) => self.mesh,
+                Some(GatewayName::Named { id, .. }) => id == self.gateway,
+                None => false,
+            })
+    }
+}
+
+/// Compiles the rules of a VirtualService that is bound to the site.
+pub(crate) fn compile(
+    written: &Written<VirtualService>,
+    site: &Site<'_>,
+    context: &Context<'_>,
+) -> Vec<Route> {
+    let Written { meta, spec } = written;
+    let owner: Arc<str> = meta.id().into();
+    let mut routes = Vec::new();
+    'rules: for rule in spec.http.iter().filter(|rule| !rule.has_delegate) {
+        // Rules without a rewrite share one action; a prefix rewrite depends on the match.
+        let mut shared: Option<Arc<Action>> = None;
+        let any = [HttpMatch::default()];
+        let matches = if rule.matches.is_empty() {
+            &any[..]
+        } else {
+            &rule.matches[..]
+        };
+        for matched in matches
+            .iter()
+            .filter(|matched| applies(matched, meta, site, context))
+        {
+            let path = matched.uri.clone();
+            let depends = rule
+                .rewrite
+                .as_ref()
+                .is_some_and(|rewrite| !rewrite.uri.is_empty())
+                || rule
+                    .redirect
+                    .as_ref()
+                    .is_some_and(|redirect| redirect.prefix_rewrite.is_some());
+            let action = match &shared {
+                Some(action) if !depends => action.clone(),
+                _ => match action(rule, path.as_ref(), meta, site, context) {
+                    Some(action) => shared.insert(Arc::new(action)).clone(),
+                    None => continue,
+                },
+            };
+            let separator = if matched.name.is_empty() { "" } else { "." };
+            let response_headers = match *action {
+                Action::Forward(_) => Vec::new(),
+                _ => steps([operations(&rule.headers.response, false)]),
+            };
+            let route = Route {
+                name: format!("{}{separator}{}", rule.name, matched.name).into(),
+                virtual_service: owner.clone(),
+                matches: route_match(matched),
+                action,
+                response_headers,
+            };
+            let last = is_catch_all(&route);
+            routes.push(route);
+            if last {
+                // Nothing behind it can be reached (Istio drops it, too).
+                break 'rules;
+            }
+        }
+    }
+    routes
+}
+
+/// Whether a match can apply at all: gateway, port, and the labels and namespace of the proxy itself.
+fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> bool {
+    (matched.gateways.is_empty() || site.is_named(&matched.gateways, &meta.namespace))
+        && matched.port.is_none_or(|port| port == i128::from(site.port))
+        && selects(&matched.source_labels, &context.options.labels)
+        && (matched.source_namespace.is_empty() || matched.source_namespace == context.options.namespace)
+        && !matched.needs_claims()
+}
+
+/// Whether a route takes every request: path `/` or `.*`, and nothing else (Istio's `isCatchAllRoute`).
+pub(crate) fn is_catch_all(route: &Route) -> bool {
+    let RouteMatch {
+        path,
+        method,
+        scheme,
+        authority,
+        headers,
+        query,
+    } = &route.matches;
+    let any_path = match &path.text {
+        TextMatch::Present => true,
+        TextMatch::Prefix(prefix) => &**prefix == "/",
+        TextMatch::Regex(regex) => regex.pattern() == ".*",
+        TextMatch::Exact(_) => false,
+    };
+    any_path
+        && method.is_none()
+        && scheme.is_none()
+        && authority.is_none()
+        && headers.is_empty()
+        && query.is_empty()
+}
+
+fn route_match(matched: &HttpMatch) -> RouteMatch {
+    let header = |inverted| {
+        move |(name, text): &(String, TextMatch)| {
+            let subject = match name.to_ascii_lowercase().as_str() {
+                ":authority" | "host" => HeaderSubject::Authority,
+                ":method" => HeaderSubject::Method,
+                ":path" => HeaderSubject::Path,
+                ":scheme" => HeaderSubject::Scheme,
+                name => HeaderSubject::Field(FieldName::parse(name)?),
+            };
+            Some(HeaderMatch {
+                subject,
+                text: text.clone(),
+                inverted,
+            })
+        }
+    };
+    let mut headers: Vec<HeaderMatch> = matched.headers.iter().filter_map(header(false)).collect();
+    headers.extend(matched.without_headers.iter().filter_map(header(true)));
+    let query = matched.query_params.iter().map(|(name, text)| QueryMatch {
+        name: name.as_str().into(),
+        text: text.clone(),
+    });
+    // `method: {}` and its like ask for nothing.
+    let present = |text: &Option<TextMatch>| text.clone().filter(|text| *text != TextMatch::Present);
+    RouteMatch {
+        path: PathMatch {
+            text: matched.uri.clone().unwrap_or(TextMatch::Present),
+            ignore_case: matched.ignore_uri_case,
+        },
+        method: present(&matched.method),
+        scheme: present(&matched.scheme),
+        authority: present(&matched.authority),
+        headers,
+        query: query.collect(),
+    }
+}
+
+fn action(
+    rule: &HttpRoute,
+    path: Option<&TextMatch>,
+    meta: &Meta,
+    site: &Site<'_>,
+    context: &Context<'_>,
+) -> Option<Action> {
+    if let Some(written) = &rule.redirect {
+        return redirect(written, path).map(Action::Redirect);
+    }
+    if let Some(written) = &rule.direct_response {
+        let status = StatusCode::from_u16(u16::try_from(written.status).ok()?).ok()?;
+        return Some(Action::Respond(DirectResponse {
+            status,
+            body: Bytes::from(written.body()?),
+        }));
+    }
+    let only = rule.route.len() == 1;
+    let several = rule
+        .route
+        .iter()
+        .filter(|destination| only || destination.weight > 0);
+    let destinations: Vec<Destination> = several
+        .map(|written| destination(written, rule, only, meta, site, context))
+        .collect();
+    if destinations.is_empty() {
+        return None;
+    }
+    let rewrite = rule.rewrite.as_ref().filter(|rewrite| !rewrite.uri.is_empty());
+    let timeout = match (rule.timeout, context.options.defaults) {
+        (Some(timeout), _) => Some(timeout).filter(|timeout| !timeout.is_zero()),
+        (None, Defaults::Seed) => Some(SEED_TIMEOUT),
+        (None, Defaults::Current) => None,
+    };
+    Some(Action::Forward(Forward {
+        destinations,
+        path: rewrite.map(|rewrite| path_rewrite(&rewrite.uri, path)),
+        timeout,
+    }))
+}
+
+/// A matched prefix is replaced alone; any other match has the whole path replaced (Istio `rewrite.uri`). Without a
+/// match of the path, the prefix is `/`.
+fn path_rewrite(with: &str, path: Option<&TextMatch>) -> PathRewrite {
+    match path {
+        Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => PathRewrite::Whole(with.into()),
+        Some(TextMatch::Prefix(prefix)) => PathRewrite::Prefix {
+            matched: prefix.len(),
+            with: with.into(),
+        },
+        Some(TextMatch::Present) | None => PathRewrite::Prefix {
+            matched: 1,
+            with: with.into(),
+        },
+    }
+}
+
+fn redirect(written: &WrittenRedirect, path: Option<&TextMatch>) -> Option<Redirect> {
+    let text = |text: &str| (!text.is_empty()).then(|| Box::from(text));
+    let code = if written.code == 0 { 301 } else { written.code };
+    let port = match (written.port, written.derive_port.as_deref()) {
+        (Some(port), _) => RedirectPort::Number(u16::try_from(port).ok()?),
+        (None, Some("FROM_REQUEST_PORT")) => RedirectPort::Request,
+        (None, Some(_)) => RedirectPort::ProtocolDefault,
+        (None, None) => RedirectPort::Unchanged,
+    };
+    let whole = text(&written.uri).map(PathRewrite::Whole);
+    Some(Redirect {
+        status: StatusCode::from_u16(u16::try_from(code).ok()?).ok()?,
+        scheme: text(&written.scheme),
+        authority: text(&written.authority),
+        port,
+        path: whole.or_else(|| {
+            written
+                .prefix_rewrite
+                .as_ref()
+                .map(|with| path_rewrite(with, path))
+        }),
+    })
+}
+
+fn destination(
+    written: &HttpDestination,
+    rule: &HttpRoute,
+    only: bool,
+    meta: &Meta,
+    site: &Site<'_>,
+    context: &Context<'_>,
+) -> Destination {
+    // One destination has the last word over its rule; of several, the rule has (Istio, `headers`).
+    let ordered = |own: &WrittenOperations, rule: &WrittenOperations, request| {
+        let (own, rule) = (operations(own, request), operations(rule, request));
+        if only {
+            steps([rule, own])
+        } else {
+            steps([own, rule])
+        }
+    };
+    let of_rule = rule
+        .rewrite
+        .as_ref()
+        .map(|rewrite| rewrite.authority.as_str())
+        .filter(|text| !text.is_empty());
+    let authority = of_rule
+        .or_else(|| rule.headers.request.authority())
+        .or_else(|| written.headers.request.authority())
+        .and_then(|text| header_value(text).ok());
+    Destination {
+        cluster: cluster_key(written, meta, site.port, context),
+        weight: if only {
+            1
+        } else {
+            u32::try_from(written.weight).unwrap_or(u32::MAX)
+        },
+        request_headers: ordered(&written.headers.request, &rule.headers.request, true),
+        response_headers: ordered(&written.headers.response, &rule.headers.response, false),
+        authority: authority.map(Into::into),
+    }
+}
+
+/// The cluster that a destination names: its port, else the only port of the service, else the listener's.
+fn cluster_key(
+    written: &HttpDestination,
+    meta: &Meta,
+    listener_port: u16,
+    context: &Context<'_>,
+) -> ClusterKey {
+    let host = expand(&written.host, &meta.namespace);
+    let service = context.registry.find(&host, &meta.namespace);
+    let only = service.and_then(|service| match &service.ports[..] {
+        [only] => Some(only.number),
+        _ => None,
+    });
+    let port = written
+        .port
+        .and_then(|port| u16::try_from(port).ok())
+        .or(only)
+        .unwrap_or(listener_port);
+    ClusterKey::outbound(port, &written.subset, &host)
+}
+
+fn operations(written: &WrittenOperations, request: bool) -> HeaderOperations {
+    // The maps are sorted by name already, which is the order that Istio gives them.
+    let list = |map: &std::collections::BTreeMap<String, String>| {
+        let kept = map.iter().filter(|(name, _)| !(request && is_authority(name)));
+        let kept = kept.filter_map(|(name, value)| {
+            Some((FieldName::parse(name)?, Bytes::from(header_value(value).ok()?)))
+        });
+        kept.collect()
+    };
+    HeaderOperations {
+        remove: written
+            .remove
+            .iter()
+            .filter_map(|name| FieldName::parse(name))
+            .collect(),
+        set: list(&written.set),
+        add: list(&written.add),
+    }
+}
+
+fn steps(list: impl IntoIterator<Item = HeaderOperations>) -> Vec<HeaderOperations> {
+    list.into_iter()
+        .filter(|operations| !operations.is_empty())
+        .collect()
+}
+
+/// Reports destinations that the registry does not know: they answer 503.
+pub(crate) fn check_destinations(
+    written: &Written<VirtualService>,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+) {
+    let Written { meta, spec } = written;
+    let list = Path::SPEC.key("http");
+    for (at, rule) in spec.http.iter().enumerate() {
+        let rule_path = list.index(at);
+        let routes = rule_path.key("route");
+        if rule.has_delegate {
+            let message = "delegation is not executed yet: this rule is left out";
+            report.add_key(
+                Severity::Warning,
+                "not-executed",
+                &meta.origin,
+                &rule_path.key("delegate"),
+                message,
+                None,
+            );
+        }
+        for (at, destination) in rule.route.iter().enumerate() {
+            let item = routes.index(at);
+            let path = item.key("destination");
+            let host = expand(&destination.host, &meta.namespace);
+            let Some(service) = context.registry.find(&host, &meta.namespace) else {
+                let message = format!("no service is named `{host}`: requests are answered with 503");
+                report.warn("unknown-host", &meta.origin, &path.key("host"), message);
+                continue;
+            };
+            let number = destination.port.and_then(|port| u16::try_from(port).ok());
+            if let Some(port) = number
+                && !service.ports.iter().any(|candidate| candidate.number == port)
+            {
+                let message = format!("`{host}` has no port {port}: requests are answered with 503");
+                report.warn(
+                    "unknown-port",
+                    &meta.origin,
+                    &path.key("port").key("number"),
+                    message,
+                );
+            }
+            let rule = context.rules.find(&service.host, service.namespace);
+            let known = rule.is_some_and(|rule| rule.has_subset(&destination.subset));
+            if !destination.subset.is_empty() && !known {
+                let message = format!(
+                    "no DestinationRule gives `{host}` a subset `{}`: requests are answered with 503",
+                    destination.subset
+                );
+                let names = rule
+                    .map_or(&[][..], |rule| &rule.subsets[..])
+                    .iter()
+                    .map(|subset| subset.name.as_str());
+                let near = crate::diagnostic::nearest(&destination.subset, names);
+                let help = near.map(|name| format!("did you mean `{name}`?"));
+                report.add(
+                    Severity::Warning,
+                    "unknown-subset",
+                    &meta.origin,
+                    &path.key("subset"),
+                    message,
+                    help,
+                );
+            }
+        }
+    }
+}

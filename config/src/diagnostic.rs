@@ -1,0 +1,285 @@
+//! Diagnostics: what is wrong with what was written, where, and what to do about it.
+//!
+//! Every room of this crate reports through [`Diagnostic`] values and never stops at the first problem. [`render`]
+//! shows them as a compiler would: one line that tools can grep, the line of the file, and help. [`to_json`] is for
+//! machines.
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::Source;
+
+/// Lines longer than this are not shown: a JSON file on one line would fill the screen once per problem.
+const SHOWN_LINE_MAX: usize = 400;
+
+/// How bad a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The resource is not used.
+    Error,
+    /// The resource is used, perhaps not as its author meant it.
+    Warning,
+    /// Worth knowing.
+    Hint,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Hint => "hint",
+        })
+    }
+}
+
+/// One problem at one place.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What kind of problem, in kebab case; stable, so that tools may rely on it.
+    pub code: &'static str,
+    /// Name of the [`Source`].
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column in characters, counted from 1.
+    pub column: usize,
+    /// `Kind namespace/name`, empty when the problem is in no resource.
+    pub resource: String,
+    /// Path of the field, such as `spec.http[0].route[1].weight`; may be empty.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            severity,
+            code,
+            file,
+            line,
+            column,
+            message,
+            ..
+        } = self;
+        write!(f, "{file}:{line}:{column}: {severity}[{code}]: {message}")
+    }
+}
+
+/// Where each line of a file begins, so that one problem costs the length of its own line and no more.
+struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a str) -> Self {
+        let starts = std::iter::once(0)
+            .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+            .collect();
+        Self { text, starts }
+    }
+
+    fn get(&self, line: usize) -> Option<&'a str> {
+        let start = *self.starts.get(line.checked_sub(1)?)?;
+        self.text.get(start..)?.lines().next()
+    }
+}
+
+/// Shows diagnostics as text for a terminal. Each begins with its own line `file:line:col: error[CODE]: text`.
+pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> String {
+    let renderer = if color {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
+    let by_name: HashMap<&str, &str> = sources
+        .iter()
+        .map(|source| (source.name.as_str(), source.text.as_str()))
+        .collect();
+    let mut lines_of: HashMap<&str, Lines<'_>> = HashMap::new();
+    let mut out = String::new();
+    for diagnostic in diagnostics {
+        let (paint, plain) = match (color, diagnostic.severity) {
+            (false, _) => ("", ""),
+            (true, Severity::Error) => ("\u{1b}[1;31m", "\u{1b}[0m"),
+            (true, Severity::Warning) => ("\u{1b}[1;33m", "\u{1b}[0m"),
+            (true, Severity::Hint) => ("\u{1b}[1;36m", "\u{1b}[0m"),
+        };
+        out.push_str(&format!("{paint}{diagnostic}{plain}\n"));
+        let level = match diagnostic.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+            Severity::Hint => Level::INFO,
+        };
+        let mut group = Group::with_level(level);
+        let shown = by_name.get(diagnostic.file.as_str()).and_then(|text| {
+            let lines = lines_of
+                .entry(diagnostic.file.as_str())
+                .or_insert_with(|| Lines::new(text));
+            lines.get(diagnostic.line)
+        });
+        if let Some(line) = shown.filter(|line| !line.trim().is_empty() && line.len() <= SHOWN_LINE_MAX) {
+            let start = line
+                .char_indices()
+                .nth(diagnostic.column.saturating_sub(1))
+                .map_or(line.len(), |(at, _)| at);
+            let end = token_end(line, start);
+            let annotation = AnnotationKind::Primary
+                .span(start..end)
+                .label(diagnostic.field.clone());
+            group = group.element(
+                Snippet::source(line)
+                    .line_start(diagnostic.line)
+                    .annotation(annotation),
+            );
+        } else if !diagnostic.field.is_empty() {
+            group = group.element(Level::NOTE.message(diagnostic.field.clone()));
+        }
+        if !diagnostic.resource.is_empty() {
+            group = group.element(Level::NOTE.message(format!("in {}", diagnostic.resource)));
+        }
+        if let Some(help) = &diagnostic.help {
+            group = group.element(Level::HELP.message(help.clone()));
+        }
+        if !group.is_empty() {
+            out.push_str(&renderer.render(&[group]));
+            out.push('\n');
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// The end of the word that starts at `start`: a quoted text, a value up to what ends it, or a key up to its colon.
+fn token_end(line: &str, start: usize) -> usize {
+    let rest = line.get(start..).unwrap_or("");
+    let quote = rest.chars().next().filter(|first| matches!(first, '"' | '\''));
+    let end = match quote {
+        Some(quote) => rest.get(1..).and_then(|inner| inner.find(quote)).map(|at| at + 2),
+        None => [": ", ", ", "}", "]", " #", "\r"]
+            .iter()
+            .filter_map(|stop| rest.find(stop))
+            .min(),
+    };
+    let word = rest
+        .get(..end.unwrap_or(rest.len()))
+        .unwrap_or("")
+        .trim_end()
+        .trim_end_matches(':');
+    start + word.len()
+}
+
+/// Diagnostics as a JSON list, with the fields of [`Diagnostic`].
+pub fn to_json(diagnostics: &[Diagnostic]) -> serde_json::Value {
+    serde_json::to_value(diagnostics).unwrap_or_default()
+}
+
+/// The known name that is most like `written`, if one is like it at all.
+pub(crate) fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Longer words are no typing mistakes, and comparing them would cost.
+    if written.len() > 64 {
+        return None;
+    }
+    let plain = |text: &str| -> Vec<char> {
+        text.chars()
+            .filter(|c| *c != '_')
+            .flat_map(char::to_lowercase)
+            .collect()
+    };
+    let wanted = plain(written);
+    let allowed = (wanted.len() / 3).max(1);
+    let distances = known
+        .into_iter()
+        .map(|name| (distance(&wanted, &plain(name)), name));
+    distances
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// Edits (insert, delete, replace, swap of neighbours) between two words.
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut before: Vec<usize> = Vec::new();
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for (i, &x) in a.iter().enumerate() {
+        let mut current = Vec::with_capacity(b.len() + 1);
+        current.push(i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX - 1);
+            let mut best = (at(&previous, j) + usize::from(x != y)).min(at(&previous, j + 1) + 1);
+            best = best.min(at(&current, j) + 1);
+            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(&y) && b.get(j - 1) == Some(&x);
+            if swapped {
+                best = best.min(at(&before, j - 1).saturating_add(1));
+            }
+            current.push(best);
+        }
+        before = std::mem::replace(&mut previous, current);
+    }
+    previous.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn diagnostic(line: usize, column: usize) -> Diagnostic {
+        Diagnostic {
+            severity: Severity::Error,
+            code: "unknown-field",
+            file: "a.yaml".into(),
+            line,
+            column,
+            resource: "VirtualService default/a".into(),
+            field: "spec.hosst".into(),
+            message: "unknown field `hosst`".into(),
+            help: Some("did you mean `hosts`?".into()),
+        }
+    }
+
+    #[test]
+    fn header_line_can_be_grepped_and_the_source_is_shown() {
+        let sources = [Source {
+            name: "a.yaml".into(),
+            text: "spec:\n  hosst: [a]\n".into(),
+        }];
+        let text = render(&[diagnostic(2, 3)], &sources, false);
+        assert!(
+            text.starts_with("a.yaml:2:3: error[unknown-field]: unknown field `hosst`\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  hosst: [a]") && text.contains("^^^^^ spec.hosst"),
+            "{text}"
+        );
+        assert!(text.contains("did you mean `hosts`?"), "{text}");
+    }
+
+    #[test]
+    fn places_outside_the_file_are_survived() {
+        let sources = [Source {
+            name: "a.yaml".into(),
+            text: "é: ü\n".into(),
+        }];
+        for (line, column) in [(0, 0), (1, 4), (1, 5), (1, 99), (9, 9), (usize::MAX, usize::MAX)] {
+            assert!(render(&[diagnostic(line, column)], &sources, true).contains("unknown field"));
+        }
+    }
+
+    #[test]
+    fn nearest_name_finds_typing_mistakes_only() {
+        let known = ["hosts", "gateways", "httpsRedirect", "exportTo"];
+        assert_eq!(nearest("hosst", known), Some("hosts"));
+        assert_eq!(nearest("https_redirect", known), Some("httpsRedirect"));
+        assert_eq!(nearest("gateway", known), Some("gateways"));
+        assert_eq!(nearest("selector", known), None);
+    }
+}

@@ -1,0 +1,257 @@
+//! How resources refer to each other: short names, gateway names, visibility, and which DestinationRule applies.
+
+use crate::resource::destination_rule::{Blocks, DestinationRule, Subset, TrafficPolicy};
+use crate::resource::{Meta, Written};
+use crate::validate::is_label;
+use isthmus_core::name::{HostIndex, HostPattern};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+/// Domain of Kubernetes services.
+pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
+/// Namespace of mesh-wide defaults (Istio MeshConfig `rootNamespace`).
+pub(crate) const ROOT_NAMESPACE: &str = "istio-system";
+
+/// The whole name of a host, in lower case: one without a dot is a service of the rule's own namespace.
+pub(crate) fn expand(host: &str, namespace: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    let short = !host.is_empty() && host != "*" && !host.contains('.') && host.parse::<IpAddr>().is_err();
+    if short {
+        format!("{host}.{namespace}.{CLUSTER_DOMAIN}")
+    } else {
+        host
+    }
+}
+
+/// A gateway as a VirtualService names it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum GatewayName {
+    /// `mesh`: clients inside the mesh.
+    Mesh,
+    /// A Gateway.
+    Named {
+        /// `namespace/name`.
+        id: String,
+        /// Whether it was written as a domain name, as Istio once did.
+        legacy: bool,
+    },
+}
+
+impl GatewayName {
+    /// Reads a name; None when it is none.
+    pub(crate) fn parse(text: &str, namespace: &str) -> Option<Self> {
+        if text == "mesh" {
+            return Some(Self::Mesh);
+        }
+        if let Some((namespace_, name)) = text.split_once('/') {
+            let namespace = if namespace_ == "." { namespace } else { namespace_ };
+            let valid = is_label(namespace) && is_label(name);
+            return valid.then(|| Self::Named {
+                id: format!("{namespace}/{name}"),
+                legacy: false,
+            });
+        }
+        if let Some((name, rest)) = text.split_once('.') {
+            let namespace = rest.split('.').next().unwrap_or("");
+            let valid = is_label(name) && text.split('.').all(is_label);
+            return valid.then(|| Self::Named {
+                id: format!("{namespace}/{name}"),
+                legacy: true,
+            });
+        }
+        is_label(text).then(|| Self::Named {
+            id: format!("{namespace}/{text}"),
+            legacy: false,
+        })
+    }
+}
+
+/// Whether `exportTo` of a resource in namespace `own` shows it to namespace `to`.
+pub(crate) fn is_exported(export_to: &[String], own: &str, to: &str) -> bool {
+    export_to.is_empty()
+        || export_to.iter().any(|entry| match entry.as_str() {
+            "*" => true,
+            "." => own == to,
+            namespace => namespace == to,
+        })
+}
+
+/// DestinationRules of one host in one namespace, merged.
+#[derive(Debug)]
+pub(crate) struct Rule<'a> {
+    /// Of the oldest rule that has one.
+    policy: Option<&'a TrafficPolicy>,
+    /// The first of each name.
+    pub(crate) subsets: Vec<&'a Subset>,
+    names: HashSet<&'a str>,
+}
+
+impl Rule<'_> {
+    /// Whether it defines a subset.
+    pub(crate) fn has_subset(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// The policy of a port of the whole service, or of a subset (Istio's `getSubsetPolicy` and its neighbours):
+    /// settings of a port replace those above them as a whole, a subset's blocks replace those of the service one by
+    /// one.
+    pub(crate) fn blocks(&self, port: u16, subset: Option<&Subset>) -> Blocks {
+        let of_port = |policy: &TrafficPolicy| {
+            let found = policy
+                .ports
+                .iter()
+                .find(|(number, _)| *number == i128::from(port));
+            found.map(|(_, blocks)| blocks.clone())
+        };
+        let base = self
+            .policy
+            .map(|policy| of_port(policy).unwrap_or_else(|| policy.blocks.clone()));
+        let base = base.unwrap_or_default();
+        let Some(policy) = subset.and_then(|subset| subset.policy.as_ref()) else {
+            return base;
+        };
+        match of_port(policy) {
+            Some(own) => own,
+            None => Blocks {
+                load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),
+                connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
+                any: policy.blocks.any || base.any,
+            },
+        }
+    }
+}
+
+/// All DestinationRules, as one client namespace sees them.
+#[derive(Debug, Default)]
+pub(crate) struct Rules<'a> {
+    merged: Vec<Rule<'a>>,
+    /// By namespace: rules that clients of that namespace itself find.
+    own: HashMap<&'a str, HostIndex<usize>>,
+    /// By namespace: rules that are exported to the client.
+    exported: HashMap<&'a str, HostIndex<usize>>,
+    client: &'a str,
+}
+
+impl<'a> Rules<'a> {
+    /// Sorts the rules; `client` is the gateway's namespace.
+    pub(crate) fn new(rules: &'a [Written<DestinationRule>], client: &'a str) -> Self {
+        let mut all = Self {
+            client,
+            ..Self::default()
+        };
+        let mut by_key: HashMap<(&str, HostPattern, Vec<&str>), usize> = HashMap::new();
+        for Written { meta, spec } in rules {
+            let namespace = meta.namespace.as_str();
+            let pattern = HostPattern::parse(&expand(&spec.host, namespace));
+            // Rules that are shown to different namespaces are kept apart.
+            let mut shown: Vec<&str> = spec.export_to.iter().map(String::as_str).collect();
+            shown.sort_unstable();
+            let at = *by_key
+                .entry((namespace, pattern.clone(), shown))
+                .or_insert_with(|| {
+                    all.merged.push(Rule {
+                        policy: None,
+                        subsets: Vec::new(),
+                        names: HashSet::new(),
+                    });
+                    all.merged.len() - 1
+                });
+            if let Some(rule) = all.merged.get_mut(at) {
+                rule.policy = rule.policy.or(spec.policy.as_ref());
+                for subset in &spec.subsets {
+                    if rule.names.insert(&subset.name) {
+                        rule.subsets.push(subset);
+                    }
+                }
+            }
+            // The first of a pattern stays, which is the oldest.
+            let private = spec
+                .export_to
+                .iter()
+                .any(|entry| entry == "." || entry == namespace);
+            if namespace != ROOT_NAMESPACE || private {
+                let _older = all.own.entry(namespace).or_default().insert(pattern.clone(), at);
+            }
+            if is_exported(&spec.export_to, namespace, client) {
+                let _older = all.exported.entry(namespace).or_default().insert(pattern, at);
+            }
+        }
+        all
+    }
+
+    /// The rule of a service: of the client's namespace, else the service's, else the root's; the most specific host.
+    pub(crate) fn find(&self, host: &str, namespace: &str) -> Option<&Rule<'a>> {
+        let client = self.own.get(self.client).and_then(|index| index.find(host));
+        let found = client
+            .or_else(|| self.exported.get(namespace).and_then(|index| index.find(host)))
+            .or_else(|| {
+                self.exported
+                    .get(ROOT_NAMESPACE)
+                    .and_then(|index| index.find(host))
+            });
+        found.and_then(|at| self.merged.get(*at))
+    }
+}
+
+/// Whether labels have everything that a selector asks for.
+pub(crate) fn selects(
+    selector: &std::collections::BTreeMap<String, String>,
+    labels: &std::collections::BTreeMap<String, String>,
+) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// `Kind namespace/name` of a resource.
+pub(crate) fn name_of(meta: &Meta) -> &str {
+    &meta.origin.resource
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_are_services_of_the_rules_namespace() {
+        assert_eq!(expand("Reviews", "ns"), "reviews.ns.svc.cluster.local");
+        for kept in ["*", "a.b", "1.2.3.4", "::1", "*.foo.com"] {
+            assert_eq!(expand(kept, "ns"), kept);
+        }
+    }
+
+    #[test]
+    fn gateway_names_have_three_spellings() {
+        let named = |id: &str, legacy| {
+            Some(GatewayName::Named {
+                id: id.into(),
+                legacy,
+            })
+        };
+        assert_eq!(GatewayName::parse("g", "n"), named("n/g", false));
+        assert_eq!(GatewayName::parse("a/g", "n"), named("a/g", false));
+        assert_eq!(GatewayName::parse("./g", "n"), named("n/g", false));
+        assert_eq!(
+            GatewayName::parse("g.a.svc.cluster.local", "n"),
+            named("a/g", true)
+        );
+        assert_eq!(GatewayName::parse("mesh", "n"), Some(GatewayName::Mesh));
+        for bad in ["", "a/b/c", "/g", "a/", "*", "g_h"] {
+            assert_eq!(GatewayName::parse(bad, "n"), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn export_to_shows_a_resource_to_namespaces() {
+        let list = |entries: &[&str]| {
+            entries
+                .iter()
+                .map(|entry| (*entry).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert!(is_exported(&[], "a", "b"));
+        assert!(is_exported(&list(&["*"]), "a", "b"));
+        assert!(!is_exported(&list(&["."]), "a", "b"));
+        assert!(is_exported(&list(&["."]), "a", "a"));
+        assert!(is_exported(&list(&["c", "b"]), "a", "b"));
+        assert!(!is_exported(&list(&["~"]), "a", "a"));
+    }
+}

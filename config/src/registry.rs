@@ -1,0 +1,187 @@
+//! The registry: every service that routes may name, whatever kind of resource described it.
+//!
+//! Kubernetes Services with their EndpointSlices, and ServiceEntries with their endpoints or WorkloadEntries, become
+//! one form: a host, ports, and for each port endpoints with labels.
+
+use crate::index::{CLUSTER_DOMAIN, is_exported, selects};
+use crate::resource::kubernetes::EndpointSlice;
+use crate::resource::service_entry::ServiceEntry;
+use crate::resource::workload::WorkloadEntry;
+use crate::resource::{Meta, Resources, Written};
+use isthmus_core::endpoint::Endpoint;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+/// One service.
+#[derive(Debug)]
+pub(crate) struct Service<'a> {
+    /// Its whole name, in lower case.
+    pub(crate) host: String,
+    pub(crate) namespace: &'a str,
+    pub(crate) ports: Vec<Port<'a>>,
+}
+
+/// One port of a service.
+#[derive(Debug)]
+pub(crate) struct Port<'a> {
+    pub(crate) number: u16,
+    pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Endpoint)>,
+}
+
+/// All services that the gateway may see.
+#[derive(Debug, Default)]
+pub(crate) struct Registry<'a> {
+    services: Vec<Service<'a>>,
+    by_host: HashMap<String, Vec<usize>>,
+}
+
+/// WorkloadEntries by namespace.
+type Workloads<'a> = HashMap<&'a str, Vec<&'a WorkloadEntry>>;
+
+impl<'a> Registry<'a> {
+    /// Collects the services that are exported to the gateway's namespace.
+    pub(crate) fn new(resources: &'a Resources, client: &str) -> Self {
+        let mut registry = Self::default();
+        let mut workloads = Workloads::new();
+        for Written { meta, spec } in &resources.workload_entries {
+            workloads.entry(&meta.namespace).or_default().push(spec);
+        }
+        let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+        for Written { meta, spec } in &resources.endpoint_slices {
+            slices
+                .entry((&meta.namespace, &spec.service))
+                .or_default()
+                .push(spec);
+        }
+        for Written { meta, spec } in &resources.services {
+            let slices = slices
+                .get(&(meta.namespace.as_str(), meta.name.as_str()))
+                .map_or(&[][..], Vec::as_slice);
+            let workloads = workloads
+                .get(meta.namespace.as_str())
+                .map_or(&[][..], Vec::as_slice);
+            // An empty selector selects nothing here: the endpoints are then somebody else's affair.
+            let selected = workloads
+                .iter()
+                .filter(|entry| !spec.selector.is_empty() && selects(&spec.selector, &entry.labels));
+            let selected: Vec<&WorkloadEntry> = selected.copied().collect();
+            let ports = spec.ports.iter().filter_map(|port| {
+                let of_slices = slices.iter().flat_map(|slice| {
+                    let named = slice.ports.iter().find(|candidate| candidate.name == port.name);
+                    let target = named.or_else(|| {
+                        slice
+                            .ports
+                            .iter()
+                            .find(|candidate| Some(candidate.number) == port.target_port)
+                    });
+                    let number = target.and_then(|target| u16::try_from(target.number).ok());
+                    let addresses = number
+                        .map(|number| slice.addresses.iter().map(move |ip| SocketAddr::new(*ip, number)));
+                    addresses
+                        .into_iter()
+                        .flatten()
+                        .map(|address| (&slice.labels, Endpoint::new(address)))
+                });
+                let target = port.target_port.unwrap_or(port.number);
+                let of_workloads = selected
+                    .iter()
+                    .filter_map(|entry| endpoint(entry, &port.name, target));
+                Some(Port {
+                    number: u16::try_from(port.number).ok()?,
+                    endpoints: of_slices.chain(of_workloads).collect(),
+                })
+            });
+            let host = format!("{}.{}.{CLUSTER_DOMAIN}", meta.name, meta.namespace).to_ascii_lowercase();
+            registry.add(Service {
+                host,
+                namespace: &meta.namespace,
+                ports: ports.collect(),
+            });
+        }
+        for Written { meta, spec } in &resources.service_entries {
+            if is_exported(&spec.export_to, &meta.namespace, client) {
+                registry.add_entry(meta, spec, &workloads);
+            }
+        }
+        registry
+    }
+
+    fn add_entry(&mut self, meta: &'a Meta, spec: &'a ServiceEntry, workloads: &Workloads<'a>) {
+        let selected: Vec<&'a WorkloadEntry> = match &spec.selector {
+            Some(labels) => {
+                let workloads = workloads
+                    .get(meta.namespace.as_str())
+                    .map_or(&[][..], Vec::as_slice);
+                workloads
+                    .iter()
+                    .filter(|entry| selects(labels, &entry.labels))
+                    .copied()
+                    .collect()
+            }
+            None => spec.endpoints.iter().collect(),
+        };
+        for host in &spec.hosts {
+            let ports = spec.ports.iter().filter_map(|port| {
+                let target = if port.target_port == 0 {
+                    port.number
+                } else {
+                    port.target_port
+                };
+                let endpoints = selected
+                    .iter()
+                    .filter_map(|entry| endpoint(entry, &port.name, target));
+                Some(Port {
+                    number: u16::try_from(port.number).ok()?,
+                    endpoints: endpoints.collect(),
+                })
+            });
+            let host = host.to_ascii_lowercase();
+            self.add(Service {
+                host,
+                namespace: &meta.namespace,
+                ports: ports.collect(),
+            });
+        }
+    }
+
+    fn add(&mut self, service: Service<'a>) {
+        self.by_host
+            .entry(service.host.clone())
+            .or_default()
+            .push(self.services.len());
+        self.services.push(service);
+    }
+
+    /// All services, in order of precedence.
+    pub(crate) fn services(&self) -> &[Service<'a>] {
+        &self.services
+    }
+
+    /// The service of a host: of the namespace that asks first, else of any.
+    pub(crate) fn find(&self, host: &str, namespace: &str) -> Option<&Service<'a>> {
+        let found = self.by_host.get(host)?;
+        let all = || found.iter().filter_map(|at| self.services.get(*at));
+        all()
+            .find(|service| service.namespace == namespace)
+            .or_else(|| all().next())
+    }
+}
+
+/// The endpoint of a workload for one service port; None when its address is no IP address.
+fn endpoint<'a>(
+    entry: &'a WorkloadEntry,
+    port_name: &str,
+    target: i128,
+) -> Option<(&'a BTreeMap<String, String>, Endpoint)> {
+    let port = entry.ports.get(port_name).copied().unwrap_or(target);
+    let address = SocketAddr::new(entry.ip()?, u16::try_from(port).ok()?);
+    let weight = u32::try_from(entry.weight).unwrap_or(u32::MAX).max(1);
+    Some((
+        &entry.labels,
+        Endpoint {
+            address,
+            weight,
+            locality: entry.locality.as_str().into(),
+        },
+    ))
+}

@@ -1,0 +1,294 @@
+//! The report of one run: collects diagnostics from every room and finds out where in the files they belong.
+//!
+//! Rooms name a resource and a path; the report turns that into file, line and column. It reads a document for its
+//! positions only when the first problem in it is reported.
+
+use crate::Source;
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::yaml::{Document, Path, Positions};
+use std::sync::Arc;
+
+/// Most diagnostics of one document that are kept; the rest are counted.
+const PER_DOCUMENT_MAX: usize = 200;
+
+/// Where a resource was written.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    /// Position among the documents of the run.
+    pub(crate) document: usize,
+    /// Position among the items, when the document is a Kubernetes List.
+    pub(crate) item: Option<usize>,
+    /// `Kind namespace/name`.
+    pub(crate) resource: Arc<str>,
+}
+
+struct Entry<'a> {
+    source: usize,
+    file: &'a str,
+    document: Document<'a>,
+    positions: Option<Positions>,
+    count: usize,
+}
+
+/// See the module.
+pub(crate) struct Report<'a> {
+    documents: Vec<Entry<'a>>,
+    found: Vec<(usize, Diagnostic)>,
+    errors: usize,
+    lenient: bool,
+    /// Fields of the resource at hand that have an error.
+    faulty: Vec<String>,
+    /// Whether single fields have been checked already.
+    validating: bool,
+}
+
+impl<'a> Report<'a> {
+    /// Takes the documents of all files; what could not be read is reported at once.
+    pub(crate) fn new(sources: &'a [Source], lenient: bool) -> Self {
+        let mut report = Self {
+            documents: Vec::new(),
+            found: Vec::new(),
+            errors: 0,
+            lenient,
+            faulty: Vec::new(),
+            validating: false,
+        };
+        for (index, source) in sources.iter().enumerate() {
+            let (documents, errors) = crate::yaml::read(&source.text, lenient);
+            let entry = |document| Entry {
+                source: index,
+                file: &source.name,
+                document,
+                positions: None,
+                count: 0,
+            };
+            report.documents.extend(documents.into_iter().map(entry));
+            for error in errors {
+                let severity = if error.repaired {
+                    Severity::Warning
+                } else {
+                    Severity::Error
+                };
+                report.errors += usize::from(severity == Severity::Error);
+                report.found.push((
+                    index,
+                    Diagnostic {
+                        severity,
+                        code: error.code,
+                        file: source.name.clone(),
+                        line: error.line,
+                        column: error.column,
+                        resource: String::new(),
+                        field: String::new(),
+                        message: error.message,
+                        help: error.help,
+                    },
+                ));
+            }
+        }
+        report
+    }
+
+    /// Number of documents that could be read.
+    pub(crate) fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// Takes the value of a document out.
+    pub(crate) fn take(&mut self, document: usize) -> crate::yaml::Node {
+        let entry = self.documents.get_mut(document);
+        entry.map_or(crate::yaml::Node::Null, |entry| {
+            std::mem::replace(&mut entry.document.node, crate::yaml::Node::Null)
+        })
+    }
+
+    /// Begins with another resource.
+    pub(crate) fn begin(&mut self) {
+        self.faulty.clear();
+        self.validating = false;
+    }
+
+    /// From here on, errors that only follow from those already reported are left out: the same field, one inside of
+    /// it, or one around it.
+    pub(crate) fn begin_validation(&mut self) {
+        self.validating = true;
+    }
+
+    /// Ends what [`Self::begin`] began.
+    pub(crate) fn end(&mut self) {
+        self.begin();
+    }
+
+    /// How many errors there are so far.
+    pub(crate) fn errors(&self) -> usize {
+        self.errors
+    }
+
+    /// Warning under `--lenient`, else error.
+    pub(crate) fn strict(&self) -> Severity {
+        if self.lenient {
+            Severity::Warning
+        } else {
+            Severity::Error
+        }
+    }
+
+    /// `file:line` of a resource.
+    pub(crate) fn place(&mut self, origin: &Origin) -> String {
+        let (file, line, _) = self.locate(origin, &Path::Root.key("kind"), true);
+        format!("{file}:{line}")
+    }
+
+    fn locate(&mut self, origin: &Origin, path: &Path<'_>, of_key: bool) -> (&'a str, usize, usize) {
+        let Some(entry) = self.documents.get_mut(origin.document) else {
+            return ("", 1, 1);
+        };
+        let positions = entry
+            .positions
+            .get_or_insert_with(|| Positions::new(&entry.document.text));
+        let positions = match origin.item {
+            Some(item) => positions.inside("items", item),
+            None => Some(&*positions),
+        };
+        let (line, column) = positions
+            .and_then(|positions| positions.find(path, of_key))
+            .unwrap_or((0, 0));
+        let before = if line == 0 { entry.document.column } else { 0 };
+        (entry.file, entry.document.line + line + 1, before + column + 1)
+    }
+
+    /// Reports a problem with the value at `path`.
+    pub(crate) fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        origin: &Origin,
+        path: &Path<'_>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
+        self.push(severity, code, origin, path, message.into(), help, false);
+    }
+
+    /// Reports a problem with the key at `path`.
+    pub(crate) fn add_key(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        origin: &Origin,
+        path: &Path<'_>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
+        self.push(severity, code, origin, path, message.into(), help, true);
+    }
+
+    /// Reports an error without help.
+    pub(crate) fn error(
+        &mut self,
+        code: &'static str,
+        origin: &Origin,
+        path: &Path<'_>,
+        message: impl Into<String>,
+    ) {
+        self.add(Severity::Error, code, origin, path, message, None);
+    }
+
+    /// Reports a warning without help.
+    pub(crate) fn warn(
+        &mut self,
+        code: &'static str,
+        origin: &Origin,
+        path: &Path<'_>,
+        message: impl Into<String>,
+    ) {
+        self.add(Severity::Warning, code, origin, path, message, None);
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one private place that all the others lead to"
+    )]
+    fn push(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        origin: &Origin,
+        path: &Path<'_>,
+        message: String,
+        help: Option<String>,
+        of_key: bool,
+    ) {
+        let field = path.to_string();
+        let follows = |known: &String| {
+            let inside = |inner: &str, outer: &str| {
+                inner
+                    .strip_prefix(outer)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            inside(known, &field) || inside(&field, known)
+        };
+        if self.validating && self.faulty.iter().any(follows) {
+            return;
+        }
+        if severity == Severity::Error {
+            self.errors += 1;
+            if !self.validating && self.faulty.len() < PER_DOCUMENT_MAX {
+                self.faulty.push(field.clone());
+            }
+        }
+        let Some(entry) = self.documents.get_mut(origin.document) else {
+            return;
+        };
+        entry.count += 1;
+        let source = entry.source;
+        if entry.count > PER_DOCUMENT_MAX {
+            return;
+        }
+        let (file, line, column) = self.locate(origin, path, of_key);
+        let (file, resource) = (file.to_owned(), origin.resource.to_string());
+        let diagnostic = Diagnostic {
+            severity,
+            code,
+            file,
+            line,
+            column,
+            resource,
+            field,
+            message,
+            help,
+        };
+        self.found.push((source, diagnostic));
+    }
+
+    /// All diagnostics in the order of the files.
+    pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
+        for entry in &self.documents {
+            if entry.count > PER_DOCUMENT_MAX {
+                let more = entry.count - PER_DOCUMENT_MAX;
+                let severity = if self.errors > 0 {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                self.found.push((
+                    entry.source,
+                    Diagnostic {
+                        severity,
+                        code: "too-many",
+                        file: entry.file.to_owned(),
+                        line: entry.document.line + 1,
+                        column: 1,
+                        resource: String::new(),
+                        field: String::new(),
+                        message: format!("{more} more problems in this document are not shown"),
+                        help: None,
+                    },
+                ));
+            }
+        }
+        self.found
+            .sort_by_key(|(source, diagnostic)| (*source, diagnostic.line, diagnostic.column));
+        self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
+    }
+}

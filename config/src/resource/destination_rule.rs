@@ -1,0 +1,111 @@
+//! DestinationRule as written: how a service's clusters are balanced and connected to, and what its subsets are.
+
+use super::duration_of;
+use crate::yaml::Node;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// `DestinationRule.spec`.
+#[derive(Debug)]
+pub(crate) struct DestinationRule {
+    pub(crate) host: String,
+    pub(crate) export_to: Vec<String>,
+    pub(crate) policy: Option<TrafficPolicy>,
+    pub(crate) subsets: Vec<Subset>,
+}
+
+/// `subsets[]`.
+#[derive(Debug)]
+pub(crate) struct Subset {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) policy: Option<TrafficPolicy>,
+}
+
+/// `trafficPolicy`, as far as it is executed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TrafficPolicy {
+    pub(crate) blocks: Blocks,
+    /// `portLevelSettings[]`.
+    pub(crate) ports: Vec<(i128, Blocks)>,
+    /// Whether any block is written, executed or not.
+    pub(crate) has_block: bool,
+}
+
+/// The blocks that replace each other as wholes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Blocks {
+    pub(crate) load_balancer: Option<LoadBalancer>,
+    pub(crate) connection_pool: Option<ConnectionPool>,
+    /// Whether any of the four is written, executed or not.
+    pub(crate) any: bool,
+}
+
+/// `loadBalancer`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LoadBalancer {
+    pub(crate) simple: Option<String>,
+}
+
+/// `connectionPool`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ConnectionPool {
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_requests_per_connection: i128,
+}
+
+impl DestinationRule {
+    pub(crate) fn read(spec: &Node) -> Self {
+        let subsets = spec.list("subsets").iter().map(|node| Subset {
+            name: node.text("name").unwrap_or("").to_owned(),
+            labels: node.text_map("labels"),
+            policy: node.get("trafficPolicy").map(TrafficPolicy::read),
+        });
+        Self {
+            host: spec.text("host").unwrap_or("").to_owned(),
+            export_to: spec.texts("exportTo"),
+            policy: spec.get("trafficPolicy").map(TrafficPolicy::read),
+            subsets: subsets.collect(),
+        }
+    }
+}
+
+impl TrafficPolicy {
+    fn read(node: &Node) -> Self {
+        let ports = node.list("portLevelSettings").iter().map(|node| {
+            let port = node.get("port").and_then(|port| port.int("number")).unwrap_or(0);
+            (port, Blocks::read(node))
+        });
+        let has_block = node.entries().iter().any(|(_, value)| *value != Node::Null);
+        Self {
+            blocks: Blocks::read(node),
+            ports: ports.collect(),
+            has_block,
+        }
+    }
+}
+
+impl Blocks {
+    fn read(node: &Node) -> Self {
+        let pool = node.get("connectionPool");
+        let written = |name| node.get(name).is_some();
+        Self {
+            load_balancer: node.get("loadBalancer").map(|node| LoadBalancer {
+                simple: node.text("simple").map(str::to_owned),
+            }),
+            connection_pool: pool.map(|pool| {
+                let tcp = pool.get("tcp").unwrap_or(&Node::Null);
+                let http = pool.get("http").unwrap_or(&Node::Null);
+                ConnectionPool {
+                    connect_timeout: duration_of(tcp, "connectTimeout"),
+                    idle_timeout: duration_of(http, "idleTimeout"),
+                    max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
+                }
+            }),
+            any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
+                .into_iter()
+                .any(written),
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Resources as they were written: one module per kind mirrors its YAML, and nothing is interpreted yet.
+//!
+//! [`read_all`] takes the documents one after the other, checks each against the [`schema`], and keeps the resources
+//! that are free of errors, in their order of precedence. What is not a resource of ours is counted by kind.
+
+pub(crate) mod destination_rule;
+pub(crate) mod gateway;
+pub(crate) mod kubernetes;
+pub(crate) mod schema;
+pub(crate) mod service_entry;
+pub(crate) mod virtual_service;
+pub(crate) mod workload;
+
+use crate::diagnostic::Severity;
+use crate::report::{Origin, Report};
+use crate::yaml::{Node, Path};
+use destination_rule::DestinationRule;
+use gateway::Gateway;
+use kubernetes::{EndpointSlice, Service};
+use service_entry::ServiceEntry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use virtual_service::VirtualService;
+use workload::WorkloadEntry;
+
+/// Namespace of a resource that names none, as `kubectl apply` would choose.
+pub(crate) const DEFAULT_NAMESPACE: &str = "default";
+
+/// What every resource has.
+#[derive(Debug, Clone)]
+pub(crate) struct Meta {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// RFC 3339 in UTC, so that the text sorts as the time does.
+    created: Option<String>,
+    pub(crate) origin: Origin,
+}
+
+impl Meta {
+    /// `namespace/name`.
+    pub(crate) fn id(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A resource without errors.
+#[derive(Debug)]
+pub(crate) struct Written<T> {
+    pub(crate) meta: Meta,
+    pub(crate) spec: T,
+}
+
+/// All resources of one run, each list in order of precedence.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    pub(crate) gateways: Vec<Written<Gateway>>,
+    pub(crate) virtual_services: Vec<Written<VirtualService>>,
+    pub(crate) destination_rules: Vec<Written<DestinationRule>>,
+    pub(crate) service_entries: Vec<Written<ServiceEntry>>,
+    pub(crate) workload_entries: Vec<Written<WorkloadEntry>>,
+    pub(crate) services: Vec<Written<Service>>,
+    pub(crate) endpoint_slices: Vec<Written<EndpointSlice>>,
+    pub(crate) passed_over: BTreeMap<String, usize>,
+    pub(crate) count: usize,
+    /// `Kind namespace/name` of resources that are left out for their errors.
+    pub(crate) refused: HashSet<Arc<str>>,
+}
+
+/// Reads the resources out of all documents of the report.
+pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
+    let mut resources = Resources::default();
+    let mut seen = HashMap::new();
+    for document in 0..report.len() {
+        let node = report.take(document);
+        read(
+            &node,
+            Origin {
+                document,
+                item: None,
+                resource: "".into(),
+            },
+            &mut resources,
+            &mut seen,
+            report,
+        );
+    }
+    sort(&mut resources.gateways);
+    sort(&mut resources.virtual_services);
+    sort(&mut resources.destination_rules);
+    sort(&mut resources.service_entries);
+    sort(&mut resources.workload_entries);
+    sort(&mut resources.services);
+    resources
+}
+
+/// The order of precedence: by creation where it is known (then by name, as Istio does), else as written.
+fn sort<T>(list: &mut [Written<T>]) {
+    list.sort_by_cached_key(|written| {
+        let created = written.meta.created.clone();
+        let name = created
+            .as_ref()
+            .map(|_| format!("{}.{}", written.meta.name, written.meta.namespace));
+        (created.is_none(), created, name)
+    });
+}
+
+fn read(
+    node: &Node,
+    mut origin: Origin,
+    resources: &mut Resources,
+    seen: &mut HashMap<String, Origin>,
+    report: &mut Report<'_>,
+) {
+    if *node == Node::Null {
+        return;
+    }
+    let root = Path::Root;
+    if !matches!(node, Node::Map(_)) {
+        let message = format!("expected a resource, found {}", node.describe());
+        return report.error("not-a-resource", &origin, &root, message);
+    }
+    let (Some(version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+        let missing = if node.text("kind").is_none() {
+            "kind"
+        } else {
+            "apiVersion"
+        };
+        let message = format!("a resource needs `{missing}`");
+        return report.error("not-a-resource", &origin, &root, message);
+    };
+    if version == "v1" && kind == "List" && origin.item.is_none() {
+        for (item, node) in node.list("items").iter().enumerate() {
+            let origin = Origin {
+                item: Some(item),
+                ..origin.clone()
+            };
+            read(node, origin, resources, seen, report);
+        }
+        return;
+    }
+    let istio = matches!(
+        version,
+        "networking.istio.io/v1alpha3" | "networking.istio.io/v1beta1" | "networking.istio.io/v1"
+    );
+    let kubernetes = match kind {
+        "Service" | "Endpoints" => version == "v1",
+        "EndpointSlice" => matches!(version, "discovery.k8s.io/v1" | "discovery.k8s.io/v1beta1"),
+        _ => false,
+    };
+    let ours = match kind {
+        "Gateway" | "VirtualService" | "DestinationRule" | "ServiceEntry" | "WorkloadEntry"
+        | "WorkloadGroup" => istio,
+        _ => kubernetes,
+    };
+    if !ours {
+        *resources.passed_over.entry(kind.to_owned()).or_default() += 1;
+        return;
+    }
+    let metadata = node.get("metadata").unwrap_or(&Node::Null);
+    let name = metadata.text("name").unwrap_or("").to_owned();
+    let namespace = metadata
+        .text("namespace")
+        .filter(|text| !text.is_empty())
+        .unwrap_or(DEFAULT_NAMESPACE);
+    origin.resource = Arc::from(format!("{kind} {namespace}/{name}"));
+    let meta = Meta {
+        name,
+        namespace: namespace.to_owned(),
+        labels: metadata.text_map("labels"),
+        annotations: metadata.text_map("annotations"),
+        created: metadata.text("creationTimestamp").map(str::to_owned),
+        origin,
+    };
+    let before = report.errors();
+    report.begin();
+    if meta.name.is_empty() {
+        report.error(
+            "missing-field",
+            &meta.origin,
+            &root.key("metadata").key("name"),
+            "`name` is required",
+        );
+    } else {
+        let first = seen.get(&*meta.origin.resource).cloned();
+        if let Some(first) = first {
+            let place = report.place(&first);
+            let message = format!(
+                "{} is already defined at {place}; this one is not used",
+                meta.origin.resource
+            );
+            report.error(
+                "duplicate-resource",
+                &meta.origin,
+                &root.key("metadata").key("name"),
+                message,
+            );
+        } else {
+            seen.insert(meta.origin.resource.to_string(), meta.origin.clone());
+        }
+    }
+    if istio {
+        check_top(node, &meta.origin, report);
+        schema::check(
+            kind,
+            node.get("spec").unwrap_or(&Node::Null),
+            &Path::SPEC,
+            &meta.origin,
+            report,
+        );
+    }
+    let spec = node.get("spec").unwrap_or(&Node::Null);
+    let lists = resources;
+    lists.count += 1;
+    let refused = &mut lists.refused;
+    match kind {
+        "Gateway" => keep(&mut lists.gateways, refused, meta, before, report, |_, _| {
+            Gateway::read(spec)
+        }),
+        "VirtualService" => keep(
+            &mut lists.virtual_services,
+            refused,
+            meta,
+            before,
+            report,
+            |meta, report| VirtualService::read(spec, &meta.origin, report),
+        ),
+        "DestinationRule" => {
+            keep(
+                &mut lists.destination_rules,
+                refused,
+                meta,
+                before,
+                report,
+                |_, _| DestinationRule::read(spec),
+            );
+        }
+        "ServiceEntry" => keep(
+            &mut lists.service_entries,
+            refused,
+            meta,
+            before,
+            report,
+            |_, _| ServiceEntry::read(spec),
+        ),
+        "WorkloadEntry" => keep(
+            &mut lists.workload_entries,
+            refused,
+            meta,
+            before,
+            report,
+            |_, _| WorkloadEntry::read(spec),
+        ),
+        "WorkloadGroup" => {
+            report.warn(
+                "not-executed",
+                &meta.origin,
+                &root.key("kind"),
+                "WorkloadGroup is not executed yet",
+            );
+        }
+        "Service" => keep(&mut lists.services, refused, meta, before, report, |_, _| {
+            Service::read(spec)
+        }),
+        "EndpointSlice" => keep(
+            &mut lists.endpoint_slices,
+            refused,
+            meta,
+            before,
+            report,
+            |meta, _| EndpointSlice::read(node, meta),
+        ),
+        "Endpoints" => {
+            for (index, spec) in kubernetes::read_endpoints(node, &meta).into_iter().enumerate() {
+                let mut meta = meta.clone();
+                meta.name = format!("{}-{index}", meta.name);
+                keep(
+                    &mut lists.endpoint_slices,
+                    refused,
+                    meta,
+                    before,
+                    report,
+                    |_, _| spec,
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fields beside `spec`; Istio's own decoder would drop a wrong one without a word.
+fn check_top(node: &Node, origin: &Origin, report: &mut Report<'_>) {
+    const KNOWN: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+    for (at, (key, _)) in node.entries().iter().enumerate() {
+        if !KNOWN.contains(&key.as_str()) {
+            let name = if at < 100 {
+                crate::diagnostic::nearest(key, KNOWN)
+            } else {
+                None
+            };
+            let help = name.map(|name| format!("did you mean `{name}`?"));
+            let message = format!("unknown field `{}`", schema::shortened(key));
+            let path = Path::Entry(&Path::Root, at, key);
+            report.add_key(report.strict(), "unknown-field", origin, &path, message, help);
+        }
+    }
+}
+
+/// Reads and validates one resource and keeps it when it has no error.
+fn keep<'r, T: crate::validate::Validate>(
+    list: &mut Vec<Written<T>>,
+    refused: &mut HashSet<Arc<str>>,
+    meta: Meta,
+    errors_before: usize,
+    report: &mut Report<'r>,
+    read: impl FnOnce(&Meta, &mut Report<'r>) -> T,
+) {
+    let spec = read(&meta, report);
+    report.begin_validation();
+    spec.validate(&meta, report);
+    report.end();
+    if report.errors() == errors_before {
+        list.push(Written { meta, spec });
+    } else {
+        refused.insert(meta.origin.resource);
+    }
+}
+
+/// Reads a duration as Go writes it: `1h30m`, `1.5s`, `30ms`; `0` needs no unit.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || {
+        format!(
+            "`{}` is not a duration such as 500ms, 10s or 1h30m",
+            schema::shortened(text)
+        )
+    };
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    if rest.starts_with('-') {
+        return Err(format!("`{}` is negative", schema::shortened(text)));
+    }
+    let mut total: u128 = 0;
+    if rest.is_empty() || rest.len() > 64 {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(wrong)?;
+        let (number, after) = rest.split_at_checked(digits).ok_or_else(wrong)?;
+        let unit_end = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at_checked(unit_end).ok_or_else(wrong)?;
+        rest = after;
+        let nanos: u128 = match unit {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return Err(wrong()),
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+            return Err(wrong());
+        }
+        let whole: u128 = if whole.is_empty() {
+            0
+        } else {
+            whole.parse().map_err(|_| wrong())?
+        };
+        let kept = fraction.get(..fraction.len().min(15)).unwrap_or("");
+        let part: u128 = if kept.is_empty() {
+            0
+        } else {
+            kept.parse().map_err(|_| wrong())?
+        };
+        let value =
+            whole.checked_mul(nanos).ok_or_else(wrong)? + part * nanos / 10u128.pow(kept.len() as u32);
+        total = total.checked_add(value).ok_or_else(wrong)?;
+    }
+    let nanos = i64::try_from(total).map_err(|_| format!("`{text}` is too long"))?;
+    Ok(Duration::from_nanos(nanos.unsigned_abs()))
+}
+
+/// The duration of a field; the schema has already refused a wrong one.
+pub(crate) fn duration_of(node: &Node, name: &str) -> Option<Duration> {
+    node.text(name).and_then(|text| duration(text).ok())
+}
+
+/// Reports a duration that is not a whole number of milliseconds, at least one (Istio's `ValidateDuration`).
+pub(crate) fn check_duration(
+    value: Option<Duration>,
+    zero_allowed: bool,
+    path: &Path<'_>,
+    origin: &Origin,
+    report: &mut Report<'_>,
+) {
+    let Some(value) = value else { return };
+    if value.is_zero() && zero_allowed {
+        return;
+    }
+    if value < Duration::from_millis(1) || !value.as_nanos().is_multiple_of(1_000_000) {
+        let message = "must be a whole number of milliseconds, at least 1ms";
+        report.add(Severity::Error, "bad-duration", origin, path, message, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (text, nanos) in [
+            ("0", 0),
+            ("0s", 0),
+            ("30ms", 30_000_000),
+            ("1.5s", 1_500_000_000),
+            ("1h30m", 5_400_000_000_000),
+            (".5s", 500_000_000),
+            ("1m0.25s", 60_250_000_000),
+            ("10us", 10_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in [
+            "",
+            "1",
+            "s",
+            "1x",
+            "-1s",
+            "1..5s",
+            ".s",
+            "1e3s",
+            "99999999999h",
+            "1s ",
+            "é",
+            "5é",
+            "1\u{b5}",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

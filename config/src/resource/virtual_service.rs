@@ -1,0 +1,295 @@
+//! VirtualService as written: rules that say where requests for some hosts go.
+//!
+//! Only text matches are already what they mean, because a pattern that cannot be compiled is a mistake of writing.
+
+use super::duration_of;
+use crate::diagnostic::Severity;
+use crate::report::{Origin, Report};
+use crate::yaml::{Node, Path};
+use isthmus_core::route::{Regex, TextMatch};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// `VirtualService.spec`.
+#[derive(Debug)]
+pub(crate) struct VirtualService {
+    pub(crate) hosts: Vec<String>,
+    pub(crate) gateways: Vec<String>,
+    pub(crate) export_to: Vec<String>,
+    pub(crate) http: Vec<HttpRoute>,
+    /// Number of `tls[]` and `tcp[]` rules.
+    pub(crate) other_rules: usize,
+}
+
+/// `http[]`.
+#[derive(Debug, Default)]
+pub(crate) struct HttpRoute {
+    pub(crate) name: String,
+    pub(crate) matches: Vec<HttpMatch>,
+    pub(crate) route: Vec<HttpDestination>,
+    pub(crate) redirect: Option<Redirect>,
+    pub(crate) direct_response: Option<DirectResponse>,
+    pub(crate) rewrite: Option<Rewrite>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) headers: Headers,
+    /// Written as null, or not a map.
+    pub(crate) is_empty: bool,
+    pub(crate) has_delegate: bool,
+    pub(crate) has_fault: bool,
+}
+
+/// `http[].match[]`.
+#[derive(Debug, Default)]
+pub(crate) struct HttpMatch {
+    pub(crate) name: String,
+    pub(crate) uri: Option<TextMatch>,
+    pub(crate) ignore_uri_case: bool,
+    pub(crate) scheme: Option<TextMatch>,
+    pub(crate) method: Option<TextMatch>,
+    pub(crate) authority: Option<TextMatch>,
+    pub(crate) headers: Vec<(String, TextMatch)>,
+    pub(crate) without_headers: Vec<(String, TextMatch)>,
+    pub(crate) query_params: Vec<(String, TextMatch)>,
+    pub(crate) port: Option<i128>,
+    pub(crate) gateways: Vec<String>,
+    pub(crate) source_labels: BTreeMap<String, String>,
+    pub(crate) source_namespace: String,
+}
+
+/// `http[].route[]`.
+#[derive(Debug)]
+pub(crate) struct HttpDestination {
+    pub(crate) host: String,
+    pub(crate) subset: String,
+    pub(crate) port: Option<i128>,
+    pub(crate) weight: i128,
+    pub(crate) headers: Headers,
+}
+
+/// `http[].redirect`.
+#[derive(Debug)]
+pub(crate) struct Redirect {
+    pub(crate) uri: String,
+    pub(crate) prefix_rewrite: Option<String>,
+    pub(crate) authority: String,
+    pub(crate) port: Option<i128>,
+    pub(crate) derive_port: Option<String>,
+    pub(crate) scheme: String,
+    pub(crate) code: i128,
+}
+
+/// `http[].directResponse`.
+#[derive(Debug)]
+pub(crate) struct DirectResponse {
+    pub(crate) status: i128,
+    pub(crate) text: Option<String>,
+    /// As written, in base64.
+    pub(crate) bytes: Option<String>,
+}
+
+/// `http[].rewrite`.
+#[derive(Debug)]
+pub(crate) struct Rewrite {
+    pub(crate) uri: String,
+    pub(crate) authority: String,
+    pub(crate) has_regex: bool,
+}
+
+/// `headers`, of a rule or a destination.
+#[derive(Debug, Default)]
+pub(crate) struct Headers {
+    pub(crate) request: HeaderOperations,
+    pub(crate) response: HeaderOperations,
+}
+
+/// `headers.request` or `headers.response`.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderOperations {
+    pub(crate) set: BTreeMap<String, String>,
+    pub(crate) add: BTreeMap<String, String>,
+    pub(crate) remove: Vec<String>,
+}
+
+impl VirtualService {
+    pub(crate) fn read(spec: &Node, origin: &Origin, report: &mut Report<'_>) -> Self {
+        let http = Path::SPEC.key("http");
+        let rules = spec.list("http").iter().enumerate();
+        Self {
+            hosts: spec.texts("hosts"),
+            gateways: spec.texts("gateways"),
+            export_to: spec.texts("exportTo"),
+            http: rules
+                .map(|(at, node)| HttpRoute::read(node, &http.index(at), origin, report))
+                .collect(),
+            other_rules: spec.list("tls").len() + spec.list("tcp").len(),
+        }
+    }
+}
+
+impl HttpRoute {
+    fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
+        let list = path.key("match");
+        let matches = node.list("match").iter().enumerate();
+        Self {
+            name: node.text("name").unwrap_or("").to_owned(),
+            matches: matches
+                .map(|(at, node)| HttpMatch::read(node, &list.index(at), origin, report))
+                .collect(),
+            route: node.list("route").iter().map(HttpDestination::read).collect(),
+            redirect: node.get("redirect").map(Redirect::read),
+            direct_response: node.get("directResponse").map(DirectResponse::read),
+            rewrite: node.get("rewrite").map(|node| Rewrite {
+                uri: node.text("uri").unwrap_or("").to_owned(),
+                authority: node.text("authority").unwrap_or("").to_owned(),
+                has_regex: node.get("uriRegexRewrite").is_some(),
+            }),
+            timeout: duration_of(node, "timeout"),
+            headers: Headers::read(node),
+            is_empty: *node == Node::Null,
+            has_delegate: node.get("delegate").is_some(),
+            has_fault: node.get("fault").is_some(),
+        }
+    }
+}
+
+impl HttpMatch {
+    fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
+        let one = |name: &str, may_be_empty: bool, report: &mut Report<'_>| {
+            node.get(name)
+                .map(|value| text_match(value, may_be_empty, &path.key(name), origin, report))
+        };
+        let many = |name: &str, report: &mut Report<'_>| -> Vec<(String, TextMatch)> {
+            let list = path.key(name);
+            let entries = node.get(name).map_or(&[][..], Node::entries).iter();
+            entries
+                .map(|(key, value)| {
+                    (
+                        key.clone(),
+                        text_match(value, false, &list.key(key), origin, report),
+                    )
+                })
+                .collect()
+        };
+        Self {
+            name: node.text("name").unwrap_or("").to_owned(),
+            uri: one("uri", true, report),
+            ignore_uri_case: node.flag("ignoreUriCase"),
+            scheme: one("scheme", false, report),
+            method: one("method", false, report),
+            authority: one("authority", false, report),
+            headers: many("headers", report),
+            without_headers: many("withoutHeaders", report),
+            query_params: many("queryParams", report),
+            port: node.int("port").filter(|port| *port != 0),
+            gateways: node.texts("gateways"),
+            source_labels: node.text_map("sourceLabels"),
+            source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
+        }
+    }
+}
+
+/// Reads a `StringMatch`. One without a form, or the regex `*`, asks for presence only.
+pub(crate) fn text_match(
+    node: &Node,
+    may_be_empty: bool,
+    path: &Path<'_>,
+    origin: &Origin,
+    report: &mut Report<'_>,
+) -> TextMatch {
+    let forms = ["exact", "prefix", "regex"].map(|form| node.text(form).map(|text| (form, text)));
+    let mut written = forms.into_iter().flatten();
+    let (first, second) = (written.next(), written.next());
+    if let (Some((a, _)), Some((b, _))) = (first, second) {
+        let message = format!("`{a}` and `{b}` exclude each other");
+        report.error("exclusive-fields", origin, &path.key(b), message);
+    }
+    let Some((form, text)) = first else {
+        return TextMatch::Present;
+    };
+    let path = path.key(form);
+    match (form, text) {
+        ("exact", _) => TextMatch::Exact(text.into()),
+        (_, "") if !may_be_empty => {
+            report.error("bad-value", origin, &path, format!("`{form}` must not be empty"));
+            TextMatch::Present
+        }
+        ("prefix", _) => TextMatch::Prefix(text.into()),
+        (_, "*") => TextMatch::Present,
+        _ => match Regex::new(text) {
+            Ok(regex) => TextMatch::Regex(regex),
+            Err(error) => {
+                let reason = error.to_string();
+                let reason = reason.lines().last().unwrap_or("").trim_start_matches("error: ");
+                let message = format!("not a regular expression: {reason}");
+                let help = Some("the syntax is that of RE2".to_owned());
+                report.add(Severity::Error, "bad-regex", origin, &path, message, help);
+                TextMatch::Present
+            }
+        },
+    }
+}
+
+impl HttpDestination {
+    fn read(node: &Node) -> Self {
+        let destination = node.get("destination").unwrap_or(&Node::Null);
+        Self {
+            host: destination.text("host").unwrap_or("").to_owned(),
+            subset: destination.text("subset").unwrap_or("").to_owned(),
+            port: destination
+                .get("port")
+                .map(|port| port.int("number").unwrap_or(0)),
+            weight: node.int("weight").unwrap_or(0),
+            headers: Headers::read(node),
+        }
+    }
+}
+
+impl Redirect {
+    fn read(node: &Node) -> Self {
+        let text = |name| node.text(name).unwrap_or("").to_owned();
+        Self {
+            uri: text("uri"),
+            prefix_rewrite: node
+                .text("prefixRewrite")
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned),
+            authority: text("authority"),
+            port: node.int("port"),
+            derive_port: node.text("derivePort").map(str::to_owned),
+            scheme: text("scheme"),
+            code: node.int("redirectCode").unwrap_or(0),
+        }
+    }
+}
+
+impl DirectResponse {
+    fn read(node: &Node) -> Self {
+        let body = node.get("body").unwrap_or(&Node::Null);
+        Self {
+            status: node.int("status").unwrap_or(0),
+            text: body.text("string").map(str::to_owned),
+            bytes: body.text("bytes").map(str::to_owned),
+        }
+    }
+}
+
+impl Headers {
+    fn read(node: &Node) -> Self {
+        let headers = node.get("headers").unwrap_or(&Node::Null);
+        let operations = |name| headers.get(name).map(HeaderOperations::read).unwrap_or_default();
+        Self {
+            request: operations("request"),
+            response: operations("response"),
+        }
+    }
+}
+
+impl HeaderOperations {
+    fn read(node: &Node) -> Self {
+        Self {
+            set: node.text_map("set"),
+            add: node.text_map("add"),
+            remove: node.texts("remove"),
+        }
+    }
+}

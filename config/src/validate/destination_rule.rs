@@ -1,0 +1,95 @@
+//! Validation of DestinationRules (Istio's `ValidateDestinationRule`).
+
+use super::{Validate, check_export_to, check_port, host_fault, is_label};
+use crate::report::{Origin, Report};
+use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
+use crate::resource::{Meta, check_duration};
+use crate::yaml::Path;
+use std::collections::HashSet;
+
+impl Validate for DestinationRule {
+    fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        if let Some(fault) = host_fault(&self.host) {
+            report.error("bad-host", origin, &Path::SPEC.key("host"), fault);
+        }
+        check_export_to(&self.export_to, false, meta, report);
+        if let Some(policy) = &self.policy {
+            policy.validate(&Path::SPEC.key("trafficPolicy"), origin, report);
+        }
+        let list = Path::SPEC.key("subsets");
+        let mut names = HashSet::new();
+        for (at, subset) in self.subsets.iter().enumerate() {
+            let path = list.index(at);
+            if !is_label(&subset.name) {
+                let message = format!("`{}` is not a label of letters, digits and dashes", subset.name);
+                report.error("bad-value", origin, &path.key("name"), message);
+            }
+            if !names.insert(subset.name.as_str()) {
+                let message = format!("the subset `{}` is defined twice", subset.name);
+                report.error("duplicate-value", origin, &path.key("name"), message);
+            }
+            if let Some(policy) = &subset.policy {
+                policy.validate(&path.key("trafficPolicy"), origin, report);
+            }
+        }
+    }
+}
+
+impl TrafficPolicy {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        if !self.has_block {
+            report.error(
+                "missing-field",
+                origin,
+                path,
+                "a traffic policy needs at least one block",
+            );
+        }
+        self.blocks.validate(path, origin, report);
+        let list = path.key("portLevelSettings");
+        for (at, (port, blocks)) in self.ports.iter().enumerate() {
+            let path = list.index(at);
+            check_port(*port, origin, &path.key("port").key("number"), report);
+            if !blocks.any {
+                report.error(
+                    "missing-field",
+                    origin,
+                    &path,
+                    "port level settings need at least one block",
+                );
+            }
+            blocks.validate(&path, origin, report);
+        }
+    }
+}
+
+impl Blocks {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        if let Some(pool) = &self.connection_pool {
+            let path = path.key("connectionPool");
+            check_duration(
+                pool.connect_timeout,
+                false,
+                &path.key("tcp").key("connectTimeout"),
+                origin,
+                report,
+            );
+            let http = path.key("http");
+            check_duration(pool.idle_timeout, false, &http.key("idleTimeout"), origin, report);
+            if pool.max_requests_per_connection < 0 {
+                let path = http.key("maxRequestsPerConnection");
+                report.error("bad-value", origin, &path, "must not be negative");
+            }
+        }
+        let simple = self
+            .load_balancer
+            .as_ref()
+            .and_then(|balancer| balancer.simple.as_deref());
+        if simple == Some("PASSTHROUGH") {
+            let path = path.key("loadBalancer");
+            let message = "a gateway has no original destination: PASSTHROUGH is not executed yet";
+            report.warn("not-executed", origin, &path.key("simple"), message);
+        }
+    }
+}

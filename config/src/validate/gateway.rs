@@ -1,0 +1,177 @@
+//! Validation of Gateways (Istio's `ValidateGateway`).
+
+use super::{Validate, check_port, host_fault, is_label, is_partial_wildcard};
+use crate::report::Report;
+use crate::resource::Meta;
+use crate::resource::gateway::{Gateway, Server};
+use crate::yaml::Path;
+use isthmus_core::name::HostPattern;
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+/// Protocols that a server may name (Istio's `protocol.Parse`), in upper case.
+const PROTOCOLS: [&str; 11] = [
+    "HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTPS", "TLS", "TCP", "MONGO", "REDIS", "MYSQL", "UDP",
+];
+
+/// Whether a protocol is known, in whatever case.
+pub(crate) fn is_protocol(text: &str) -> bool {
+    PROTOCOLS.iter().any(|known| known.eq_ignore_ascii_case(text))
+}
+
+/// Whether a protocol is HTTP on the wire.
+pub(crate) fn is_http(protocol: &str) -> bool {
+    ["HTTP", "HTTP2", "GRPC", "GRPC-WEB"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(protocol))
+}
+
+impl Validate for Gateway {
+    fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
+        if !is_label(&meta.name) {
+            let path = Path::Root;
+            let path = path.key("metadata");
+            let message = format!("`{}` must be a label of letters, digits and dashes", meta.name);
+            report.error("bad-value", &meta.origin, &path.key("name"), message);
+        }
+        let list = Path::SPEC.key("servers");
+        if self.servers.is_empty() {
+            report.error(
+                "missing-field",
+                &meta.origin,
+                &list,
+                "a Gateway needs at least one server",
+            );
+        }
+        let mut names = HashSet::new();
+        for (at, server) in self.servers.iter().enumerate() {
+            let path = list.index(at);
+            server.validate(&path, meta, report);
+            if !names.insert(server.port_name.as_str()) {
+                let message = format!("two servers have a port named `{}`", server.port_name);
+                report.error(
+                    "duplicate-value",
+                    &meta.origin,
+                    &path.key("port").key("name"),
+                    message,
+                );
+            }
+        }
+    }
+}
+
+impl Server {
+    fn validate(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        let port = path.key("port");
+        let unix = self.bind.starts_with("unix://");
+        if unix && self.port != 0 {
+            report.error(
+                "bad-port",
+                origin,
+                &port.key("number"),
+                "a server on a unix socket has port 0",
+            );
+        }
+        if !unix {
+            check_port(self.port, origin, &port.key("number"), report);
+        }
+        if self.port_name.is_empty() {
+            report.error(
+                "missing-field",
+                origin,
+                &port.key("name"),
+                "`name` must not be empty",
+            );
+        }
+        if self.has_target_port {
+            let message = "`targetPort` has no effect in a Gateway";
+            report.error("bad-value", origin, &port.key("targetPort"), message);
+        }
+        if !self.bind.is_empty() && !unix && self.bind.parse::<IpAddr>().is_err() {
+            let message = format!("`{}` is not an IP address", self.bind);
+            report.error("bad-value", origin, &path.key("bind"), message);
+        }
+        let protocol = port.key("protocol");
+        if !is_protocol(&self.protocol) {
+            let message = format!(
+                "`{}` is not a protocol: one of {}",
+                self.protocol,
+                PROTOCOLS.join(", ")
+            );
+            report.error("bad-value", origin, &protocol, message);
+        }
+        let secure = ["HTTPS", "TLS"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(&self.protocol));
+        match &self.tls {
+            None if secure => {
+                let message = format!("a server with protocol {} needs `tls`", self.protocol);
+                report.error("missing-field", origin, &path.key("tls"), message);
+            }
+            Some(tls) if !secure => {
+                let http = is_http(&self.protocol);
+                if !(http && tls.https_redirect)
+                    || tls.mode.as_deref().is_some_and(|mode| mode != "PASSTHROUGH")
+                {
+                    let message = format!(
+                        "`tls` with protocol {} may only ask for httpsRedirect",
+                        self.protocol
+                    );
+                    report.error("bad-value", origin, &path.key("tls"), message);
+                }
+            }
+            Some(tls) if tls.https_redirect => {
+                let path = path.key("tls");
+                report.warn(
+                    "no-effect",
+                    origin,
+                    &path.key("httpsRedirect"),
+                    "only an HTTP server redirects to https",
+                );
+            }
+            _ => {}
+        }
+        self.validate_hosts(path, meta, report);
+    }
+
+    fn validate_hosts(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+        let list = path.key("hosts");
+        if self.hosts.is_empty() {
+            report.error(
+                "missing-field",
+                &meta.origin,
+                &list,
+                "a server needs at least one host",
+            );
+        }
+        for (at, host) in self.hosts.iter().enumerate() {
+            let path = list.index(at);
+            let (namespace, name) = host.split_once('/').unwrap_or(("*", host));
+            if !matches!(namespace, "*" | "." | "~") && !is_label(namespace) {
+                let message = format!("`{namespace}` is not a namespace, `*` or `.`");
+                report.error("bad-host", &meta.origin, &path, message);
+            }
+            if let Some(fault) = host_fault(name) {
+                report.error("bad-host", &meta.origin, &path, fault);
+            } else if is_partial_wildcard(name) && !name.starts_with("*-") {
+                let message = format!("`{name}`: a wildcard must be a whole label, as in `*.example.com`");
+                report.error("bad-host", &meta.origin, &path, message);
+            } else if !name.contains(['.', ':']) && HostPattern::parse(name) != HostPattern::Any {
+                let message = format!("`{name}` is a short name: a Gateway needs the whole name");
+                let help = Some(format!(
+                    "for a service of this namespace: `{name}.{}.svc.cluster.local`",
+                    meta.namespace
+                ));
+                report.add(
+                    crate::diagnostic::Severity::Error,
+                    "bad-host",
+                    &meta.origin,
+                    &path,
+                    message,
+                    help,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! Validation of VirtualServices (Istio's `ValidateVirtualService`).
+
+use super::{Validate, check_export_to, check_port, host_fault, is_label};
+use crate::diagnostic::Severity;
+use crate::index::{GatewayName, expand};
+use crate::report::{Origin, Report};
+use crate::resource::Meta;
+use crate::resource::virtual_service::{
+    DirectResponse, HeaderOperations, Headers, HttpMatch, HttpRoute, Redirect, VirtualService,
+};
+use crate::yaml::Path;
+use isthmus_core::header::{FieldName, is_value_byte};
+use isthmus_core::name::HostPattern;
+use isthmus_core::route::TextMatch;
+
+/// Largest body of a direct response (Istio).
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+impl Validate for VirtualService {
+    fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        let hosts = Path::SPEC.key("hosts");
+        let delegate = self.hosts.is_empty();
+        if delegate && !self.gateways.is_empty() {
+            report.error(
+                "missing-field",
+                origin,
+                &hosts,
+                "a VirtualService needs at least one host",
+            );
+        }
+        let mesh = self.gateways.is_empty() || self.gateways.iter().any(|name| name == "mesh");
+        for (at, host) in self.hosts.iter().enumerate() {
+            let path = hosts.index(at);
+            if let Some(fault) = host_fault(host) {
+                report.error("bad-host", origin, &path, fault);
+            } else if host == "*" && mesh {
+                let message = "the host `*` needs a gateway: for mesh clients it would take everything";
+                report.error("bad-host", origin, &path, message);
+            }
+        }
+        self.check_overlap(meta, report);
+        let gateways = Path::SPEC.key("gateways");
+        for (at, name) in self.gateways.iter().enumerate() {
+            check_gateway(name, &gateways.index(at), meta, report);
+        }
+        check_export_to(&self.export_to, false, meta, report);
+        if self.http.is_empty() && self.other_rules == 0 {
+            report.error(
+                "missing-field",
+                origin,
+                &Path::SPEC.key("http"),
+                "at least one of http, tls and tcp is needed",
+            );
+        }
+        let list = Path::SPEC.key("http");
+        for (at, rule) in self.http.iter().enumerate() {
+            rule.validate(&list.index(at), meta, report);
+        }
+    }
+}
+
+impl VirtualService {
+    /// Hosts of one VirtualService may not repeat each other. Sorted, so that many hosts do not cost their square.
+    fn check_overlap(&self, meta: &Meta, report: &mut Report<'_>) {
+        let hosts = Path::SPEC.key("hosts");
+        let mut seen = std::collections::HashSet::new();
+        for (at, host) in self.hosts.iter().enumerate() {
+            let pattern = HostPattern::parse(&expand(host, &meta.namespace));
+            if !seen.insert(pattern) {
+                let message = format!("the host `{host}` is written twice");
+                report.error("duplicate-value", &meta.origin, &hosts.index(at), message);
+            }
+        }
+    }
+}
+
+fn check_gateway(name: &str, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+    match GatewayName::parse(name, &meta.namespace) {
+        None => {
+            let message = format!(
+                "`{}` is not a gateway: write `name` or `namespace/name`",
+                crate::resource::schema::shortened(name)
+            );
+            report.error("bad-value", &meta.origin, path, message);
+        }
+        Some(GatewayName::Named { legacy: true, id }) => {
+            let message = format!("`{name}` is an old spelling of `{id}`");
+            report.warn("old-spelling", &meta.origin, path, message);
+        }
+        Some(_) => {}
+    }
+}
+
+impl HttpRoute {
+    fn validate(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        if self.is_empty {
+            return report.error("missing-field", origin, path, "an empty rule");
+        }
+        let actions = [
+            ("route", !self.route.is_empty()),
+            ("redirect", self.redirect.is_some()),
+            ("directResponse", self.direct_response.is_some()),
+        ];
+        let mut written = actions.iter().filter(|(_, there)| *there).map(|(name, _)| *name);
+        match (written.next(), written.next()) {
+            (None, _) if !self.has_delegate => {
+                report.error(
+                    "missing-field",
+                    origin,
+                    path,
+                    "a rule needs one of route, redirect and directResponse",
+                );
+            }
+            (Some(first), None) if self.has_delegate && first != "directResponse" => {
+                let message = format!("`{first}` and `delegate` exclude each other");
+                report.error("exclusive-fields", origin, &path.key(first), message);
+            }
+            (Some(first), Some(second)) => {
+                let message = format!("`{first}` and `{second}` exclude each other");
+                report.error("exclusive-fields", origin, &path.key(second), message);
+            }
+            _ => {}
+        }
+        if self.redirect.is_some() || self.direct_response.is_some() {
+            for (name, there) in [("rewrite", self.rewrite.is_some()), ("fault", self.has_fault)] {
+                if there {
+                    let message = format!("`{name}` needs a route, not a redirect or directResponse");
+                    report.error("exclusive-fields", origin, &path.key(name), message);
+                }
+            }
+        }
+        let list = path.key("match");
+        for (at, matches) in self.matches.iter().enumerate() {
+            matches.validate(&list.index(at), meta, report);
+        }
+        if let Some(redirect) = &self.redirect {
+            redirect.validate(self, &path.key("redirect"), origin, report);
+        }
+        if let Some(response) = &self.direct_response {
+            response.validate(&path.key("directResponse"), origin, report);
+        }
+        if let Some(rewrite) = &self.rewrite {
+            let path = path.key("rewrite");
+            if rewrite.has_regex && !rewrite.uri.is_empty() {
+                report.error(
+                    "exclusive-fields",
+                    origin,
+                    &path.key("uri"),
+                    "`uri` and `uriRegexRewrite` exclude each other",
+                );
+            }
+            if !rewrite.has_regex && rewrite.uri.is_empty() && rewrite.authority.is_empty() {
+                report.error(
+                    "missing-field",
+                    origin,
+                    &path,
+                    "one of uri, uriRegexRewrite and authority is needed",
+                );
+            }
+            if !rewrite.authority.is_empty() && self.headers.request.authority().is_some() {
+                let message = "the authority is also set by headers.request";
+                report.error("exclusive-fields", origin, &path.key("authority"), message);
+            }
+        }
+        crate::resource::check_duration(self.timeout, true, &path.key("timeout"), origin, report);
+        self.headers.validate(path, origin, report);
+        self.validate_destinations(path, meta, report);
+    }
+
+    fn validate_destinations(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        let list = path.key("route");
+        let mut total = 0;
+        for (at, destination) in self.route.iter().enumerate() {
+            let item = list.index(at);
+            let path = item.key("destination");
+            match destination.host.as_str() {
+                "*" => report.error(
+                    "bad-host",
+                    origin,
+                    &path.key("host"),
+                    "a destination cannot be `*`",
+                ),
+                host => {
+                    if let Some(fault) = host_fault(host) {
+                        report.error("bad-host", origin, &path.key("host"), fault);
+                    }
+                }
+            }
+            if !destination.subset.is_empty() && !is_label(&destination.subset) {
+                let message = format!("`{}` is not the name of a subset", destination.subset);
+                report.error("bad-value", origin, &path.key("subset"), message);
+            }
+            if let Some(port) = destination.port {
+                check_port(port, origin, &path.key("port").key("number"), report);
+            }
+            if destination.weight < 0 {
+                report.error(
+                    "bad-value",
+                    origin,
+                    &item.key("weight"),
+                    "a weight must not be negative",
+                );
+            }
+            total += destination.weight.max(0);
+            destination.headers.validate(&item, origin, report);
+        }
+        if self.route.len() > 1 && total == 0 {
+            report.error(
+                "weights",
+                origin,
+                &list,
+                "of several destinations at least one needs a weight",
+            );
+        } else if self.route.len() > 1 && total != 100 {
+            let message =
+                format!("the weights add up to {total}, not 100: they are taken as shares of {total}");
+            report.warn("weights", origin, &list, message);
+        }
+    }
+}
+
+impl HttpMatch {
+    fn validate(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+        let origin = &meta.origin;
+        if let Some(port) = self.port {
+            check_port(port, origin, &path.key("port"), report);
+        }
+        let list = path.key("gateways");
+        for (at, name) in self.gateways.iter().enumerate() {
+            check_gateway(name, &list.index(at), meta, report);
+        }
+        for (field, headers) in [
+            ("headers", &self.headers),
+            ("withoutHeaders", &self.without_headers),
+        ] {
+            let list = path.key(field);
+            for (name, _) in headers {
+                let path = list.key(name);
+                if name.starts_with("@request.auth.") {
+                    let message =
+                        "matching claims of a token is not executed yet: this match takes no request";
+                    report.add_key(Severity::Warning, "not-executed", origin, &path, message, None);
+                } else if FieldName::parse(name.strip_prefix(':').unwrap_or(name)).is_none() {
+                    let message = format!(
+                        "`{}` is not a header name",
+                        crate::resource::schema::shortened(name)
+                    );
+                    report.add_key(Severity::Error, "bad-header", origin, &path, message, None);
+                }
+            }
+        }
+    }
+
+    /// Whether it matches claims of a token, which is not executed yet.
+    pub(crate) fn needs_claims(&self) -> bool {
+        self.headers
+            .iter()
+            .chain(&self.without_headers)
+            .any(|(name, _)| name.starts_with("@request.auth."))
+    }
+}
+
+impl Redirect {
+    fn validate(&self, rule: &HttpRoute, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        let nothing = self.uri.is_empty()
+            && self.prefix_rewrite.is_none()
+            && self.authority.is_empty()
+            && self.scheme.is_empty()
+            && self.port.is_none()
+            && self.derive_port.is_none();
+        if nothing {
+            let message = "a redirect needs one of uri, prefixRewrite, authority, scheme and port";
+            report.error("missing-field", origin, path, message);
+        }
+        if !self.uri.is_empty() && self.prefix_rewrite.is_some() {
+            report.error(
+                "exclusive-fields",
+                origin,
+                &path.key("prefixRewrite"),
+                "`uri` and `prefixRewrite` exclude each other",
+            );
+        }
+        if self.port.is_some() && self.derive_port.is_some() {
+            report.error(
+                "exclusive-fields",
+                origin,
+                &path.key("derivePort"),
+                "`port` and `derivePort` exclude each other",
+            );
+        }
+        if let Some(port) = self.port {
+            check_port(port, origin, &path.key("port"), report);
+        }
+        if !matches!(self.scheme.as_str(), "" | "http" | "https") {
+            report.error(
+                "bad-value",
+                origin,
+                &path.key("scheme"),
+                "the scheme must be http or https",
+            );
+        }
+        if !matches!(self.code, 0 | 301 | 302 | 303 | 307 | 308) {
+            let message = format!("{} is not a redirect: 301, 302, 303, 307 or 308", self.code);
+            report.error("bad-value", origin, &path.key("redirectCode"), message);
+        }
+        for (field, value) in [("uri", self.uri.as_str()), ("authority", self.authority.as_str())]
+            .into_iter()
+            .chain(
+                self.prefix_rewrite
+                    .as_deref()
+                    .map(|value| ("prefixRewrite", value)),
+            )
+        {
+            // They become part of a header field: a line break would start another one.
+            if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+                let message = format!("`{field}` must be visible ASCII characters");
+                report.error("bad-value", origin, &path.key(field), message);
+            }
+        }
+        let prefix_only = |matches: &HttpMatch| {
+            matches!(
+                matches.uri,
+                None | Some(TextMatch::Prefix(_) | TextMatch::Present)
+            )
+        };
+        if self.prefix_rewrite.is_some() && !rule.matches.iter().all(prefix_only) {
+            let message = "`prefixRewrite` needs every match of the rule to have a uri prefix, or none";
+            report.error("bad-value", origin, &path.key("prefixRewrite"), message);
+        }
+    }
+}
+
+impl DirectResponse {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        if !(200..600).contains(&self.status) {
+            let message = format!("{} is not a final status: 200 to 599", self.status);
+            report.error("bad-value", origin, &path.key("status"), message);
+        }
+        let body = path.key("body");
+        if self.text.is_some() && self.bytes.is_some() {
+            report.error(
+                "exclusive-fields",
+                origin,
+                &body.key("bytes"),
+                "`string` and `bytes` exclude each other",
+            );
+        }
+        match self.body() {
+            None => report.error("bad-value", origin, &body.key("bytes"), "not base64"),
+            Some(bytes) if bytes.len() > BODY_BYTES_MAX => {
+                let message = format!("the body has {} bytes; {BODY_BYTES_MAX} are allowed", bytes.len());
+                report.error("too-large", origin, &body, message);
+            }
+            Some(bytes) if bytes.len() > 100 * 1024 => {
+                report.warn(
+                    "too-large",
+                    origin,
+                    &body,
+                    "a body above 100 kB is kept in memory for every version",
+                );
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The body; None when its base64 is none.
+    pub(crate) fn body(&self) -> Option<Vec<u8>> {
+        match (&self.text, &self.bytes) {
+            (Some(text), _) => Some(text.clone().into_bytes()),
+            (None, Some(bytes)) => base64(bytes),
+            (None, None) => Some(Vec::new()),
+        }
+    }
+}
+
+/// Decodes base64, standard or URL-safe, padded or not (as jsonpb takes `bytes`).
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let text = text.trim_end_matches('=');
+    let mut out = Vec::with_capacity(text.len() * 3 / 4 + 3);
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in text.bytes() {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6) | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    // Six bits alone make no byte.
+    (text.len() % 4 != 1).then_some(out)
+}
+
+impl Headers {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        let path = path.key("headers");
+        self.request.validate(true, &path.key("request"), origin, report);
+        self.response
+            .validate(false, &path.key("response"), origin, report);
+    }
+}
+
+/// Whether a name of `headers.request` means the authority.
+pub(crate) fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name == ":authority"
+}
+
+impl HeaderOperations {
+    /// The authority that it sets, if it does.
+    pub(crate) fn authority(&self) -> Option<&str> {
+        let mut all = self.set.iter().chain(&self.add);
+        all.find(|(name, _)| is_authority(name))
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn validate(&self, request: bool, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        for (field, map) in [("set", &self.set), ("add", &self.add)] {
+            let list = path.key(field);
+            for (name, value) in map {
+                let path = list.key(name);
+                if !(request && is_authority(name)) {
+                    check_name(name, &path, origin, report);
+                }
+                match header_value(value) {
+                    Ok(_) => {}
+                    Err(reason) => {
+                        let code = if reason.ends_with("yet") {
+                            "not-executed"
+                        } else {
+                            "bad-header"
+                        };
+                        report.error(code, origin, &path, reason);
+                    }
+                }
+            }
+        }
+        let list = path.key("remove");
+        for (at, name) in self.remove.iter().enumerate() {
+            check_name(name, &list.index(at), origin, report);
+        }
+    }
+}
+
+fn check_name(name: &str, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+    if is_authority(name) || name.starts_with(':') {
+        let message = format!("`{name}` cannot be changed here");
+        report.add_key(Severity::Error, "bad-header", origin, path, message, None);
+    } else if FieldName::parse(name).is_none() {
+        let message = format!(
+            "`{}` is not a header name",
+            crate::resource::schema::shortened(name)
+        );
+        report.add_key(Severity::Error, "bad-header", origin, path, message, None);
+    }
+}
+
+/// The text of a header value: `%%` is a percent sign, any other `%` begins a substitution.
+pub(crate) fn header_value(written: &str) -> Result<String, String> {
+    if !written.bytes().all(is_value_byte) {
+        return Err("a header value has no control characters".to_owned());
+    }
+    let mut out = String::with_capacity(written.len());
+    let mut rest = written;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        rest = match after.strip_prefix('%') {
+            Some(after) => after,
+            None => {
+                return Err(match after.split_once('%') {
+                    Some((name, _)) => format!("the substitution `%{name}%` is not executed yet"),
+                    None => "a percent sign is written `%%`".to_owned(),
+                });
+            }
+        };
+        out.push('%');
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_decoded_or_refused() {
+        assert_eq!(base64("aGVsbG8="), Some(b"hello".to_vec()));
+        assert_eq!(base64("aGVsbG8"), Some(b"hello".to_vec()));
+        assert_eq!(base64(""), Some(vec![]));
+        assert_eq!(base64("-_8="), Some(vec![0xfb, 0xff]));
+        assert_eq!(base64("a"), None);
+        assert_eq!(base64("a b="), None);
+    }
+
+    #[test]
+    fn header_values_know_the_escape_only() {
+        assert_eq!(header_value("100%%"), Ok("100%".into()));
+        assert_eq!(header_value("a"), Ok("a".into()));
+        assert!(
+            header_value("%REQ(x)%")
+                .unwrap_err()
+                .ends_with("not executed yet")
+        );
+        assert!(header_value("100%").is_err());
+        assert!(header_value("a\r\nb").is_err());
+    }
+}

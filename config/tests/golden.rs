@@ -1,0 +1,206 @@
+//! Golden tests: what files of `tests/cases` compile to, and what is said about them, as text.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helpers as well"
+)]
+
+use isthmus_config::diagnostic::{render, to_json};
+use isthmus_config::{Compiled, Defaults, Options, Source, compile};
+use isthmus_core::route::{Action, HeaderMatch, RouteMatch};
+use isthmus_core::snapshot::Snapshot;
+use std::fmt::Write as _;
+
+fn source(name: &str) -> Source {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/cases")
+        .join(name);
+    Source {
+        name: name.to_owned(),
+        text: std::fs::read_to_string(path).unwrap(),
+    }
+}
+
+fn compiled(name: &str, options: &Options) -> (Compiled, Vec<Source>) {
+    let sources = vec![source(name)];
+    (compile(&sources, options), sources)
+}
+
+/// The diagnostics as text, one block each.
+fn told(name: &str, options: &Options) -> String {
+    let (compiled, sources) = compiled(name, options);
+    render(&compiled.diagnostics, &sources, false)
+}
+
+fn matches(out: &mut String, matches: &RouteMatch) {
+    let RouteMatch {
+        path,
+        method,
+        scheme,
+        authority,
+        headers,
+        query,
+    } = matches;
+    let _ = write!(
+        out,
+        "path {:?}{}",
+        path.text,
+        if path.ignore_case { " ignoring case" } else { "" }
+    );
+    for (name, text) in [("method", method), ("scheme", scheme), ("authority", authority)] {
+        if let Some(text) = text {
+            let _ = write!(out, ", {name} {text:?}");
+        }
+    }
+    for HeaderMatch {
+        subject,
+        text,
+        inverted,
+    } in headers
+    {
+        let _ = write!(
+            out,
+            ", {}{subject:?} {text:?}",
+            if *inverted { "not " } else { "" }
+        );
+    }
+    for query in query {
+        let _ = write!(out, ", query {} {:?}", query.name, query.text);
+    }
+}
+
+/// A snapshot as text, in a stable order.
+fn shown(snapshot: &Snapshot) -> String {
+    let mut out = format!("version {}\n", snapshot.version);
+    for listener in &snapshot.listeners {
+        let _ = writeln!(out, "listener {} {:?}", listener.key.port, listener.key.bind);
+        for host in listener.routes.virtual_hosts() {
+            let domains: Vec<String> = host.domains.iter().map(ToString::to_string).collect();
+            let redirect = if host.https_redirect {
+                " https redirect"
+            } else {
+                ""
+            };
+            let _ = writeln!(out, "  host {} [{}]{redirect}", host.name, domains.join(", "));
+            for route in &host.routes {
+                let _ = write!(out, "    {} {:?}: ", route.virtual_service, route.name);
+                matches(&mut out, &route.matches);
+                out.push('\n');
+                match &*route.action {
+                    Action::Forward(forward) => {
+                        let _ = writeln!(
+                            out,
+                            "      timeout {:?}, path {:?}",
+                            forward.timeout, forward.path
+                        );
+                        for to in &forward.destinations {
+                            let _ = writeln!(out, "      {} to {}", to.weight, to.cluster);
+                            for step in &to.request_headers {
+                                let _ = writeln!(out, "        request {step:?}");
+                            }
+                            for step in &to.response_headers {
+                                let _ = writeln!(out, "        response {step:?}");
+                            }
+                            if let Some(authority) = &to.authority {
+                                let _ = writeln!(out, "        authority {authority}");
+                            }
+                        }
+                    }
+                    other => {
+                        let _ = writeln!(out, "      {other:?}");
+                    }
+                }
+                for step in &route.response_headers {
+                    let _ = writeln!(out, "      response {step:?}");
+                }
+            }
+        }
+    }
+    let mut clusters: Vec<_> = snapshot.clusters.values().collect();
+    clusters.sort_by_key(|cluster| cluster.key.as_str().to_owned());
+    for cluster in clusters {
+        let _ = writeln!(
+            out,
+            "cluster {} {:?} connect {:?} idle {:?} requests {} in {}",
+            cluster.key,
+            cluster.balancer,
+            cluster.connect_timeout,
+            cluster.idle_timeout,
+            cluster.max_requests_per_connection,
+            cluster.namespace
+        );
+        for endpoint in &cluster.endpoints.endpoints {
+            let _ = writeln!(
+                out,
+                "  {} weight {} {}",
+                endpoint.address, endpoint.weight, endpoint.locality
+            );
+        }
+    }
+    out
+}
+
+#[test]
+fn bookinfo_compiles_to_this_snapshot() {
+    let (compiled, sources) = compiled("bookinfo.yaml", &Options::default());
+    assert!(
+        !compiled.has_errors(),
+        "{}",
+        render(&compiled.diagnostics, &sources, false)
+    );
+    assert_eq!(compiled.passed_over.get("Deployment"), Some(&1));
+    assert_eq!(compiled.resources, 8);
+    insta::assert_snapshot!(shown(&compiled.snapshot));
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_place() {
+    insta::assert_snapshot!(told("mistakes.yaml", &Options::default()));
+}
+
+#[test]
+fn lenient_repairs_wildcards_and_passes_unknown_fields() {
+    let options = Options {
+        lenient: true,
+        ..Options::default()
+    };
+    let (compiled, _) = compiled("mistakes.yaml", &options);
+    let found = |code: &str| {
+        compiled
+            .diagnostics
+            .iter()
+            .find(|found| found.code == code)
+            .unwrap()
+            .severity
+    };
+    assert_eq!(
+        found("unknown-field"),
+        isthmus_config::diagnostic::Severity::Warning
+    );
+    assert_eq!(
+        found("unquoted-wildcard"),
+        isthmus_config::diagnostic::Severity::Warning
+    );
+    let json = to_json(&compiled.diagnostics);
+    assert_eq!(json[0]["line"], 7);
+    assert_eq!(json[0]["file"], "mistakes.yaml");
+}
+
+#[test]
+fn todays_defaults_have_no_timeout_and_least_request() {
+    let options = Options {
+        defaults: Defaults::Current,
+        ..Options::default()
+    };
+    let (compiled, _) = compiled("bookinfo.yaml", &options);
+    let text = shown(&compiled.snapshot);
+    assert!(
+        text.contains("timeout None") && text.contains("timeout Some(1.5s)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("cluster outbound|9080||productpage.default.svc.cluster.local LeastRequest"),
+        "{text}"
+    );
+}

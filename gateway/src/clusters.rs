@@ -1,0 +1,259 @@
+//! A shard's clusters: core's decisions joined with the connections that they are about.
+//!
+//! `core::cluster` says which endpoint and which connection by number; this room keeps what the numbers stand for. A
+//! [`Lease`] is a request's hold on an endpoint: however the request ends, by an answer, a cancelled task or a panic,
+//! the endpoint gets it back exactly once.
+
+use crate::io::clock;
+use crate::io::stream::Liveness;
+use crate::mailbox::{ClusterView, EndpointView, Publication};
+use crate::upstream::{Connection, Open};
+use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId};
+use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::random::Random;
+use isthmus_core::reply::Cause;
+use isthmus_core::shared::Permit;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A connection that idled no longer than this is used without a look, when a request on it can be sent again: the
+/// look is a system call, and under load it would always say yes.
+const TRUSTED_IDLE: Duration = Duration::from_millis(20);
+/// How long a connection has idled before the sweep looks whether its peer has closed it.
+const SWEEP_IDLE: Duration = Duration::from_secs(1);
+
+/// One cluster on this shard.
+pub struct ClusterHandle {
+    key: Option<ClusterKey>,
+    cluster: RefCell<Cluster>,
+    // Boxed, so that a connection moves between pool and request without being copied or allocated anew.
+    idle: RefCell<Slab<Box<Connection>>>,
+    gone: Cell<bool>,
+}
+
+/// All clusters of this shard.
+#[derive(Default)]
+pub struct Clusters {
+    map: RefCell<ClusterMap<Rc<ClusterHandle>>>,
+    open: Rc<Cell<u64>>,
+}
+
+/// A request's hold on an endpoint.
+pub struct Lease {
+    handle: Rc<ClusterHandle>,
+    endpoint: EndpointId,
+    held: bool,
+}
+
+/// How a request begins on a cluster.
+pub enum Start {
+    /// On this connection, which has carried others.
+    Reuse(Lease, Box<Connection>),
+    /// On a new connection to this address.
+    Connect(Lease, SocketAddr, Permit),
+    /// Not at all.
+    Refuse(Cause),
+}
+
+impl Lease {
+    /// Which endpoint.
+    pub fn endpoint(&self) -> EndpointId {
+        self.endpoint
+    }
+
+    /// Gives the endpoint back; `reusable` is the connection, if it can carry another request.
+    pub fn finish(mut self, reusable: Option<Box<Connection>>) {
+        self.held = false;
+        let handle = &self.handle;
+        let conn = match reusable {
+            Some(connection) if !handle.gone.get() => {
+                Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32))
+            }
+            _ => None,
+        };
+        let orphan = handle.cluster.borrow_mut().release(self.endpoint, conn, clock::now());
+        if let Some(ConnId(key)) = orphan {
+            handle.close([ConnId(key)]);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.held {
+            // Nothing to hand back: without a connection a release has no orphan.
+            let _none = self.handle.cluster.borrow_mut().release(self.endpoint, None, clock::now());
+        }
+    }
+}
+
+impl ClusterHandle {
+    /// The cluster's name, in the form that counters take; always there.
+    pub fn key(&self) -> &Option<ClusterKey> {
+        &self.key
+    }
+
+    /// How long a connect may take.
+    pub fn connect_timeout(&self) -> Duration {
+        self.cluster.borrow().spec().connect_timeout
+    }
+
+    /// Whether a connection that has carried so many requests may not carry another.
+    pub fn is_used_up(&self, requests: u32) -> bool {
+        let max = self.cluster.borrow().spec().max_requests_per_connection;
+        max > 0 && requests >= max
+    }
+
+    fn has_spec(&self, spec: &Arc<ClusterSpec>) -> bool {
+        Arc::ptr_eq(self.cluster.borrow().spec(), spec)
+    }
+
+    fn close(&self, conns: impl IntoIterator<Item = ConnId>) {
+        for ConnId(key) in conns {
+            // Dropped after the borrow: closing a connection gives its permit back.
+            let _connection = self.idle.borrow_mut().try_remove(key as usize);
+        }
+    }
+
+    /// Picks an endpoint and, unless `fresh`, an idle connection to it that is still good. `careful` asks for a look
+    /// even at one that was used a moment ago: the request could not be sent again.
+    pub fn start(
+        self: &Rc<Self>,
+        avoid: &[EndpointId],
+        fresh: bool,
+        careful: bool,
+        random: &RefCell<Random>,
+    ) -> Start {
+        loop {
+            let acquired = self.cluster.borrow_mut().acquire(avoid, fresh, &mut random.borrow_mut());
+            let lease = |endpoint| Lease { handle: Rc::clone(self), endpoint, held: true };
+            match acquired {
+                Acquired::NoEndpoint => return Start::Refuse(Cause::NoEndpoint),
+                Acquired::Overflow => return Start::Refuse(Cause::Overflow),
+                Acquired::Open { endpoint, address, permit } => {
+                    return Start::Connect(lease(endpoint), address, permit);
+                }
+                Acquired::Use { conn: ConnId(key), endpoint, idle_since } => {
+                    let lease = lease(endpoint);
+                    let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else { continue };
+                    let idled = clock::now().saturating_duration_since(idle_since);
+                    let trusted = idled <= TRUSTED_IDLE && !careful;
+                    if trusted || connection.stream.liveness() == Liveness::Idle {
+                        return Start::Reuse(lease, connection);
+                    }
+                    // Dead: dropped with its lease, and the next one is tried.
+                }
+            }
+        }
+    }
+}
+
+impl Clusters {
+    /// Counts a connection that is about to be opened.
+    pub fn count_open(&self) -> Open {
+        Open::new(&self.open)
+    }
+
+    /// Upstream connections that are open, and those that idle.
+    pub fn connections(&self) -> (u64, u64) {
+        let idle = self.map.borrow().values().map(|handle| handle.idle.borrow().len() as u64).sum();
+        (self.open.get(), idle)
+    }
+
+    /// The cluster of this name.
+    pub fn get(&self, key: &ClusterKey) -> Option<Rc<ClusterHandle>> {
+        self.map.borrow().get(key).cloned()
+    }
+
+    /// Takes a new version over: clusters whose name stays keep their connections and counts.
+    pub fn reconcile(&self, publication: &Publication, random: &RefCell<Random>) {
+        let mut next: ClusterMap<Rc<ClusterHandle>> = ClusterMap::default();
+        let mut before = std::mem::take(&mut *self.map.borrow_mut());
+        for (key, spec) in &publication.snapshot.clusters {
+            let Some(shared) = publication.shared.get(key) else { continue };
+            let handle = match before.remove(key) {
+                Some(known) => {
+                    if !known.has_spec(spec) {
+                        let orphans =
+                            known.cluster.borrow_mut().reconcile(Arc::clone(spec), &mut random.borrow_mut());
+                        known.close(orphans);
+                    }
+                    known
+                }
+                None => Rc::new(ClusterHandle {
+                    key: Some(key.clone()),
+                    cluster: RefCell::new(Cluster::new(
+                        Arc::clone(spec),
+                        Arc::clone(shared),
+                        &mut random.borrow_mut(),
+                    )),
+                    idle: RefCell::new(Slab::new()),
+                    gone: Cell::new(false),
+                }),
+            };
+            next.insert(key.clone(), handle);
+        }
+        *self.map.borrow_mut() = next;
+        // Requests in flight keep their handle; its connections close when they come back.
+        for handle in before.into_values() {
+            handle.gone.set(true);
+            let all = handle.cluster.borrow_mut().drain();
+            handle.close(all);
+        }
+    }
+
+    /// Closes connections that idled too long or that their peer has closed.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        let before = now.checked_sub(SWEEP_IDLE);
+        let handles: Vec<Rc<ClusterHandle>> = self.map.borrow().values().cloned().collect();
+        for handle in handles {
+            let expired = handle.cluster.borrow_mut().expire(now);
+            handle.close(expired);
+            let Some(before) = before else { continue };
+            let quiet: Vec<ConnId> = handle.cluster.borrow().idle_before(before).collect();
+            for conn in quiet {
+                let ConnId(key) = conn;
+                let dead = handle
+                    .idle
+                    .borrow()
+                    .get(key as usize)
+                    .is_none_or(|connection| connection.stream.liveness() == Liveness::Unusable);
+                if dead {
+                    handle.cluster.borrow_mut().forget(conn);
+                    handle.close([conn]);
+                }
+            }
+        }
+    }
+
+    /// Closes every idle connection, because the process ends.
+    pub fn close_idle(&self) {
+        let handles: Vec<Rc<ClusterHandle>> = self.map.borrow().values().cloned().collect();
+        for handle in handles {
+            let all = handle.cluster.borrow_mut().drain();
+            handle.close(all);
+        }
+    }
+
+    /// For the admin API.
+    pub fn view(&self) -> Vec<ClusterView> {
+        let map = self.map.borrow();
+        let view = |handle: &Rc<ClusterHandle>| ClusterView {
+            name: handle.key.as_ref().map(ToString::to_string).unwrap_or_default(),
+            endpoints: handle
+                .cluster
+                .borrow()
+                .view()
+                .map(|(address, weight, active, idle)| EndpointView { address, weight, active, idle })
+                .collect(),
+        };
+        let mut views: Vec<ClusterView> = map.values().map(view).collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+}

@@ -1,0 +1,153 @@
+//! A client's HTTP/1.1 connection.
+//!
+//! The connection's task asks [`Connection::next`] for a request, hands it to the proxy, and asks again; requests that
+//! were pipelined wait in the buffer, so answers keep their order. Between requests the connection is cold: it holds
+//! no buffer and no message, only what it takes to wait.
+
+use crate::io::buffer::Pool;
+use crate::io::h1::{MessageReader, MessageWriter, ReadError};
+use crate::io::stream::Stream;
+use crate::io::timer::{Timer, Wheel};
+use isthmus_core::h1::HeadError;
+use isthmus_core::limits::{MessageLimits, Settings};
+use isthmus_core::message::RequestHead;
+use isthmus_core::reply::Cause;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How long a connection stays warm between requests: under load the next one comes sooner, and nothing is given back
+/// and taken again.
+const WARM: Duration = Duration::from_millis(20);
+
+/// What a client does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// A request has come.
+    Request,
+    /// Nothing for a moment: the connection may go cold.
+    Quiet,
+    /// The client has closed, or the connection is to end because it idled too long or the process drains.
+    Closed,
+    /// What came is not a request that can be served.
+    Refused(Cause),
+}
+
+/// One client's connection.
+pub struct Connection {
+    /// The socket.
+    pub stream: Stream,
+    /// Reads requests.
+    pub reader: MessageReader,
+    /// Writes answers.
+    pub writer: MessageWriter,
+    /// The deadline of whatever the connection waits for now.
+    pub phase: Timer,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Requests so far.
+    pub requests: u32,
+    draining: Rc<Cell<bool>>,
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    pub fn new(
+        stream: Stream,
+        peer: SocketAddr,
+        pool: &Pool,
+        limits: MessageLimits,
+        wheel: &Wheel,
+        draining: Rc<Cell<bool>>,
+    ) -> Self {
+        Self {
+            stream,
+            reader: MessageReader::new(pool, limits),
+            writer: MessageWriter::default(),
+            phase: wheel.timer(),
+            peer,
+            requests: 0,
+            draining,
+        }
+    }
+
+    /// Whether the process drains: answers then announce the connection's end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Waits for the first byte of a request; `patience` zero means for ever. Answers [`Next::Request`] when it is
+    /// there, although the head may not be complete.
+    async fn begun(&mut self, patience: Duration, late: Next) -> Next {
+        self.phase.set(patience);
+        poll_fn(|cx| {
+            match self.reader.poll_begun(&self.stream, cx) {
+                Poll::Ready(Ok(true)) => return Poll::Ready(Next::Request),
+                Poll::Ready(Ok(false) | Err(_)) => return Poll::Ready(Next::Closed),
+                Poll::Pending => {}
+            }
+            // A draining process closes connections between requests (RFC 9112, 9.5).
+            if self.draining.get() {
+                return Poll::Ready(Next::Closed);
+            }
+            self.phase.poll(cx).map(|()| late)
+        })
+        .await
+    }
+
+    /// Waits while the connection is cold.
+    pub async fn wait(&mut self, settings: &Settings) -> Next {
+        self.writer.reset();
+        self.writer.release();
+        self.begun(settings.idle_timeout, Next::Closed).await
+    }
+
+    /// The next request, if it comes soon.
+    pub async fn next(&mut self, head: &mut RequestHead, settings: &Settings) -> Next {
+        if !self.reader.has_unread() {
+            let begun = self.begun(WARM, Next::Quiet).await;
+            if begun != Next::Request {
+                return begun;
+            }
+        }
+        self.phase.set(settings.header_timeout);
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = self.reader.poll_request(&self.stream, cx, head) {
+                return Poll::Ready(Some(read));
+            }
+            self.phase.poll(cx).map(|()| None)
+        })
+        .await;
+        match read {
+            Some(Ok(())) => {
+                self.requests += 1;
+                Next::Request
+            }
+            Some(Err(ReadError::Head(error))) => Next::Refused(Cause::RequestHead(error)),
+            Some(Err(ReadError::Body(error))) => Next::Refused(Cause::RequestBody(error)),
+            // A head that breaks off is answered, for a client that closed only its side.
+            Some(Err(ReadError::Closed { clean: false })) => Next::Refused(Cause::RequestHead(HeadError::FirstLine)),
+            Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_))) => Next::Closed,
+            None => Next::Refused(Cause::HeaderTimeout),
+        }
+    }
+
+    /// Ends the connection so that the client gets what was written: closes this direction, and reads and throws away
+    /// for a while what the client still sends, because closing at once would answer it with a reset, and a reset
+    /// makes the client's kernel drop what it has not read (RFC 9112, 9.6).
+    pub async fn linger(&mut self, settings: &Settings) {
+        self.stream.shutdown_write();
+        self.phase.set(settings.linger_timeout);
+        let mut left = settings.linger_bytes.max(1);
+        poll_fn(|cx| {
+            if self.reader.poll_discard(&self.stream, cx, &mut left).is_ready() {
+                return Poll::Ready(());
+            }
+            self.phase.poll(cx)
+        })
+        .await;
+    }
+}

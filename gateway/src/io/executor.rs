@@ -1,0 +1,111 @@
+//! A shard's thread: an executor pinned to a core, with the settings under which it does not stall.
+//!
+//! glommio 0.9 can go to sleep although tasks are runnable (its loop takes "preempted on entry" for "nothing to do").
+//! What contains that: a ticker that is always armed, so that a sleep never lasts longer than a tick; a preempt timer
+//! far longer than anything a task does in one go; one task queue, and none that is latency sensitive. The counter
+//! that the ticker drives lets the control thread see a shard that stands still all the same.
+
+use super::timer::Wheel;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often timers are looked at; also the longest that a lost wake-up can last.
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// How an executor is built. The default is what production runs; tests of the stall change it.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long a task may run before it is asked to yield.
+    pub preempt: Duration,
+    /// Whether the ticker runs.
+    pub ticker: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { preempt: Duration::from_secs(10), ticker: true }
+    }
+}
+
+/// A shard's sign of life: grows with every tick.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    /// Ticks so far.
+    pub fn ticks(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn beat(&self) {
+        // One writer: the shard.
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+/// The cores that this process may run on, in order.
+pub fn granted_cores() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None);
+    let cores: Vec<usize> = match set {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
+        Err(_) => Vec::new(),
+    };
+    if cores.is_empty() { vec![0] } else { cores }
+}
+
+/// How many shards the machine grants: the cores of the affinity mask, cut to the cgroup's CPU quota.
+pub fn granted_parallelism() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Starts a shard: `body` runs on a new thread pinned to `core`, with a timer wheel that the ticker drives.
+pub fn spawn_shard<F, T>(
+    name: &str,
+    core: usize,
+    settings: Settings,
+    heartbeat: Heartbeat,
+    body: impl FnOnce(Wheel) -> F + Send + 'static,
+) -> std::io::Result<JoinHandle<std::thread::Result<T>>>
+where
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    let name = name.to_owned();
+    std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let built = glommio::LocalExecutorBuilder::new(glommio::Placement::Fixed(core))
+            .name(&name)
+            .preempt_timer(settings.preempt)
+            .ring_depth(512)
+            // Registered buffers serve file I/O, which shards do not do; the smallest size saves locked memory.
+            .io_memory(64 << 10)
+            .make();
+        let executor = built.map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(error.to_string()) })?;
+        let run = || {
+            executor.run(async move {
+                let wheel = Wheel::new(TICK, super::clock::now());
+                let ticking = wheel.clone();
+                let _ticker = settings.ticker.then(|| {
+                    glommio::spawn_local(async move {
+                        loop {
+                            glommio::timer::sleep(TICK).await;
+                            heartbeat.beat();
+                            ticking.advance(super::clock::now());
+                        }
+                    })
+                    .detach()
+                });
+                body(wheel).await
+            })
+        };
+        // A panic that reaches the executor ends the shard; control hears of it by the thread's result.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+    })
+}
+
+/// Waits, with the runtime's own timer: for the few places that have no deadline in the wheel.
+pub async fn sleep(duration: Duration) {
+    glommio::timer::sleep(duration).await;
+}

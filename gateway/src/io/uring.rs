@@ -1,0 +1,163 @@
+//! The ring of a shard: asked for before anything is built, and set up with the flag that halves its cost.
+//!
+//! glommio 0.9 offers no way to choose io_uring set-up flags. Without IORING_SETUP_COOP_TASKRUN every completion that
+//! another core raises interrupts this one. The liburing that glommio links is an archive whose member `syscall.o`
+//! holds four functions; this file defines the same four symbols, and since this crate comes before glommio's archive
+//! on the link line, the linker takes these. A wrong order would be a duplicate symbol, and [`flagged_rings`] proves
+//! at start-up that the flag took effect.
+// unsafe: system calls that no safe crate covers; each block states what it relies on.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+const IORING_SETUP_IOPOLL: u32 = 1;
+const IORING_SETUP_COOP_TASKRUN: u32 = 1 << 8;
+/// liburing's probe makes a ring of two entries; it needs no flag.
+const PROBE_ENTRIES: libc::c_uint = 2;
+/// Locked memory that glommio asks for, for each executor.
+pub const MEMLOCK_BYTES: u64 = 512 * 1024;
+
+static RINGS: AtomicU32 = AtomicU32::new(0);
+static FLAGGED: AtomicU32 = AtomicU32::new(0);
+
+/// `struct io_uring_params` (include/uapi/linux/io_uring.h): 120 bytes.
+#[repr(C)]
+pub struct Params {
+    sq_entries: u32,
+    cq_entries: u32,
+    flags: u32,
+    rest: [u32; 27],
+}
+
+const _: () = assert!(std::mem::size_of::<Params>() == 120);
+
+/// Makes a ring, with COOP_TASKRUN where the kernel knows it (5.19).
+///
+/// # Safety
+/// `params` is null or points to a `struct io_uring_params` that may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __sys_io_uring_setup(entries: libc::c_uint, params: *mut Params) -> libc::c_int {
+    // SAFETY: the caller gives io_uring_setup's own arguments; they are passed on as they are.
+    let plain = |params: *mut Params| unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params) as libc::c_int };
+    // SAFETY: null or valid for writes, as this function demands; nobody else refers to it during the call.
+    let Some(wanted) = (unsafe { params.as_mut() }) else { return plain(params) };
+    // A ring that is polled for disk I/O never sleeps and takes no flag.
+    if wanted.flags & IORING_SETUP_IOPOLL != 0 || entries <= PROBE_ENTRIES {
+        return plain(wanted);
+    }
+    RINGS.fetch_add(1, Relaxed);
+    let original = wanted.flags;
+    wanted.flags |= IORING_SETUP_COOP_TASKRUN;
+    let ring = plain(wanted);
+    if ring >= 0 {
+        FLAGGED.fetch_add(1, Relaxed);
+        return ring;
+    }
+    if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+        return ring;
+    }
+    wanted.flags = original;
+    plain(wanted)
+}
+
+/// Submits and waits.
+///
+/// # Safety
+/// As io_uring_enter(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __sys_io_uring_enter2(
+    fd: libc::c_uint,
+    to_submit: libc::c_uint,
+    min_complete: libc::c_uint,
+    flags: libc::c_uint,
+    sig: *mut libc::c_void,
+    size: libc::c_int,
+) -> libc::c_int {
+    // SAFETY: the caller gives io_uring_enter's own arguments; they are passed on as they are.
+    unsafe {
+        libc::syscall(libc::SYS_io_uring_enter, fd, to_submit, min_complete, flags, sig, size) as libc::c_int
+    }
+}
+
+/// Submits and waits, with the kernel's size of a signal set.
+///
+/// # Safety
+/// As io_uring_enter(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __sys_io_uring_enter(
+    fd: libc::c_uint,
+    to_submit: libc::c_uint,
+    min_complete: libc::c_uint,
+    flags: libc::c_uint,
+    sig: *mut libc::c_void,
+) -> libc::c_int {
+    const SIGNAL_SET_BYTES: libc::c_int = 8;
+    // SAFETY: as above.
+    unsafe { __sys_io_uring_enter2(fd, to_submit, min_complete, flags, sig, SIGNAL_SET_BYTES) }
+}
+
+/// Registers buffers, files and probes.
+///
+/// # Safety
+/// As io_uring_register(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __sys_io_uring_register(
+    fd: libc::c_uint,
+    opcode: libc::c_uint,
+    arg: *const libc::c_void,
+    count: libc::c_uint,
+) -> libc::c_int {
+    // SAFETY: the caller gives io_uring_register's own arguments; they are passed on as they are.
+    unsafe { libc::syscall(libc::SYS_io_uring_register, fd, opcode, arg, count) as libc::c_int }
+}
+
+/// How many sleeping rings were made through this file, and how many of them took the flag: two for each executor.
+pub fn flagged_rings() -> (u32, u32) {
+    (RINGS.load(Relaxed), FLAGGED.load(Relaxed))
+}
+
+/// Why a shard cannot run here, with the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The kernel, a seccomp profile or a sysctl refuses io_uring.
+    #[error(
+        "io_uring is not available ({0}). Allow it: kernel 5.8 or newer (5.19 or newer is faster); \
+         sysctl kernel.io_uring_disabled=0; in a container a seccomp profile that permits io_uring_setup, \
+         io_uring_enter and io_uring_register (the default profiles of Docker 25 and containerd 2 forbid them)"
+    )]
+    Ring(io::Error),
+    /// Too little memory may be locked.
+    #[error(
+        "the limit of locked memory is {limit} bytes; each shard needs {MEMLOCK_BYTES}. Raise it: `ulimit -l 8192`, \
+         systemd LimitMEMLOCK=infinity, docker --ulimit memlock=-1"
+    )]
+    Memlock {
+        /// The hard limit.
+        limit: u64,
+    },
+}
+
+/// Asks the kernel for a ring before glommio does, because glommio panics where it is refused; and raises the limit
+/// of locked memory as far as it may.
+pub fn probe() -> Result<(), Unavailable> {
+    let mut params = Params { sq_entries: 0, cq_entries: 0, flags: 0, rest: [0; 27] };
+    // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, PROBE_ENTRIES, &raw mut params) };
+    if ring < 0 {
+        return Err(Unavailable::Ring(io::Error::last_os_error()));
+    }
+    // SAFETY: the call above made this descriptor, and nothing else knows it.
+    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(ring as libc::c_int) });
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Memlock);
+    if limit.current.is_some_and(|current| current < MEMLOCK_BYTES) {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let enough = limit.maximum.is_none_or(|maximum| maximum >= MEMLOCK_BYTES);
+        if !enough || setrlimit(Resource::Memlock, raised).is_err() {
+            return Err(Unavailable::Memlock { limit: limit.maximum.unwrap_or(u64::MAX) });
+        }
+    }
+    Ok(())
+}

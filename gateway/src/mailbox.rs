@@ -1,0 +1,222 @@
+//! Messages between control and a shard: one lock-free ring in each direction, and the messages themselves.
+//!
+//! A message carries whole values; no closure crosses a core. Neither side ever waits for room: what does not fit stays
+//! in the sender's outbox and goes with the next [`Outbox::flush`]. A wake-up is an atomic flag and, when the other
+//! side sleeps, one write to its event descriptor; the shard's ticker bounds what a lost one could cost.
+
+use atomic_waker::AtomicWaker;
+use isthmus_core::listener::ListenerKey;
+use isthmus_core::name::ClusterMap;
+use isthmus_core::shared::ClusterShared;
+use isthmus_core::snapshot::Snapshot;
+use isthmus_core::stats::ShardStats;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// One version of the configuration as shards get it. Made and freed on control.
+#[derive(Debug)]
+pub struct Publication {
+    /// What the resources mean.
+    pub snapshot: Snapshot,
+    /// What the shards share about each cluster.
+    pub shared: ClusterMap<Arc<ClusterShared>>,
+}
+
+/// To a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    /// Serve this version. New listeners come with this shard's socket, bound and not yet listening.
+    Apply {
+        /// The version.
+        publication: Arc<Publication>,
+        /// Sockets of listeners that the shard does not have yet.
+        sockets: Vec<(ListenerKey, OwnedFd)>,
+    },
+    /// Send [`ToControl::Stats`].
+    CollectStats,
+    /// Stop keeping connections alive; with `stop_accepting` close the listeners, too. Answered by
+    /// [`ToControl::Drained`] when the last connection has ended.
+    Drain {
+        /// Whether new connections are refused from now on.
+        stop_accepting: bool,
+    },
+    /// End now.
+    Stop,
+}
+
+/// One endpoint as a shard sees it.
+#[derive(Debug, Clone)]
+pub struct EndpointView {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its weight.
+    pub weight: u32,
+    /// Requests in flight.
+    pub active: u32,
+    /// Idle connections.
+    pub idle: usize,
+}
+
+/// One cluster as a shard sees it.
+#[derive(Debug, Clone)]
+pub struct ClusterView {
+    /// Its name.
+    pub name: String,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// From a shard.
+#[derive(Debug)]
+pub enum ToControl {
+    /// A version is being served; requests that began before end under theirs.
+    Applied {
+        /// Which.
+        version: u64,
+    },
+    /// A listener could not be opened on the shard.
+    ListenFailed {
+        /// Which.
+        listener: ListenerKey,
+        /// Why.
+        error: String,
+    },
+    /// Nothing on the shard uses this version any more: it is control's to free.
+    Retired(Arc<Publication>),
+    /// Counts since the last collection, and what is there now.
+    Stats {
+        /// The counts.
+        stats: Box<ShardStats>,
+        /// The clusters.
+        clusters: Vec<ClusterView>,
+    },
+    /// The last connection has ended after a drain.
+    Drained,
+}
+
+/// The sending end.
+#[derive(Debug)]
+pub struct Outbox<T> {
+    ring: rtrb::Producer<T>,
+    waiting: VecDeque<T>,
+    waker: Arc<AtomicWaker>,
+}
+
+/// The receiving end.
+#[derive(Debug)]
+pub struct Inbox<T> {
+    ring: rtrb::Consumer<T>,
+    waker: Arc<AtomicWaker>,
+}
+
+/// A ring for `capacity` messages on their way.
+pub fn channel<T>(capacity: usize) -> (Outbox<T>, Inbox<T>) {
+    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+    let waker = Arc::new(AtomicWaker::new());
+    let outbox = Outbox { ring: producer, waiting: VecDeque::new(), waker: Arc::clone(&waker) };
+    (outbox, Inbox { ring: consumer, waker })
+}
+
+impl<T> Outbox<T> {
+    /// Sends, or keeps for the next flush.
+    pub fn send(&mut self, message: T) {
+        self.waiting.push_back(message);
+        self.flush();
+    }
+
+    /// Sends what is kept, as far as there is room; answers whether nothing is left.
+    pub fn flush(&mut self) -> bool {
+        let mut sent = false;
+        while let Some(message) = self.waiting.pop_front() {
+            match self.ring.push(message) {
+                Ok(()) => sent = true,
+                Err(rtrb::PushError::Full(message)) => {
+                    self.waiting.push_front(message);
+                    break;
+                }
+            }
+        }
+        if sent {
+            self.waker.wake();
+        }
+        self.waiting.is_empty()
+    }
+}
+
+impl<T> Drop for Outbox<T> {
+    fn drop(&mut self) {
+        self.waker.wake();
+    }
+}
+
+impl<T> Inbox<T> {
+    /// A message that has come.
+    pub fn try_recv(&mut self) -> Option<T> {
+        self.ring.pop().ok()
+    }
+
+    /// The next message; None when the other end is gone and all its messages are taken.
+    pub async fn recv(&mut self) -> Option<T> {
+        poll_fn(|cx| {
+            if let Some(message) = self.try_recv() {
+                return Poll::Ready(Some(message));
+            }
+            self.waker.register(cx.waker());
+            // Looked at again: a message may have come between the look and the registration.
+            let gone = self.ring.is_abandoned();
+            match self.try_recv() {
+                Some(message) => Poll::Ready(Some(message)),
+                None if gone => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_and_nobody_waits_when_the_ring_is_full() {
+        let (mut outbox, mut inbox) = channel(2);
+        for number in 0..5 {
+            outbox.send(number);
+        }
+        let mut got = Vec::new();
+        while got.len() < 5 {
+            while let Some(number) = inbox.try_recv() {
+                got.push(number);
+            }
+            outbox.flush();
+        }
+        assert_eq!(got, [0, 1, 2, 3, 4]);
+        drop(outbox);
+        assert_eq!(futures_lite::future::block_on(inbox.recv()), None);
+    }
+
+    #[test]
+    fn a_message_wakes_a_receiver_on_another_thread() {
+        let (mut outbox, mut inbox) = channel(4);
+        let receiver = std::thread::spawn(move || {
+            let mut sum = 0u64;
+            while let Some(number) = futures_lite::future::block_on(inbox.recv()) {
+                sum += number;
+            }
+            sum
+        });
+        for number in 0..20_000u64 {
+            outbox.send(number);
+        }
+        while !outbox.flush() {
+            std::thread::yield_now();
+        }
+        drop(outbox);
+        assert_eq!(receiver.join().unwrap(), 19_999 * 20_000 / 2);
+    }
+}

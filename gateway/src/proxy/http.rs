@@ -1,0 +1,829 @@
+//! One HTTP exchange from its request's head to its answer's last byte.
+//!
+//! The steps follow each other in this file: normalize the request, find its route, answer locally or forward; to
+//! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
+//! on at the same time. Whatever happens ends in one [`Outcome`], which is counted and logged once.
+
+use super::local::{self, Answer};
+use super::{Context, ListenerState};
+use crate::access_log::Record;
+use crate::clusters::{ClusterHandle, Lease, Start};
+use crate::downstream::h1::Connection;
+use crate::io::clock;
+use crate::io::h1::{Chunk, MessageWriter, ReadError};
+use crate::io::timer::Timer;
+use crate::upstream;
+use http::{Method, StatusCode};
+use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
+use isthmus_core::cluster::EndpointId;
+use isthmus_core::forwarded;
+use isthmus_core::h1::encode::ResponseContext;
+use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
+use isthmus_core::name::ClusterKey;
+use isthmus_core::path;
+use isthmus_core::reply::{Cause, Flags, LocalReply};
+use isthmus_core::route::{Action, Destination, Forward};
+use isthmus_core::stats::Finished;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+/// What becomes of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum After {
+    /// It carries the next request.
+    #[default]
+    KeepAlive,
+    /// It ends, and the client gets to read what was written.
+    Close,
+    /// It is reset: the client must not take what it got for a whole answer.
+    Abort,
+}
+
+/// How an exchange ended.
+#[derive(Default)]
+pub struct Outcome {
+    /// The status that the client got.
+    pub status: Option<StatusCode>,
+    /// Response flags.
+    pub flags: Flags,
+    /// Response code details.
+    pub detail: &'static str,
+    /// Bytes of the answer's body that were written.
+    pub response_bytes: u64,
+    /// What becomes of the connection.
+    pub after: After,
+    /// From the request's end to the upstream's head.
+    pub upstream_time: Option<Duration>,
+    /// The last endpoint that was tried.
+    pub upstream_host: Option<SocketAddr>,
+    /// This end of the upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// The cluster, when the registry knows it.
+    cluster: Option<Rc<ClusterHandle>>,
+    /// The name of a cluster that the registry does not know.
+    unknown_cluster: Option<ClusterKey>,
+}
+
+impl Outcome {
+    fn cluster_key(&self) -> &Option<ClusterKey> {
+        self.cluster.as_ref().map_or(&self.unknown_cluster, |handle| handle.key())
+    }
+}
+
+/// The buffers of an exchange, used again for the next one of the connection.
+pub struct Exchange {
+    /// The request.
+    pub request: RequestHead,
+    /// The answer.
+    pub response: ResponseHead,
+    pub(super) outcome: Outcome,
+    trailers: HeaderList,
+    to_upstream: MessageWriter,
+    /// The route's time-out, over all attempts.
+    route_timer: Timer,
+    original_path: String,
+    route_name: String,
+}
+
+impl Exchange {
+    /// Empty buffers.
+    pub fn new(context: &Context) -> Self {
+        Self {
+            request: RequestHead::default(),
+            response: ResponseHead::default(),
+            outcome: Outcome::default(),
+            trailers: HeaderList::default(),
+            to_upstream: MessageWriter::default(),
+            route_timer: context.wheel.timer(),
+            original_path: String::new(),
+            route_name: String::new(),
+        }
+    }
+}
+
+struct Active(Rc<Cell<u64>>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Serves the request that is in `x.request`, and says what becomes of the connection.
+pub async fn serve(context: &Context, listener: &ListenerState, conn: &mut Connection, x: &mut Exchange) -> After {
+    let started = clock::now();
+    let _active = {
+        context.active.set(context.active.get() + 1);
+        Active(Rc::clone(&context.active))
+    };
+    x.outcome = Outcome::default();
+    x.original_path.clear();
+    x.route_name.clear();
+    x.route_timer.clear();
+    route(context, listener, conn, x).await;
+    x.route_timer.clear();
+    finish(context, conn, x, started);
+    x.outcome.after
+}
+
+/// Answers bytes that are no request, and counts and logs them as one.
+pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, cause: Cause) -> After {
+    let started = clock::now();
+    x.outcome = Outcome::default();
+    x.original_path.clear();
+    x.route_name.clear();
+    if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) {
+        // The head may be half of this request's and half of the last one's.
+        x.request.clear();
+    }
+    local::refuse(context, conn, x, cause.into(), true).await;
+    finish(context, conn, x, started);
+    x.outcome.after
+}
+
+fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Instant) {
+    let duration = clock::now().saturating_duration_since(started);
+    let outcome = &x.outcome;
+    let request_bytes = conn.reader.body_bytes();
+    let facts = Finished {
+        duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+        request_bytes,
+        response_bytes: outcome.response_bytes,
+    };
+    context.stats.borrow_mut().finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
+    if context.log.is_on() {
+        let wall = clock::wall();
+        context.log.write(&Record {
+            start: wall.checked_sub(duration).unwrap_or(wall),
+            request: &x.request,
+            original_path: (!x.original_path.is_empty()).then_some(x.original_path.as_str()),
+            status: outcome.status.map(|status| status.as_u16()),
+            flags: outcome.flags,
+            detail: outcome.detail,
+            bytes_received: request_bytes,
+            bytes_sent: outcome.response_bytes,
+            duration,
+            upstream_time: outcome.upstream_time,
+            upstream_host: outcome.upstream_host,
+            upstream_local: outcome.upstream_local,
+            cluster: outcome.cluster_key().as_ref().map_or("", |key| key.as_str()),
+            local: conn.stream.local_addr(),
+            peer: conn.peer,
+            route: &x.route_name,
+        });
+    }
+}
+
+async fn route(context: &Context, listener: &ListenerState, conn: &mut Connection, x: &mut Exchange) {
+    const SCHEME: &str = "http";
+    if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
+        return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
+    }
+    let too_large = match (context.settings.request_body_bytes, x.request.body) {
+        (0, _) => false,
+        (limit, BodyLength::Known(length)) => length > limit,
+        _ => false,
+    };
+    if too_large {
+        return local::refuse(context, conn, x, Cause::RequestTooLarge.into(), true).await;
+    }
+    match max_forwards(&mut x.request) {
+        Ok(true) => {}
+        Ok(false) => {
+            // The last recipient answers by itself (RFC 9110, 7.6.2).
+            x.response.clear();
+            let answer = Answer {
+                status: StatusCode::OK,
+                flags: Flags::NONE,
+                detail: "max_forwards_reached",
+                location: None,
+                body: &[],
+                operations: &[],
+                close: false,
+            };
+            return local::send(context, conn, x, answer).await;
+        }
+        Err(cause) => return local::refuse(context, conn, x, cause.into(), false).await,
+    }
+    x.request.headers.remove_connection_fields();
+    let downstream = forwarded::Downstream {
+        peer: conn.peer.ip(),
+        scheme: SCHEME,
+        port: listener.key.port,
+        trusted_proxies: context.settings.trusted_proxies,
+    };
+    forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
+
+    let routes = Rc::clone(&listener.routes.borrow());
+    let Some(pin) = routes.find(&x.request.host) else {
+        return local::refuse(context, conn, x, Cause::NoVirtualHost.into(), false).await;
+    };
+    drop(routes);
+    if pin.host.https_redirect {
+        let host = isthmus_core::route::split_port(&x.request.authority).0;
+        let location = format!("https://{host}{}", x.request.path);
+        return redirect(context, conn, x, StatusCode::MOVED_PERMANENTLY, &location, &[]).await;
+    }
+    let found = pin.host.find(&x.request, SCHEME, &mut context.scratch.borrow_mut());
+    let Some(route) = found else {
+        return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
+    };
+    x.route_name.push_str(&route.name);
+    match &*route.action {
+        Action::Redirect(to) => {
+            let location = to.location(&x.request, SCHEME, listener.key.port);
+            redirect(context, conn, x, to.status, &location, &route.response_headers).await;
+        }
+        Action::Respond(direct) => {
+            x.response.clear();
+            let answer = Answer {
+                status: direct.status,
+                flags: Flags::NONE,
+                detail: "direct_response",
+                location: None,
+                body: &direct.body,
+                operations: &route.response_headers,
+                close: false,
+            };
+            local::send(context, conn, x, answer).await;
+        }
+        Action::Forward(forward) => forward_request(context, conn, x, forward).await,
+    }
+}
+
+async fn redirect(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    status: StatusCode,
+    location: &str,
+    operations: &[isthmus_core::header::HeaderOperations],
+) {
+    x.response.clear();
+    let answer = Answer {
+        status,
+        flags: Flags::NONE,
+        detail: "direct_response",
+        location: Some(location),
+        body: &[],
+        operations,
+        close: false,
+    };
+    local::send(context, conn, x, answer).await;
+}
+
+/// Counts Max-Forwards of TRACE and OPTIONS down; false when it was 0.
+fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
+    if !matches!(request.method, Method::TRACE | Method::OPTIONS) {
+        return Ok(true);
+    }
+    let Some(value) = request.headers.get(HeaderId::MaxForwards) else { return Ok(true) };
+    let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    match number.and_then(|text| text.parse::<u32>().ok()) {
+        Some(0) => Ok(false),
+        Some(hops) => {
+            request.headers.set(HeaderId::MaxForwards, itoa::Buffer::new().format(hops - 1).as_bytes());
+            Ok(true)
+        }
+        None => Err(Cause::RequestHead(isthmus_core::h1::HeadError::MaxForwards)),
+    }
+}
+
+/// Makes the request what its destination is to get.
+fn rewrite(x: &mut Exchange, forward: &Forward, destination: &Destination) {
+    let request = &mut x.request;
+    if let Some(rewrite) = &forward.path {
+        let path = rewrite.apply(request);
+        x.original_path.push_str(&request.path);
+        request.headers.set(HeaderId::XEnvoyOriginalPath, request.path.as_bytes());
+        request.set_path(&path);
+    }
+    if let Some(authority) = &destination.authority {
+        request.headers.remove(HeaderId::XEnvoyOriginalHost);
+        request.headers.append_known(HeaderId::XEnvoyOriginalHost, request.authority.as_bytes());
+        request.set_authority(authority);
+    }
+    for operations in &destination.request_headers {
+        operations.apply(&mut request.headers);
+    }
+    if let Some(timeout) = forward.timeout {
+        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        request.headers.set(HeaderId::XEnvoyExpectedRqTimeoutMs, itoa::Buffer::new().format(ms).as_bytes());
+    }
+}
+
+async fn forward_request(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    forward: &Forward,
+) {
+    let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
+        return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
+    };
+    let Some(cluster) = context.clusters.get(&destination.cluster) else {
+        x.outcome.unknown_cluster = Some(destination.cluster.clone());
+        return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
+    };
+    x.outcome.cluster = Some(Rc::clone(&cluster));
+    rewrite(x, forward, destination);
+    if conn.reader.is_body_done() {
+        x.route_timer.set(forward.timeout.unwrap_or_default());
+    }
+    let attempted = attempt(context, conn, x, &cluster, forward).await;
+    match attempted {
+        Ok(Answered { lease, upstream, sent }) => {
+            pass_on(context, conn, x, &cluster, destination, forward, upstream, lease, sent).await;
+        }
+        Err(End::Reply(reply)) => {
+            // A request that broke off in the middle of its body leaves nothing to go on with.
+            let broken = matches!(reply.cause, Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout);
+            local::refuse(context, conn, x, reply, broken).await;
+        }
+        Err(End::ClientGone) => {
+            context.count_cause(Cause::ClientGone);
+            x.outcome.flags = Flags::DC;
+            x.outcome.detail = Cause::ClientGone.detail();
+            x.outcome.after = After::Abort;
+        }
+    }
+}
+
+/// Why no upstream answered.
+enum End {
+    Reply(LocalReply),
+    ClientGone,
+}
+
+/// An upstream has answered: its head is in the exchange.
+struct Answered {
+    lease: Lease,
+    upstream: Box<upstream::Connection>,
+    sent: Sending,
+}
+
+/// How far the request is on its way to one upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    /// All of the body has arrived already; it stays in the buffer until the answer comes, so that it can be sent
+    /// again. So many bytes of it are sent.
+    Whole(usize),
+    /// The body is passed on as it arrives.
+    Streaming,
+    /// Everything is sent.
+    Done,
+    /// The upstream takes no more of it; what it answers still counts.
+    Stopped,
+}
+
+/// Sends the request until an upstream begins to answer.
+async fn attempt(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    cluster: &Rc<ClusterHandle>,
+    forward: &Forward,
+) -> Result<Answered, End> {
+    let mut attempts = Attempts::new(RetryPolicy::default(), &x.request.method);
+    let mut avoid: Vec<EndpointId> = Vec::new();
+    loop {
+        let number = attempts.start();
+        if number > 1 {
+            context.stats.borrow_mut().counters.retries += 1;
+        }
+        x.request.headers.set(HeaderId::XEnvoyAttemptCount, itoa::Buffer::new().format(number).as_bytes());
+        let fresh = attempts.needs_fresh_connection();
+        let careful = !x.request.method.is_idempotent() || !(conn.reader.is_body_done());
+        let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, careful).await? {
+            Connected::No(lease, cause) => {
+                (Some(lease), Failure::Connect(cause), BodyProgress { sent: false, replayable: true })
+            }
+            Connected::Refused(cause) => return Err(End::Reply(cause.into())),
+            Connected::Yes(lease, mut upstream) => {
+                match send(context, conn, x, cluster, &mut upstream, forward).await? {
+                    Sent::Answered(sent) => return Ok(Answered { lease, upstream, sent }),
+                    Sent::Failed(failure, progress) => (Some(lease), failure, progress),
+                }
+            }
+        };
+        if let Some(lease) = lease {
+            avoid.push(lease.endpoint());
+            lease.finish(None);
+        }
+        let verdict = attempts.failed(failure, progress, &mut context.random.borrow_mut());
+        match verdict {
+            Verdict::GiveUp(reply) => return Err(End::Reply(reply)),
+            Verdict::Retry(wait) if wait.is_zero() => {}
+            Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
+        }
+    }
+}
+
+/// Waits before a retry, unless the client goes away or the time is over.
+async fn pause(context: &Context, conn: &mut Connection, x: &mut Exchange, wait: Duration) -> Result<(), End> {
+    let timer = context.wheel.timer();
+    timer.set(wait);
+    poll_fn(|cx| {
+        if timer.poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        interrupted(conn, &x.route_timer, cx)
+    })
+    .await
+}
+
+/// What ends any wait for an upstream: the client is gone, or the route's time is over.
+fn interrupted<T>(conn: &mut Connection, route_timer: &Timer, cx: &mut TaskContext<'_>) -> Poll<Result<T, End>> {
+    if conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+        return Poll::Ready(Err(End::ClientGone));
+    }
+    route_timer.poll(cx).map(|()| Err(End::Reply(Cause::UpstreamTimeout.into())))
+}
+
+enum Connected {
+    Yes(Lease, Box<upstream::Connection>),
+    No(Lease, Cause),
+    Refused(Cause),
+}
+
+async fn connect(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    cluster: &Rc<ClusterHandle>,
+    avoid: &[EndpointId],
+    fresh: bool,
+    careful: bool,
+) -> Result<Connected, End> {
+    match cluster.start(avoid, fresh, careful, &context.random) {
+        Start::Refuse(cause) => Ok(Connected::Refused(cause)),
+        Start::Reuse(lease, upstream) => {
+            context.stats.borrow_mut().counters.upstream_reuses += 1;
+            x.outcome.upstream_host = Some(upstream.address);
+            Ok(Connected::Yes(lease, upstream))
+        }
+        Start::Connect(lease, address, permit) => {
+            x.outcome.upstream_host = Some(address);
+            let timeout = cluster.connect_timeout();
+            let open = context.clusters.count_open();
+            // Boxed: connecting is rare, and its state would make every request's larger.
+            let connecting =
+                Box::pin(upstream::connect::connect(address, timeout, permit, &context.pool, context.limits, open));
+            let mut connecting = pin!(connecting);
+            let connected = poll_fn(|cx| {
+                if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(connected));
+                }
+                interrupted(conn, &x.route_timer, cx)
+            })
+            .await?;
+            let mut stats = context.stats.borrow_mut();
+            match connected {
+                Ok(upstream) => {
+                    stats.counters.upstream_connects += 1;
+                    Ok(Connected::Yes(lease, upstream))
+                }
+                Err(cause) => {
+                    stats.counters.upstream_connect_failures += 1;
+                    Ok(Connected::No(lease, cause))
+                }
+            }
+        }
+    }
+}
+
+enum Sent {
+    /// A final response's head is in the exchange.
+    Answered(Sending),
+    /// The attempt failed before that.
+    Failed(Failure, BodyProgress),
+}
+
+/// Sends the request on one connection and waits for the head of a final response. The body is passed on meanwhile.
+async fn send(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    cluster: &ClusterHandle,
+    upstream: &mut upstream::Connection,
+    forward: &Forward,
+) -> Result<Sent, End> {
+    let reused = upstream.requests > 0;
+    upstream.requests += 1;
+    let last = cluster.is_used_up(upstream.requests);
+    x.to_upstream.reset();
+    x.to_upstream.request_head(&x.request, last);
+    let mut sending = match (conn.reader.is_body_done(), conn.reader.whole_body().is_some()) {
+        (true, _) | (false, true) => Sending::Whole(0),
+        (false, false) => Sending::Streaming,
+    };
+    let replayable = !matches!(sending, Sending::Streaming);
+    let started = clock::now();
+    let mut interim = 0;
+    let limit = context.settings.request_body_bytes;
+    conn.phase.set(phase_limit(context, sending));
+    loop {
+        let Exchange { request, response, trailers, to_upstream, route_timer, .. } = &mut *x;
+        let read = poll_fn(|cx| {
+            match poll_request(conn, upstream, to_upstream, trailers, &mut sending, limit, cx) {
+                Poll::Ready(Ok(())) => {
+                    route_timer.set(forward.timeout.unwrap_or_default());
+                    conn.phase.set(phase_limit(context, sending));
+                }
+                Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
+                Poll::Pending => {}
+            }
+            if let Poll::Ready(read) = upstream.reader.poll_response(&upstream.stream, cx, &request.method, response) {
+                return Poll::Ready(Ok(read));
+            }
+            // An interim response may still be on its way to the client.
+            if !conn.writer.is_flushed()
+                && let Poll::Ready(Err(_)) = conn.writer.poll_flush(&conn.stream, cx)
+            {
+                return Poll::Ready(Err(End::ClientGone));
+            }
+            // While the body streams, its own reads notice a client that is gone.
+            if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+                return Poll::Ready(Err(End::ClientGone));
+            }
+            if route_timer.poll(cx).is_ready() {
+                return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
+            }
+            if conn.phase.poll(cx).is_ready() {
+                let cause = if sending == Sending::Streaming { Cause::BodyTimeout } else { Cause::StreamIdle };
+                return Poll::Ready(Err(End::Reply(cause.into())));
+            }
+            Poll::Pending
+        })
+        .await?;
+        let progress = BodyProgress { sent: x.to_upstream.written() > 0, replayable };
+        let failure = match read {
+            Ok(()) if x.response.status.is_informational() => {
+                interim += 1;
+                if interim > context.settings.interim_responses {
+                    Failure::Final(Cause::UpstreamInterim)
+                } else {
+                    let wanted = x.response.status != StatusCode::CONTINUE || x.request.expects_continue;
+                    if wanted && x.request.version == Version::Http11 {
+                        conn.writer.interim_head(&x.response);
+                    }
+                    continue;
+                }
+            }
+            Ok(()) => {
+                x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
+                if context.log.is_on() {
+                    x.outcome.upstream_local = upstream.stream.local_addr();
+                }
+                return Ok(Sent::Answered(sending));
+            }
+            Err(ReadError::Closed { clean: true } | ReadError::Io(_)) => Failure::Reset { reused },
+            Err(ReadError::Closed { clean: false }) => Failure::Final(Cause::UpstreamReset),
+            Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
+            Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
+        };
+        return Ok(Sent::Failed(failure, progress));
+    }
+}
+
+/// How long the exchange may stand still while the request is in this state.
+fn phase_limit(context: &Context, sending: Sending) -> Duration {
+    match sending {
+        Sending::Streaming => context.settings.body_timeout,
+        _ => context.settings.stream_idle_timeout,
+    }
+}
+
+/// Moves the request towards the upstream. Ready once, when all of it is sent; Pending ever after.
+fn poll_request(
+    conn: &mut Connection,
+    upstream: &upstream::Connection,
+    writer: &mut MessageWriter,
+    trailers: &mut HeaderList,
+    sending: &mut Sending,
+    limit: u64,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<(), End>> {
+    loop {
+        match sending {
+            Sending::Done | Sending::Stopped => return Poll::Pending,
+            Sending::Whole(at) => {
+                let body = conn.reader.whole_body().unwrap_or(&[]);
+                match writer.poll_all(&upstream.stream, cx, body, at) {
+                    Poll::Ready(Ok(())) => {
+                        *sending = Sending::Done;
+                        return Poll::Ready(Ok(()));
+                    }
+                    // An upstream that no longer reads may have answered; reading decides.
+                    Poll::Ready(Err(_)) => *sending = Sending::Stopped,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Sending::Streaming => match conn.reader.poll_data(&conn.stream, cx) {
+                Poll::Ready(Ok(Chunk::Data(there))) => {
+                    if limit > 0 && conn.reader.body_bytes() + there as u64 > limit {
+                        return Poll::Ready(Err(End::Reply(Cause::RequestTooLarge.into())));
+                    }
+                    let data = conn.reader.data().get(..there).unwrap_or(&[]);
+                    match writer.poll_data(&upstream.stream, cx, data) {
+                        Poll::Ready(Ok(used)) => {
+                            conn.reader.take(used);
+                            // Progress: the pause is measured from here.
+                            conn.phase.extend();
+                        }
+                        Poll::Ready(Err(_)) => *sending = Sending::Stopped,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                Poll::Ready(Ok(Chunk::End)) => {
+                    conn.reader.trailers(trailers);
+                    writer.finish(trailers);
+                    // What is queued goes out as if the body had been at hand all along.
+                    *sending = Sending::Whole(0);
+                }
+                Poll::Ready(Err(ReadError::Body(error))) if error != isthmus_core::h1::BodyError::Truncated => {
+                    return Poll::Ready(Err(End::Reply(Cause::RequestBody(error).into())));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
+                Poll::Pending => {
+                    if let Poll::Ready(Err(_)) = writer.poll_flush(&upstream.stream, cx) {
+                        *sending = Sending::Stopped;
+                    }
+                    return Poll::Pending;
+                }
+            },
+        }
+    }
+}
+
+/// Gives the buffer of a body back that was kept in order to be sent again.
+fn drop_whole_body(conn: &mut Connection) {
+    if let Some(length) = conn.reader.whole_body().map(<[u8]>::len) {
+        conn.reader.take(length);
+    }
+}
+
+/// How a response broke off after its head was on its way.
+enum Broken {
+    Upstream(Cause),
+    ClientGone,
+}
+
+/// Passes the response on, and what is left of the request.
+#[allow(clippy::too_many_arguments, reason = "each is a part of the exchange that ends here")]
+async fn pass_on(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    cluster: &ClusterHandle,
+    destination: &Destination,
+    forward: &Forward,
+    mut upstream: Box<upstream::Connection>,
+    lease: Lease,
+    mut sending: Sending,
+) {
+    if sending == Sending::Done {
+        drop_whole_body(conn);
+    }
+    let keep_alive = begin_response(context, conn, x, destination, sending);
+    let upstream_keep_alive = x.response.keep_alive;
+    let limit = context.settings.request_body_bytes;
+    let idle = context.settings.stream_idle_timeout;
+    conn.phase.set(idle);
+    let Exchange { trailers, to_upstream, route_timer, .. } = &mut *x;
+    let mut finished = false;
+    let result = poll_fn(|cx| {
+        if sending != Sending::Done && sending != Sending::Stopped {
+            match poll_request(conn, &upstream, to_upstream, trailers, &mut sending, limit, cx) {
+                Poll::Ready(Ok(())) => route_timer.set(forward.timeout.unwrap_or_default()),
+                // The response goes on; only the request is given up.
+                Poll::Ready(Err(End::Reply(_))) => sending = Sending::Stopped,
+                Poll::Ready(Err(End::ClientGone)) => return Poll::Ready(Err(Broken::ClientGone)),
+                Poll::Pending => {}
+            }
+        }
+        if let Poll::Ready(result) = poll_response_body(conn, &mut upstream, trailers, &mut finished, cx) {
+            return Poll::Ready(result);
+        }
+        if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+            return Poll::Ready(Err(Broken::ClientGone));
+        }
+        if route_timer.poll(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamTimeout)));
+        }
+        conn.phase.poll(cx).map(|()| Err(Broken::Upstream(Cause::StreamIdle)))
+    })
+    .await;
+    x.outcome.response_bytes = upstream.reader.body_bytes();
+    match result {
+        Ok(()) => {
+            let request_done = sending == Sending::Done;
+            if request_done {
+                drop_whole_body(conn);
+            }
+            // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
+            let reusable = upstream_keep_alive
+                && request_done
+                && !upstream.reader.has_unread()
+                && !cluster.is_used_up(upstream.requests);
+            lease.finish(reusable.then_some(upstream));
+            x.outcome.after = if keep_alive && request_done { After::KeepAlive } else { After::Close };
+        }
+        Err(broken) => {
+            lease.finish(None);
+            let cause = match broken {
+                Broken::Upstream(cause) => cause,
+                Broken::ClientGone => Cause::ClientGone,
+            };
+            context.count_cause(cause);
+            x.outcome.flags = x.outcome.flags.with(match cause {
+                Cause::UpstreamReset | Cause::UpstreamBody(isthmus_core::h1::BodyError::Truncated) => Flags::UC,
+                other => other.flag(),
+            });
+            x.outcome.detail = cause.detail();
+            x.outcome.after = After::Abort;
+        }
+    }
+}
+
+/// Queues the response's head for the client; answers whether the client's connection may carry another request.
+fn begin_response(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    destination: &Destination,
+    sending: Sending,
+) -> bool {
+    let head = &mut x.response;
+    for operations in &destination.response_headers {
+        operations.apply(&mut head.headers);
+    }
+    if !context.settings.pass_server_header {
+        head.headers.set(HeaderId::Server, b"isthmus");
+    }
+    if let Some(time) = x.outcome.upstream_time {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        head.headers.set(HeaderId::XEnvoyUpstreamServiceTime, itoa::Buffer::new().format(ms).as_bytes());
+    }
+    x.outcome.status = Some(head.status);
+    x.outcome.detail = "via_upstream";
+    // An error that comes before the upload has ended most often means that the rest is not wanted.
+    let early_refusal = sending != Sending::Done && !head.status.is_success();
+    let keep_alive = x.request.keep_alive
+        && !early_refusal
+        && !conn.is_draining()
+        && !context.is_last_request(conn.requests);
+    let form = ResponseContext {
+        version: x.request.version,
+        head_request: x.request.method == Method::HEAD,
+        keep_alive,
+    };
+    !conn.writer.response_head(head, form)
+}
+
+/// Moves the response's body towards the client; Ready when all of it is written, or broken off.
+fn poll_response_body(
+    conn: &mut Connection,
+    upstream: &mut upstream::Connection,
+    trailers: &mut HeaderList,
+    finished: &mut bool,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<(), Broken>> {
+    loop {
+        if *finished {
+            return conn.writer.poll_flush(&conn.stream, cx).map_err(|_| Broken::ClientGone);
+        }
+        match upstream.reader.poll_data(&upstream.stream, cx) {
+            Poll::Ready(Ok(Chunk::Data(there))) => {
+                let data = upstream.reader.data().get(..there).unwrap_or(&[]);
+                match conn.writer.poll_data(&conn.stream, cx, data) {
+                    Poll::Ready(Ok(used)) => {
+                        upstream.reader.take(used);
+                        conn.phase.extend();
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(Chunk::End)) => {
+                upstream.reader.trailers(trailers);
+                conn.writer.finish(trailers);
+                *finished = true;
+            }
+            Poll::Ready(Err(ReadError::Body(error))) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error)))),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamReset))),
+            Poll::Pending => {
+                return match conn.writer.poll_flush(&conn.stream, cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
+                    _ => Poll::Pending,
+                };
+            }
+        }
+    }
+}

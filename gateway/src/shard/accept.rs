@@ -1,0 +1,128 @@
+//! Accepting: takes connections from a listening socket in batches, within limits.
+
+use super::{Shard, connection};
+use crate::io::spawn;
+use crate::io::stream::Stream;
+use crate::io::{executor, socket};
+use crate::proxy::ListenerState;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// Connections taken in one go, before others get a turn.
+const BATCH: usize = 64;
+/// How long accepting rests when the process is out of file descriptors: asking again at once would spin.
+const REST: Duration = Duration::from_millis(50);
+
+/// How many connections the shard has and may have.
+pub(super) struct Limits {
+    max: u64,
+    open: Rc<Cell<u64>>,
+    /// Accepting tasks that wait for a connection to end.
+    waiting: Rc<RefCell<Vec<Waker>>>,
+}
+
+/// One open connection; wakes those that wait for room when dropped.
+pub(super) struct Counted {
+    open: Rc<Cell<u64>>,
+    waiting: Rc<RefCell<Vec<Waker>>>,
+}
+
+impl Limits {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max: max as u64, open: Rc::default(), waiting: Rc::default() }
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.open.get()
+    }
+
+    fn count(&self) -> Counted {
+        self.open.set(self.open.get() + 1);
+        Counted { open: Rc::clone(&self.open), waiting: Rc::clone(&self.waiting) }
+    }
+
+    /// Waits until there is room for another connection.
+    async fn room(&self) {
+        poll_fn(|cx| {
+            if self.open.get() < self.max {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[derive(Default)]
+struct Stop {
+    stopped: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Keeps a listener accepting; dropping it closes the listening socket.
+pub(super) struct Guard(Rc<Stop>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.stopped.set(true);
+        let waker = self.0.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Starts accepting from a socket.
+pub(super) fn start(shard: &Rc<Shard>, bound: OwnedFd, state: Rc<ListenerState>) -> Guard {
+    let stop = Rc::new(Stop::default());
+    let (shard, stopped) = (Rc::clone(shard), Rc::clone(&stop));
+    let tasks = Rc::clone(&shard.context.tasks);
+    spawn::spawn(&tasks, async move {
+        let mut accepting = pin!(accept_all(&shard, &bound, &state));
+        poll_fn(|cx| {
+            if stopped.stopped.get() {
+                return Poll::Ready(());
+            }
+            *stopped.waker.borrow_mut() = Some(cx.waker().clone());
+            accepting.as_mut().poll(cx)
+        })
+        .await;
+    });
+    Guard(stop)
+}
+
+async fn accept_all(shard: &Rc<Shard>, bound: &OwnedFd, state: &Rc<ListenerState>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        shard.accepting.room().await;
+        let room = shard.accepting.max.saturating_sub(shard.accepting.open.get());
+        let max = BATCH.min(usize::try_from(room).unwrap_or(BATCH)).max(1);
+        if socket::accept(bound, max, &mut batch).await.is_err() {
+            shard.context.stats.borrow_mut().counters.accept_errors += 1;
+            executor::sleep(REST).await;
+            continue;
+        }
+        for (fd, peer) in batch.drain(..) {
+            shard.context.stats.borrow_mut().counters.downstream_connections += 1;
+            let counted = shard.accepting.count();
+            let (context, state) = (Rc::clone(&shard.context), Rc::clone(state));
+            let draining = Rc::clone(&shard.draining);
+            let stream = Stream::from_fd(fd);
+            spawn::spawn(&shard.context.tasks, connection::serve(context, state, stream, peer, draining, counted));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A shard: one core's listeners, connections, clusters and counters, and the loop that obeys control.
+
+mod accept;
+mod connection;
+
+use crate::access_log::{AccessLog, AccessLogSender};
+use crate::clusters::Clusters;
+use crate::io::buffer::Pool;
+use crate::io::spawn::{self, Tasks};
+use crate::io::timer::Wheel;
+use crate::io::{clock, socket};
+use crate::mailbox::{Inbox, Outbox, Publication, ToControl, ToShard};
+use crate::proxy::{Context, ListenerRoutes, ListenerState};
+use isthmus_core::limits::Settings;
+use isthmus_core::listener::ListenerKey;
+use isthmus_core::random::Random;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a shard does what need not be done at once: looks at idle upstream connections.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often the access log's batch is handed over at the latest, and retired versions and full mailboxes are looked at.
+const FLUSH: Duration = Duration::from_millis(100);
+
+/// What a shard is started with.
+pub struct Start {
+    /// The process's settings.
+    pub settings: Settings,
+    /// Most downstream connections.
+    pub connections_max: usize,
+    /// Seed of its random source.
+    pub seed: u64,
+    /// From control.
+    pub inbox: Inbox<ToShard>,
+    /// To control.
+    pub outbox: Outbox<ToControl>,
+    /// Where access log lines go.
+    pub log: AccessLogSender,
+}
+
+/// A listener of this shard.
+struct Listening {
+    state: Rc<ListenerState>,
+    /// Dropped when the listener goes: the accepting task sees it and ends.
+    _accepting: accept::Guard,
+}
+
+struct Shard {
+    context: Rc<Context>,
+    accepting: accept::Limits,
+    listeners: RefCell<HashMap<ListenerKey, Listening>>,
+    outbox: RefCell<Outbox<ToControl>>,
+    /// Versions that requests may still use; the last is the present one.
+    publications: RefCell<Vec<Arc<Publication>>>,
+    draining: Rc<Cell<bool>>,
+    drained_sent: Cell<bool>,
+}
+
+/// Runs a shard until control says stop.
+pub async fn run(start: Start, wheel: Wheel) {
+    let settings = Rc::new(start.settings);
+    let draining = Rc::new(Cell::new(false));
+    let context = Rc::new(Context {
+        limits: settings.message_limits(),
+        settings,
+        wheel,
+        pool: Pool::default(),
+        tasks: Rc::new(Tasks::default()),
+        clusters: Clusters::default(),
+        random: RefCell::new(Random::from_seed(start.seed)),
+        scratch: RefCell::default(),
+        stats: RefCell::default(),
+        active: Rc::default(),
+        log: AccessLog::new(start.log),
+    });
+    let shard = Rc::new(Shard {
+        accepting: accept::Limits::new(start.connections_max),
+        context,
+        listeners: RefCell::default(),
+        outbox: RefCell::new(start.outbox),
+        publications: RefCell::default(),
+        draining,
+        drained_sent: Cell::new(false),
+    });
+    let housekeeping = Rc::clone(&shard);
+    spawn::spawn(&shard.context.tasks, async move { housekeeping.keep_house().await });
+    let mut inbox = start.inbox;
+    while let Some(message) = inbox.recv().await {
+        match message {
+            ToShard::Apply { publication, sockets } => shard.apply(&publication, sockets),
+            ToShard::CollectStats => shard.send_stats(),
+            ToShard::Drain { stop_accepting } => shard.drain(stop_accepting),
+            ToShard::Stop => break,
+        }
+    }
+    shard.context.log.flush();
+    shard.listeners.borrow_mut().clear();
+    shard.context.clusters.close_idle();
+    shard.outbox.borrow_mut().flush();
+}
+
+impl Shard {
+    fn send(&self, message: ToControl) {
+        self.outbox.borrow_mut().send(message);
+    }
+
+    /// Serves a new version: clusters first, so that no route names one that is not there; then routes; then listeners.
+    fn apply(self: &Rc<Self>, publication: &Arc<Publication>, sockets: Vec<(ListenerKey, OwnedFd)>) {
+        self.context.clusters.reconcile(publication, &self.context.random);
+        self.context.scratch.borrow_mut().clear();
+        let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
+        let mut before = std::mem::take(&mut *self.listeners.borrow_mut());
+        let mut next = HashMap::new();
+        for listener in &publication.snapshot.listeners {
+            let key = &listener.key;
+            if let Some(known) = before.remove(key) {
+                let routes = ListenerRoutes::new(Arc::clone(&listener.routes), Some(&known.state.routes.borrow()));
+                *known.state.routes.borrow_mut() = Rc::new(routes);
+                next.insert(key.clone(), known);
+                continue;
+            }
+            let Some(bound) = sockets.remove(key) else { continue };
+            if let Err(error) = socket::listen(&bound) {
+                self.send(ToControl::ListenFailed { listener: key.clone(), error: error.to_string() });
+                continue;
+            }
+            let routes = RefCell::new(Rc::new(ListenerRoutes::new(Arc::clone(&listener.routes), None)));
+            let state = Rc::new(ListenerState { key: key.clone(), routes });
+            let guard = accept::start(self, bound, Rc::clone(&state));
+            next.insert(key.clone(), Listening { state, _accepting: guard });
+        }
+        *self.listeners.borrow_mut() = next;
+        drop(before);
+        self.publications.borrow_mut().push(Arc::clone(publication));
+        self.send(ToControl::Applied { version: publication.snapshot.version });
+        self.retire();
+    }
+
+    /// Sends the versions back that nothing here uses any more: requests hold parts of a version, never the whole.
+    fn retire(&self) {
+        let mut publications = self.publications.borrow_mut();
+        while publications.len() > 1 {
+            let old = publications.remove(0);
+            self.send(ToControl::Retired(old));
+        }
+    }
+
+    fn send_stats(&self) {
+        let mut stats = std::mem::take(&mut *self.context.stats.borrow_mut());
+        let (open, idle) = self.context.clusters.connections();
+        stats.counters.task_panics = self.context.tasks.take_panics();
+        stats.gauges.downstream_connections_active = self.accepting.connections();
+        stats.gauges.requests_active = self.context.active.get();
+        stats.gauges.upstream_connections_active = open;
+        stats.gauges.upstream_connections_idle = idle;
+        stats.gauges.tasks = self.context.tasks.live();
+        stats.gauges.buffers_in_use = self.context.pool.lent();
+        self.send(ToControl::Stats { stats: Box::new(stats), clusters: self.context.clusters.view() });
+    }
+
+    fn drain(&self, stop_accepting: bool) {
+        self.draining.set(true);
+        if stop_accepting {
+            self.listeners.borrow_mut().clear();
+        }
+        self.context.wheel.wake_all();
+        self.report_drained();
+    }
+
+    fn report_drained(&self) {
+        let stopped = self.draining.get() && self.listeners.borrow().is_empty();
+        if stopped && self.accepting.connections() == 0 && !self.drained_sent.replace(true) {
+            self.context.log.flush();
+            self.send(ToControl::Drained);
+        }
+    }
+
+    async fn keep_house(self: Rc<Self>) {
+        let mut last = clock::now();
+        loop {
+            self.context.wheel.sleep(FLUSH).await;
+            self.context.log.flush();
+            self.outbox.borrow_mut().flush();
+            self.report_drained();
+            let now = clock::now();
+            if now.saturating_duration_since(last) >= HOUSEKEEPING {
+                last = now;
+                self.context.clusters.sweep();
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Connections to endpoints: made by [`connect`], used by the proxy, kept by `clusters` while they idle.
+
+pub mod connect;
+
+use crate::io::h1::MessageReader;
+use crate::io::stream::Stream;
+use isthmus_core::shared::Permit;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+/// Counts what is open; goes down when dropped.
+#[derive(Debug)]
+pub struct Open(Rc<Cell<u64>>);
+
+impl Open {
+    /// One more.
+    pub fn new(count: &Rc<Cell<u64>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// One connection to an endpoint.
+pub struct Connection {
+    /// The socket.
+    pub stream: Stream,
+    /// Reads answers.
+    pub reader: MessageReader,
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// Requests that it has carried, the present one included.
+    pub requests: u32,
+    /// Its permit of the cluster's budget.
+    pub permit: Permit,
+    /// Its place in the count of open connections.
+    pub open: Open,
+}

@@ -2,9 +2,10 @@
 
 use crate::deadline::SOON;
 use crate::wire::{Fields, Length, Wire, WireError, declared_length};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -57,13 +58,22 @@ impl Client {
 
     /// Connects, or says why not.
     pub fn try_connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, SOON)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
-        Ok(Self {
+        Ok(Self::over(TcpStream::connect_timeout(&address, SOON)?))
+    }
+
+    /// Speaks over this connection.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).expect("TCP_NODELAY");
+        stream.set_read_timeout(Some(SOON)).expect("a time-out");
+        stream.set_write_timeout(Some(SOON)).expect("a time-out");
+        Self {
             wire: Wire::new(stream),
-        })
+        }
+    }
+
+    /// The connection alone, without the buffers of a client; what was received and not read is lost.
+    pub fn into_stream(self) -> TcpStream {
+        self.wire.into_stream()
     }
 
     /// Gives up reading after this time instead of the usual one.
@@ -210,6 +220,22 @@ impl Client {
     }
 }
 
+/// Connects from one of this machine's addresses, with a receive buffer of about so many bytes.
+pub fn connect_from(source: IpAddr, to: SocketAddr, receive_buffer: Option<usize>) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if let Some(bytes) = receive_buffer {
+        set_socket_recv_buffer_size(&socket, bytes)?;
+    }
+    bind(&socket, &SocketAddr::new(source, 0))?;
+    connect(&socket, &to)?;
+    Ok(socket.into())
+}
+
 /// One request on a connection of its own.
 pub fn get(address: SocketAddr, host: &str, path: &str) -> Response {
     Client::connect(address).get(host, path)
@@ -270,6 +296,14 @@ mod tests {
                 .unwrap_err();
             assert!(matches!(error, WireError::Syntax(_)), "{error:?}");
         }
+    }
+
+    #[test]
+    fn connections_come_from_the_address_that_is_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let source = "127.0.0.3".parse().unwrap();
+        let _stream = connect_from(source, listener.local_addr().unwrap(), Some(4096)).unwrap();
+        assert_eq!(listener.accept().unwrap().1.ip(), source);
     }
 
     #[test]

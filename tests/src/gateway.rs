@@ -221,6 +221,8 @@ impl Builder {
             "--metrics",
             "127.0.0.1:0",
         ]);
+        // Tests take no load balancer out of service first.
+        command.args(["--drain-delay", "0s"]);
         command.args(["--defaults", self.defaults, "--shards", &self.shards.to_string()]);
         command
             .arg("--ready-file")

@@ -1,6 +1,6 @@
 //! Ports from the kernel.
 
-use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
@@ -17,7 +17,13 @@ pub struct HeldPort {
 impl HeldPort {
     /// Takes a free port.
     pub fn take() -> Self {
-        let held = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        let held = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("a socket");
         sockopt::set_socket_reuseport(&held, true).expect("SO_REUSEPORT");
         bind(&held, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).expect("a free port on loopback");
         let address = getsockname(&held)

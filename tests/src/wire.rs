@@ -121,6 +121,11 @@ impl Wire {
         &self.stream
     }
 
+    /// The socket without the buffer.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// The socket, to write to.
     pub fn stream_mut(&mut self) -> &mut TcpStream {
         &mut self.stream

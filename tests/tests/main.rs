@@ -1,1 +1,17 @@
-//! End-to-end tests: the real binary between real clients and real upstreams.
+//! End-to-end tests: the real binary between real clients and real upstreams, one module per feature.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail their test, and clippy knows only test functions as tests"
+)]
+
+mod bookinfo;
+mod environment;
+mod faults;
+mod framing;
+mod h1_corpus;
+mod limits;
+mod nginx_upstream;
+mod routing;

@@ -1,0 +1,139 @@
+//! Starting where the environment is not as it should be, and ending as asked.
+
+use isthmus_tests::deadline::{SOON, eventually};
+use isthmus_tests::fault::{Fault, FaultPeer};
+use isthmus_tests::gateway::{Builder, Gateway, IO_URING_SETUP};
+use isthmus_tests::resources::one_route;
+use isthmus_tests::upstream::{Answer, Upstream};
+use rustix::process::Signal;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+/// An endpoint that is never asked.
+fn anything() -> Builder {
+    let nobody: SocketAddr = "127.0.0.1:9".parse().expect("an address");
+    Gateway::builder().resources("route", &one_route(nobody, ""))
+}
+
+#[test]
+fn forbidden_io_uring_exits_3_and_says_what_to_do() {
+    let exit = anything().forbid(IO_URING_SETUP).run_to_exit();
+    assert_eq!(exit.code, Some(3), "{}", exit.log);
+    let said = exit.log.to_lowercase();
+    assert!(
+        said.contains("io_uring") && said.contains("seccomp") && !said.contains("panicked"),
+        "{said}"
+    );
+}
+
+#[test]
+fn too_little_locked_memory_exits_3_and_says_what_to_do() {
+    let exit = anything()
+        .through(&["prlimit", "--memlock=65536:65536"])
+        .run_to_exit();
+    assert_eq!(exit.code, Some(3), "{}", exit.log);
+    let said = exit.log.to_lowercase();
+    assert!(said.contains("memlock") && !said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_port_that_is_taken_exits_3_and_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("its address").port();
+    let exit = anything().port_as(80, port).run_to_exit();
+    assert_eq!(exit.code, Some(3), "{}", exit.log);
+    assert!(
+        exit.log.contains(&port.to_string()) && !exit.log.contains("panicked"),
+        "{}",
+        exit.log
+    );
+}
+
+#[test]
+fn documents_with_errors_exit_1_with_every_place() {
+    let text = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: g}
+spec:
+  servers:
+  - port: {number: eighty, name: http, protocol: HTTP}
+    hosts: [\"*\"]
+";
+    let exit = anything()
+        .resources("bad", text)
+        .resources("worse", "kind: [\n")
+        .run_to_exit();
+    assert_eq!(exit.code, Some(1), "{}", exit.log);
+    assert!(exit.log.contains("bad.yaml:6:20"), "{}", exit.log);
+    assert!(
+        exit.log.contains("worse.yaml:"),
+        "every problem at once: {}",
+        exit.log
+    );
+}
+
+#[test]
+fn a_usage_error_exits_2() {
+    let exit = anything().arg("--no-such-flag").run_to_exit();
+    assert_eq!(exit.code, Some(2), "{}", exit.log);
+}
+
+#[test]
+fn sigterm_lets_a_request_end_and_exits_0() {
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let upstream = Upstream::with_heads(
+        |_| isthmus_tests::upstream::OnHead::ReadBody,
+        move |_| {
+            released
+                .lock()
+                .expect("one request")
+                .recv_timeout(SOON)
+                .expect("the test releases the answer");
+            Answer::ok("in time")
+        },
+    );
+    let mut gateway = Gateway::in_front_of(upstream.address());
+    let mut client = gateway.client();
+    client.send_get("h", "/slow");
+    eventually(SOON, "the request is at the upstream", || upstream.served() == 1);
+    let mut idle = gateway.client();
+    gateway.signal(Signal::TERM);
+    idle.assert_closed();
+    assert!(
+        gateway.try_wait().is_none(),
+        "it waits for the request:\n{}",
+        gateway.log()
+    );
+    release.send(()).expect("the upstream waits");
+    assert_eq!(client.response().text(), "in time");
+    let status = gateway.wait(Duration::from_secs(5));
+    assert_eq!(status.code(), Some(0), "{}", gateway.log());
+}
+
+#[test]
+fn sigint_ends_at_once() {
+    let peer = FaultPeer::start(Fault::NeverAnswers);
+    let mut gateway = Gateway::in_front_of(peer.address());
+    let mut client = gateway.client();
+    client.send_get("h", "/never");
+    eventually(SOON, "the request is at the upstream", || peer.open() == 1);
+    gateway.signal(Signal::INT);
+    let status = gateway.wait(Duration::from_secs(2));
+    assert!(status.code().is_some(), "it exits by itself: {status}");
+}
+
+#[test]
+fn a_second_sigterm_ends_at_once() {
+    let peer = FaultPeer::start(Fault::NeverAnswers);
+    let mut gateway = Gateway::in_front_of(peer.address());
+    let mut client = gateway.client();
+    client.send_get("h", "/never");
+    let mut idle = gateway.client();
+    eventually(SOON, "the request is at the upstream", || peer.open() == 1);
+    gateway.signal(Signal::TERM);
+    idle.assert_closed();
+    gateway.signal(Signal::TERM);
+    gateway.wait(Duration::from_secs(2));
+}

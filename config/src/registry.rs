@@ -145,6 +145,22 @@ impl<'a> Registry<'a> {
     }
 
     fn add(&mut self, service: Service<'a>) {
+        let known = self.by_host.get(&service.host).map_or(&[][..], Vec::as_slice);
+        let same = |at: &&usize| {
+            self.services
+                .get(**at)
+                .is_some_and(|known| known.namespace == service.namespace)
+        };
+        if let Some(known) = known.iter().find(same).and_then(|at| self.services.get_mut(*at)) {
+            // Several resources that describe one service add up.
+            for port in service.ports {
+                match known.ports.iter_mut().find(|known| known.number == port.number) {
+                    Some(known) => known.endpoints.extend(port.endpoints),
+                    None => known.ports.push(port),
+                }
+            }
+            return;
+        }
         self.by_host
             .entry(service.host.clone())
             .or_default()

@@ -399,21 +399,30 @@ fn parse(text: &str) -> Result<Node, Fault> {
 }
 
 /// Looks for nesting that the parser would take quadratic time for: flow brackets, and dashes on one line. Returns
-/// the place where it becomes too deep. Quoted text, comments and block scalars do not count.
+/// the place where it becomes too deep.
+///
+/// Quoted text, comments and block scalars do not count. Where this cannot know what the parser would see, it takes
+/// text for plain, so that a quote which is none cannot hide brackets.
 fn too_deep(text: &str) -> Option<(usize, usize)> {
     let mut depth = 0usize;
     let mut quote: Option<char> = None;
     let mut block: Option<usize> = None;
+    // The last character that is neither space nor comment, and where the first key of its line stands.
+    let (mut last, mut key_column) = (':', 0);
     for (number, line) in text.lines().enumerate() {
-        let indent = line.len() - line.trim_start_matches(' ').len();
+        let content = line.trim_start_matches(' ');
+        let indent = line.len() - content.len();
+        if content.trim().is_empty() || (quote.is_none() && content.starts_with('#')) {
+            continue;
+        }
         if let Some(parent) = block {
-            if line.trim().is_empty() || indent > parent {
+            if indent > parent {
                 continue;
             }
-            block = None;
+            (block, last) = (None, ':');
         }
         if quote.is_none() && depth == 0 {
-            let mut rest = line.trim_start();
+            let mut rest = content;
             let mut dashes = 0;
             while let Some(next) = rest.strip_prefix("- ").or_else(|| rest.strip_prefix("? ")) {
                 rest = next.trim_start();
@@ -422,48 +431,61 @@ fn too_deep(text: &str) -> Option<(usize, usize)> {
                     return Some((number, indent));
                 }
             }
+            let column = line.len() - rest.len();
+            // A line further in than the key goes on with the key's plain text; any other begins anew.
+            if dashes > 0 || indent <= key_column || matches!(last, ':' | '-' | '?') {
+                (last, key_column) = (':', column);
+            }
         }
-        let mut before = ' ';
-        let mut characters = line.chars().enumerate().peekable();
-        while let Some((column, character)) = characters.next() {
+        let (mut before, mut before_that) = (' ', ' ');
+        let mut property = false;
+        let mut escaped = false;
+        for (column, character) in line.chars().enumerate() {
+            let fresh = before.is_whitespace()
+                || (depth > 0 && matches!(before, '[' | '{' | ','))
+                || (depth > 0 && before == ':' && matches!(before_that, '"' | '\''));
+            let begins = fresh && matches!(last, '[' | '{' | ',' | ':' | '-' | '?');
             match (quote, character) {
-                (Some('"'), '\\') => {
-                    characters.next();
-                }
-                (Some(open), _) if open == character => quote = None,
+                (Some('"'), _) if escaped => escaped = false,
+                (Some('"'), '\\') => escaped = true,
+                (Some(open), _) if open == character => (quote, last) = (None, character),
                 (Some(_), _) => {}
                 (None, '#') if before.is_whitespace() => break,
-                (None, '"' | '\'') if starts_token(before) => quote = Some(character),
-                (None, '[' | '{') if depth > 0 || starts_token(before) => {
-                    depth += 1;
+                (None, '"' | '\'') if begins => quote = Some(character),
+                // A tag or an anchor stands before its value and is none.
+                (None, '!' | '&') if begins => property = true,
+                (None, '[' | '{') if depth > 0 || before.is_whitespace() => {
+                    (depth, last, property) = (depth + 1, character, false);
                     if depth > DEPTH_MAX {
                         return Some((number, column));
                     }
                 }
-                (None, ']' | '}') => depth = depth.saturating_sub(1),
-                _ => {}
+                (None, ']' | '}') => (depth, last, property) = (depth.saturating_sub(1), character, false),
+                (None, _) if character.is_whitespace() => property = false,
+                (None, ',') if depth > 0 => (last, property) = (character, false),
+                (None, _) if property => {}
+                (None, _) => last = character,
             }
-            before = character;
+            (before_that, before) = (before, character);
         }
-        if quote.is_none() && depth == 0 {
-            let content = line.split(" #").next().unwrap_or("").trim_end();
-            let indicator =
-                content.trim_end_matches(['+', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']);
-            if indicator.ends_with([' ', '|', '>']) && indicator.trim_end().ends_with([':', '-', '|', '>']) {
-                let scalar = indicator
-                    .strip_suffix('|')
-                    .or_else(|| indicator.strip_suffix('>'));
-                if scalar.is_some_and(|head| head.ends_with(' ') || head.is_empty()) {
-                    block = Some(indent);
-                }
-            }
+        if quote.is_none() && depth == 0 && opens_block_scalar(line) {
+            block = Some(indent);
         }
     }
     None
 }
 
-fn starts_token(before: char) -> bool {
-    before.is_whitespace() || matches!(before, '[' | '{' | ',' | ':')
+/// Whether a line ends in `|` or `>`, perhaps with an indentation or chomping mark and a comment.
+fn opens_block_scalar(line: &str) -> bool {
+    let comment = line
+        .match_indices('#')
+        .find(|(at, _)| line.get(..*at).is_some_and(|head| head.ends_with([' ', '\t'])));
+    let content = comment
+        .map_or(line, |(at, _)| line.get(..at).unwrap_or(""))
+        .trim_end();
+    let content = content.trim_end_matches(['+', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']);
+    let head = content.strip_suffix('|').or_else(|| content.strip_suffix('>'));
+    head.is_some_and(|head| head.is_empty() || head.ends_with([' ', '\t']))
 }
 
 /// A host with a star that should have been quoted.
@@ -873,6 +895,188 @@ impl<'de> Visitor<'de> for Locate<'_> {
             found
                 .children
                 .push((name.take().unwrap_or_default(), Positions { key, ..value }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Node {
+        let (mut documents, errors) = read(text, false);
+        assert!(errors.is_empty(), "{errors:?}");
+        documents.remove(0).node
+    }
+
+    fn fault(text: &str) -> SyntaxError {
+        let (_, mut errors) = read(text, false);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        errors.remove(0)
+    }
+
+    #[test]
+    fn a_syntax_error_ends_its_own_document_only() {
+        let (documents, errors) = read("# c\n---\na: 1\n---\nb: [\n--- # again\nc: 3\n...\n", false);
+        let lines: Vec<usize> = documents.iter().map(|document| document.line).collect();
+        assert_eq!(lines, [1, 5]);
+        assert_eq!((errors.len(), errors[0].code), (1, "syntax"));
+        assert!((4..=6).contains(&errors[0].line), "{errors:?}");
+        let (documents, errors) = read("\u{feff}%YAML 1.1\r\n---\r\na: 1\r\n---\r\n", false);
+        assert_eq!((documents.len(), errors.len()), (1, 0));
+    }
+
+    #[test]
+    fn json_is_read_with_its_tabs_and_surrogates() {
+        let node = one("{\n\t\"a\": [1, true, null, \"\\ud83d\\ude00\\/\"],\n\t\"b\": {\"c\": 1.5}\n}");
+        assert_eq!(node.list("a").len(), 4);
+        assert_eq!(node.list("a").last(), Some(&Node::Text("\u{1f600}/".into())));
+        assert_eq!(node.get("b").unwrap().get("c"), Some(&Node::Float(1.5)));
+    }
+
+    #[test]
+    fn fields_are_found_in_both_spellings() {
+        let node = one("mirror_percent: 1\nhttp2_max_requests: 2\nx_: 3\n");
+        assert_eq!(node.int("mirrorPercent"), Some(1));
+        assert_eq!(node.int("http2MaxRequests"), Some(2));
+        assert!(!same_name("mirror", "mirrorPercent") && !same_name("mirror_percents", "mirrorPercent"));
+        assert_eq!(one("a: \"80\"").int("a"), Some(80));
+    }
+
+    #[test]
+    fn every_key_and_value_has_its_place() {
+        let text = "a:\n  - b: 1\n    c: [x, {d: é, e: y}]\n  -\n    f: |\n      text\n      more\nempty: {}\nq: 'z'\n";
+        let positions = Positions::new(text);
+        let root = Path::Root;
+        let a = root.key("a");
+        let (first, second) = (a.index(0), a.index(1));
+        let list = first.key("c");
+        let map = list.index(1);
+        let find = |path: &Path<'_>, of_key| positions.find(path, of_key).unwrap();
+        assert_eq!(find(&a, false), (0, 0));
+        assert_eq!(find(&first, false), (1, 4));
+        assert_eq!(find(&first.key("b"), false), (1, 7));
+        assert_eq!(find(&first.key("b"), true), (1, 4));
+        assert_eq!(find(&list.index(0), false), (2, 8));
+        assert_eq!(find(&map.key("e"), false), (2, 21));
+        assert_eq!(find(&second.key("f"), true), (4, 4));
+        assert_eq!(find(&root.key("empty"), false), (7, 0));
+        assert_eq!(find(&root.key("q"), false), (8, 3));
+        // What is not there is shown at what is around it.
+        assert_eq!(find(&first.key("missing"), false), (1, 4));
+        assert_eq!(find(&root.key("missing"), false), (0, 0));
+    }
+
+    #[test]
+    fn aliases_and_merge_keys_are_followed_within_bounds() {
+        let node = one("base: &b {x: 1, y: 2}\nuse:\n  <<: *b\n  y: 3\nsame: *b\n");
+        assert_eq!(node.get("use").unwrap().int("x"), Some(1));
+        assert_eq!(node.get("use").unwrap().int("y"), Some(3));
+        assert_eq!(node.get("same").unwrap().int("y"), Some(2));
+        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..12 {
+            let before = format!("*a{}", n - 1);
+            text.push_str(&format!("a{n}: &a{n} [{}]\n", [before.as_str(); 10].join(", ")));
+        }
+        let error = fault(&text);
+        assert_eq!(error.code, "syntax");
+    }
+
+    #[test]
+    fn nesting_and_size_are_fenced_before_parsing() {
+        for text in [
+            "[".repeat(100_000),
+            "- ".repeat(100_000),
+            "{a: ".repeat(100_000),
+            "? ".repeat(100_000),
+        ] {
+            assert_eq!(fault(&text).code, "too-deep");
+        }
+        // Quotes and marks that are none do not hide what follows.
+        let deep = "[".repeat(50_000);
+        for start in [
+            "a: x 'y\nb: ",
+            "a: x\n 'y\nb: ",
+            "# |\n  b: ",
+            "a: b\t# |\n  c: ",
+            "a: [b 'c, ",
+            "a: [b:'c, ",
+            "a: [d\n'e, ",
+        ] {
+            assert_eq!(fault(&format!("{start}{deep}")).code, "too-deep", "{start}");
+        }
+        let closed = "[[[[ !t ']]]]' ".repeat(20_000);
+        assert_eq!(fault(&format!("a: {closed}")).code, "too-deep");
+        let mut indented = String::new();
+        for depth in 0..200 {
+            indented.push_str(&format!("{}a:\n", " ".repeat(depth)));
+        }
+        assert_eq!(fault(&indented).code, "syntax");
+        assert_eq!(
+            fault(&format!("a: {}", "x".repeat(DOCUMENT_BYTES_MAX))).code,
+            "too-large"
+        );
+        // Brackets in text are no nesting.
+        let brackets = "[".repeat(200);
+        for text in [
+            format!("a: '{brackets}'\n"),
+            format!("a: \"\\\"{brackets}\"\n"),
+            format!("a: x{brackets}\n"),
+            format!("# {brackets}\na: 1\n"),
+            format!("a: |\n  {brackets}\n"),
+            format!("- a: >-\n    {brackets}\n\n    {brackets}\n  b: [1]\n"),
+            format!("{{\"a\":\"{brackets}\",\"b\":[\"{brackets}\"]}}\n"),
+            format!("a: 'x\n  {brackets}'\nb: !!str '{brackets}'\n'c': \"{brackets}\"\n"),
+        ] {
+            one(&text);
+        }
+    }
+
+    #[test]
+    fn unquoted_wildcards_are_told_apart_from_aliases() {
+        let (documents, errors) = read("---\nhosts:\n- *.foo.com # all\n- *\nhost: *bar.com\n", false);
+        assert!(documents.is_empty());
+        let places: Vec<_> = errors
+            .iter()
+            .map(|error| (error.code, error.line, error.column))
+            .collect();
+        let code = "unquoted-wildcard";
+        assert_eq!(places, [(code, 3, 3), (code, 4, 3), (code, 5, 7)]);
+        assert_eq!(errors[0].help.as_deref(), Some("quote it: \"*.foo.com\""));
+        let (documents, errors) = read("hosts:\n- *.foo.com # all\n- *\n", true);
+        assert_eq!(documents[0].node.texts("hosts"), ["*.foo.com", "*"]);
+        assert!(errors.iter().all(|error| error.repaired));
+        assert_eq!(fault("a: *unknown\n").code, "syntax");
+    }
+
+    #[test]
+    fn tags_and_strange_keys_are_refused_not_followed() {
+        assert_eq!(fault("a: !thing {b: 1}\n").code, "syntax");
+        assert_eq!(fault("? [a]\n: b\n").code, "syntax");
+        assert_eq!(one("1: a\ntrue: b\n~: c\n").entries().len(), 3);
+    }
+
+    #[test]
+    fn any_bytes_are_survived() {
+        let pieces = [
+            "a", ":", " ", "\n", "-", "[", "]", "{", "}", "*", "&", "'", "\"", "|", "#", "!", "\t", "é",
+            "---\n", "<<",
+        ];
+        let mut state = 7u64;
+        for _ in 0..20_000 {
+            let mut text = String::new();
+            for _ in 0..12 {
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
+                text.push_str(pieces[(state >> 33) as usize % pieces.len()]);
+            }
+            let (documents, _) = read(&text, state & 1 == 0);
+            for document in documents {
+                let root = Path::Root;
+                let path = root.key("a");
+                let _ = Positions::new(&document.text).find(&path.index(0), false);
+            }
         }
     }
 }

@@ -155,6 +155,51 @@ fn bookinfo_compiles_to_this_snapshot() {
 }
 
 #[test]
+fn rules_compile_to_these_routes() {
+    let (compiled, sources) = compiled("routes.yaml", &Options::default());
+    assert!(
+        !compiled.has_errors(),
+        "{}",
+        render(&compiled.diagnostics, &sources, false)
+    );
+    insta::assert_snapshot!(shown(&compiled.snapshot));
+    insta::assert_snapshot!("routes_told", told("routes.yaml", &Options::default()));
+}
+
+#[test]
+fn policies_are_inherited_block_by_block() {
+    let (compiled, sources) = compiled("policies.yaml", &Options::default());
+    assert!(
+        !compiled.has_errors(),
+        "{}",
+        render(&compiled.diagnostics, &sources, false)
+    );
+    assert_eq!(compiled.passed_over.get("ConfigMap"), Some(&1));
+    insta::assert_snapshot!(shown(&compiled.snapshot));
+}
+
+#[test]
+fn gateways_that_do_not_select_this_process_are_left_out() {
+    let labels = [("istio".to_owned(), "other".to_owned())].into();
+    let (compiled, _) = compiled(
+        "bookinfo.yaml",
+        &Options {
+            labels,
+            ..Options::default()
+        },
+    );
+    assert!(compiled.snapshot.listeners.is_empty());
+    assert_eq!(
+        compiled
+            .diagnostics
+            .iter()
+            .filter(|found| found.code == "not-selected")
+            .count(),
+        2
+    );
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     insta::assert_snapshot!(told("mistakes.yaml", &Options::default()));
 }

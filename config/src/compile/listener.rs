@@ -15,7 +15,7 @@ use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::is_http;
 use crate::yaml::Path;
 use isthmus_core::listener::{Listener, ListenerKey};
-use isthmus_core::name::HostPattern;
+use isthmus_core::name::{HostIndex, HostPattern};
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -30,6 +30,8 @@ struct Draft {
     https_redirect: bool,
     /// Which routes, by position in [`Table::routes`].
     parts: Vec<usize>,
+    /// The VirtualService of the first of them.
+    first: Option<usize>,
 }
 
 /// The table of one listener that is being put together.
@@ -43,6 +45,8 @@ struct Table<'a> {
     drafts: BTreeMap<HostPattern, Draft>,
     /// Patterns in the order in which they came.
     order: Vec<HostPattern>,
+    /// VirtualServices, a later and an earlier one, that share a host, with the first such host.
+    overlaps: BTreeMap<(usize, usize), HostPattern>,
 }
 
 impl Table<'_> {
@@ -61,6 +65,7 @@ impl Table<'_> {
             let Some(Draft {
                 https_redirect,
                 parts,
+                ..
             }) = self.drafts.remove(&pattern)
             else {
                 continue;
@@ -215,6 +220,7 @@ pub(crate) fn compile(
             check_destinations(written, context, report);
         }
     }
+    check_overlaps(&tables, &bindings, report);
     let listeners = tables
         .into_iter()
         .filter(|(_, table)| matches!(table.first, Some((true, _))));
@@ -268,6 +274,42 @@ fn open<'a>(
         return None;
     }
     Some(key)
+}
+
+/// Hosts of a server, with what finds the one that covers a name.
+struct ServerHosts {
+    list: Vec<HostPattern>,
+    index: HostIndex<()>,
+}
+
+impl ServerHosts {
+    fn new(server: &Server, gateway: &Meta, namespace: Option<&str>) -> Self {
+        let list = hosts_for(server, gateway, namespace);
+        let mut index = HostIndex::default();
+        for pattern in &list {
+            let _written_twice = index.insert(pattern.clone(), ());
+        }
+        Self { list, index }
+    }
+
+    /// What a pattern and the server's hosts have in common.
+    fn intersection(&self, wanted: &HostPattern) -> Vec<HostPattern> {
+        match wanted {
+            // A name needs no walk through all hosts.
+            HostPattern::Exact(name) => self
+                .index
+                .find(name)
+                .map(|()| wanted.clone())
+                .into_iter()
+                .collect(),
+            _ => self
+                .list
+                .iter()
+                .filter_map(|host| host.intersection(wanted))
+                .cloned()
+                .collect(),
+        }
+    }
 }
 
 /// Hosts of a server that concern VirtualServices of a namespace (Istio's `host.NamesForNamespace`).
@@ -326,7 +368,7 @@ fn add_server<'a>(
     let https_redirect = server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
     // Servers that name no namespace have the same hosts for everybody.
     let for_all =
-        (!server.hosts.iter().any(|host| host.contains('/'))).then(|| hosts_for(server, meta, None));
+        (!server.hosts.iter().any(|host| host.contains('/'))).then(|| ServerHosts::new(server, meta, None));
     for &at in bound {
         let Some(written) = bindings.all.get(at) else {
             continue;
@@ -335,17 +377,16 @@ fn add_server<'a>(
         let hosts = match &for_all {
             Some(hosts) => hosts,
             None => {
-                own = hosts_for(server, meta, Some(&written.meta.namespace));
+                own = ServerHosts::new(server, meta, Some(&written.meta.namespace));
                 &own
             }
         };
         let mut common = Vec::new();
         let mut seen = HashSet::new();
         for wanted in hosts_of(written, site.mesh) {
-            let found = hosts.iter().filter_map(|host| host.intersection(&wanted));
-            for pattern in found {
+            for pattern in hosts.intersection(&wanted) {
                 if seen.insert(pattern.clone()) {
-                    common.push(pattern.clone());
+                    common.push(pattern);
                 }
             }
         }
@@ -372,6 +413,10 @@ fn add_server<'a>(
             draft.https_redirect |= https_redirect;
             if !empty && !draft.parts.contains(&part) {
                 draft.parts.push(part);
+                let first = *draft.first.get_or_insert(at);
+                if first != at {
+                    table.overlaps.entry((at, first)).or_insert(pattern);
+                }
             }
         }
     }
@@ -407,6 +452,32 @@ fn check_unserved(
             &Path::SPEC.key("hosts"),
             message,
         );
+    }
+}
+
+/// Reports VirtualServices that add rules behind those of another one.
+fn check_overlaps(
+    tables: &BTreeMap<ListenerKey, Table<'_>>,
+    bindings: &Bindings<'_>,
+    report: &mut Report<'_>,
+) {
+    let mut told = HashSet::new();
+    for ((later, first), pattern) in tables.values().flat_map(|table| &table.overlaps) {
+        if let (Some(later_one), Some(first_one)) = (bindings.all.get(*later), bindings.all.get(*first))
+            && told.insert((later, first))
+        {
+            let earlier = name_of(&first_one.meta);
+            let message = format!("the rules for `{pattern}` come after those of {earlier}");
+            let origin = &later_one.meta.origin;
+            report.add(
+                Severity::Hint,
+                "shared-host",
+                origin,
+                &Path::SPEC.key("hosts"),
+                message,
+                None,
+            );
+        }
     }
 }
 

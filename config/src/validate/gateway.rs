@@ -73,7 +73,14 @@ impl Server {
                 "a server on a unix socket has port 0",
             );
         }
-        if !unix {
+        if !unix && self.port == 0 {
+            report.error(
+                "missing-field",
+                origin,
+                &port.key("number"),
+                "`number` is required",
+            );
+        } else if !unix {
             check_port(self.port, origin, &port.key("number"), report);
         }
         if self.port_name.is_empty() {
@@ -148,7 +155,7 @@ impl Server {
         for (at, host) in self.hosts.iter().enumerate() {
             let path = list.index(at);
             let (namespace, name) = host.split_once('/').unwrap_or(("*", host));
-            if !matches!(namespace, "*" | "." | "~") && !is_label(namespace) {
+            if !matches!(namespace, "*" | ".") && !is_label(namespace) {
                 let message = format!("`{namespace}` is not a namespace, `*` or `.`");
                 report.error("bad-host", &meta.origin, &path, message);
             }

@@ -12,6 +12,7 @@ use crate::yaml::Path;
 use isthmus_core::header::{FieldName, is_value_byte};
 use isthmus_core::name::HostPattern;
 use isthmus_core::route::TextMatch;
+use std::collections::HashSet;
 
 /// Largest body of a direct response (Istio).
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -32,6 +33,10 @@ impl Validate for VirtualService {
         let mesh = self.gateways.is_empty() || self.gateways.iter().any(|name| name == "mesh");
         for (at, host) in self.hosts.iter().enumerate() {
             let path = hosts.index(at);
+            if host.starts_with("outbound_.") {
+                // The names of clusters that AUTO_PASSTHROUGH takes as SNI: `outbound_.PORT_.SUBSET_.HOST`.
+                continue;
+            }
             if let Some(fault) = host_fault(host) {
                 report.error("bad-host", origin, &path, fault);
             } else if host == "*" && mesh {
@@ -57,22 +62,65 @@ impl Validate for VirtualService {
         for (at, rule) in self.http.iter().enumerate() {
             rule.validate(&list.index(at), meta, report);
         }
+        let all = self
+            .http
+            .iter()
+            .position(|rule| rule.matches.is_empty() && !rule.has_delegate);
+        if let Some(all) = all.filter(|all| all + 1 < self.http.len()) {
+            let message =
+                format!("http[{all}] takes every request: this rule and those behind it are never reached");
+            report.warn("unreachable-rule", origin, &list.index(all + 1), message);
+        }
     }
 }
 
 impl VirtualService {
-    /// Hosts of one VirtualService may not repeat each other. Sorted, so that many hosts do not cost their square.
+    /// Hosts of one VirtualService may not overlap: neither the same twice, nor one that a wildcard covers. Each host
+    /// asks for the wildcards above it, so that many hosts do not cost their square.
     fn check_overlap(&self, meta: &Meta, report: &mut Report<'_>) {
-        let hosts = Path::SPEC.key("hosts");
-        let mut seen = std::collections::HashSet::new();
-        for (at, host) in self.hosts.iter().enumerate() {
-            let pattern = HostPattern::parse(&expand(host, &meta.namespace));
-            if !seen.insert(pattern) {
-                let message = format!("the host `{host}` is written twice");
-                report.error("duplicate-value", &meta.origin, &hosts.index(at), message);
-            }
+        let patterns = self
+            .hosts
+            .iter()
+            .map(|host| HostPattern::parse(&expand(host, &meta.namespace)));
+        let patterns: Vec<HostPattern> = patterns.collect();
+        let wildcards: HashSet<&str> = patterns.iter().filter_map(suffix).collect();
+        let all = patterns.contains(&HostPattern::Any);
+        let list = Path::SPEC.key("hosts");
+        let mut seen = HashSet::new();
+        for (at, pattern) in patterns.iter().enumerate() {
+            let above = match pattern {
+                HostPattern::Any => None,
+                _ if all => Some("*".to_owned()),
+                HostPattern::Exact(name) => dotted(name)
+                    .find(|end| wildcards.contains(end))
+                    .map(|end| format!("*{end}")),
+                HostPattern::Suffix(own) => dotted(own)
+                    .skip(1)
+                    .find(|end| wildcards.contains(end))
+                    .map(|end| format!("*{end}")),
+            };
+            let message = if !seen.insert(pattern) {
+                format!("the host `{pattern}` is written twice")
+            } else if let Some(above) = above {
+                format!("the host `{pattern}` is also covered by `{above}` of the same VirtualService")
+            } else {
+                continue;
+            };
+            report.error("duplicate-value", &meta.origin, &list.index(at), message);
         }
     }
+}
+
+fn suffix(pattern: &HostPattern) -> Option<&str> {
+    match pattern {
+        HostPattern::Suffix(suffix) => Some(suffix),
+        _ => None,
+    }
+}
+
+/// The ends of a name that begin with a dot, the longest first.
+fn dotted(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').filter_map(|(at, _)| name.get(at..))
 }
 
 fn check_gateway(name: &str, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {

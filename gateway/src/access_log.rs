@@ -68,7 +68,14 @@ impl Writer {
     pub fn start(target: &Target, format: Format) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let path = match target {
-            Target::Off => return Ok(Self { sender: None, thread: None, shared, format }),
+            Target::Off => {
+                return Ok(Self {
+                    sender: None,
+                    thread: None,
+                    shared,
+                    format,
+                });
+            }
             Target::Stdout => None,
             Target::File(path) => Some(path.clone()),
         };
@@ -84,12 +91,21 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || write_batches(&receiver, output, &open, &counters))?;
-        Ok(Self { sender: Some(sender), thread: Some(thread), shared, format })
+        Ok(Self {
+            sender: Some(sender),
+            thread: Some(thread),
+            shared,
+            format,
+        })
     }
 
     /// A shard's end.
     pub fn shard_log(&self) -> AccessLogSender {
-        AccessLogSender { sender: self.sender.clone(), shared: Arc::clone(&self.shared), format: self.format }
+        AccessLogSender {
+            sender: self.sender.clone(),
+            shared: Arc::clone(&self.shared),
+            format: self.format,
+        }
     }
 
     /// Opens the file anew before the next batch.
@@ -99,7 +115,10 @@ impl Writer {
 
     /// Lines' batches that were dropped, and writes that failed.
     pub fn losses(&self) -> (u64, u64) {
-        (self.shared.dropped.load(Ordering::Relaxed), self.shared.errors.load(Ordering::Relaxed))
+        (
+            self.shared.dropped.load(Ordering::Relaxed),
+            self.shared.errors.load(Ordering::Relaxed),
+        )
     }
 
     /// Writes out everything that shards have handed over, and ends the thread.
@@ -201,7 +220,12 @@ pub struct Record<'a> {
 impl AccessLog {
     /// A shard's log.
     pub fn new(to: AccessLogSender) -> Self {
-        Self { to, batch: RefCell::default(), second: Cell::new(u64::MAX), stamp: RefCell::default() }
+        Self {
+            to,
+            batch: RefCell::default(),
+            second: Cell::new(u64::MAX),
+            stamp: RefCell::default(),
+        }
     }
 
     /// Whether lines go anywhere.
@@ -237,7 +261,9 @@ impl AccessLog {
         }
         let capacity = batch.len().min(2 * BATCH_BYTES);
         let lines = std::mem::replace(&mut *batch, Vec::with_capacity(capacity));
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sender.try_send(Message::Batch(lines)) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            sender.try_send(Message::Batch(lines))
+        {
             self.to.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -295,7 +321,13 @@ impl<T: std::fmt::Display> std::fmt::Display for OrDash<T> {
 }
 
 fn field(request: &RequestHead, id: HeaderId) -> Quoted<'_> {
-    Quoted(request.headers.get(id).filter(|value| !value.is_empty()).unwrap_or(b"-"))
+    Quoted(
+        request
+            .headers
+            .get(id)
+            .filter(|value| !value.is_empty())
+            .unwrap_or(b"-"),
+    )
 }
 
 fn text_or_dash(text: &str) -> &str {
@@ -334,7 +366,12 @@ fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
 
 fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::Result<()> {
     let request = record.request;
-    let value = |id| request.headers.get(id).map(|value| String::from_utf8_lossy(value).into_owned());
+    let value = |id| {
+        request
+            .headers
+            .get(id)
+            .map(|value| String::from_utf8_lossy(value).into_owned())
+    };
     let line = serde_json::json!({
         "start_time": stamp,
         "method": request.method.as_str(),

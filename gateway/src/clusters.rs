@@ -75,7 +75,10 @@ impl Lease {
             }
             _ => None,
         };
-        let orphan = handle.cluster.borrow_mut().release(self.endpoint, conn, clock::now());
+        let orphan = handle
+            .cluster
+            .borrow_mut()
+            .release(self.endpoint, conn, clock::now());
         if let Some(ConnId(key)) = orphan {
             handle.close([ConnId(key)]);
         }
@@ -86,7 +89,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.held {
             // Nothing to hand back: without a connection a release has no orphan.
-            let _none = self.handle.cluster.borrow_mut().release(self.endpoint, None, clock::now());
+            let _none = self
+                .handle
+                .cluster
+                .borrow_mut()
+                .release(self.endpoint, None, clock::now());
         }
     }
 }
@@ -129,17 +136,34 @@ impl ClusterHandle {
         random: &RefCell<Random>,
     ) -> Start {
         loop {
-            let acquired = self.cluster.borrow_mut().acquire(avoid, fresh, &mut random.borrow_mut());
-            let lease = |endpoint| Lease { handle: Rc::clone(self), endpoint, held: true };
+            let acquired = self
+                .cluster
+                .borrow_mut()
+                .acquire(avoid, fresh, &mut random.borrow_mut());
+            let lease = |endpoint| Lease {
+                handle: Rc::clone(self),
+                endpoint,
+                held: true,
+            };
             match acquired {
                 Acquired::NoEndpoint => return Start::Refuse(Cause::NoEndpoint),
                 Acquired::Overflow => return Start::Refuse(Cause::Overflow),
-                Acquired::Open { endpoint, address, permit } => {
+                Acquired::Open {
+                    endpoint,
+                    address,
+                    permit,
+                } => {
                     return Start::Connect(lease(endpoint), address, permit);
                 }
-                Acquired::Use { conn: ConnId(key), endpoint, idle_since } => {
+                Acquired::Use {
+                    conn: ConnId(key),
+                    endpoint,
+                    idle_since,
+                } => {
                     let lease = lease(endpoint);
-                    let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else { continue };
+                    let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
+                        continue;
+                    };
                     let idled = clock::now().saturating_duration_since(idle_since);
                     let trusted = idled <= TRUSTED_IDLE && !careful;
                     if trusted || connection.stream.liveness() == Liveness::Idle {
@@ -160,7 +184,12 @@ impl Clusters {
 
     /// Upstream connections that are open, and those that idle.
     pub fn connections(&self) -> (u64, u64) {
-        let idle = self.map.borrow().values().map(|handle| handle.idle.borrow().len() as u64).sum();
+        let idle = self
+            .map
+            .borrow()
+            .values()
+            .map(|handle| handle.idle.borrow().len() as u64)
+            .sum();
         (self.open.get(), idle)
     }
 
@@ -174,12 +203,16 @@ impl Clusters {
         let mut next: ClusterMap<Rc<ClusterHandle>> = ClusterMap::default();
         let mut before = std::mem::take(&mut *self.map.borrow_mut());
         for (key, spec) in &publication.snapshot.clusters {
-            let Some(shared) = publication.shared.get(key) else { continue };
+            let Some(shared) = publication.shared.get(key) else {
+                continue;
+            };
             let handle = match before.remove(key) {
                 Some(known) => {
                     if !known.has_spec(spec) {
-                        let orphans =
-                            known.cluster.borrow_mut().reconcile(Arc::clone(spec), &mut random.borrow_mut());
+                        let orphans = known
+                            .cluster
+                            .borrow_mut()
+                            .reconcile(Arc::clone(spec), &mut random.borrow_mut());
                         known.close(orphans);
                     }
                     known
@@ -249,7 +282,12 @@ impl Clusters {
                 .cluster
                 .borrow()
                 .view()
-                .map(|(address, weight, active, idle)| EndpointView { address, weight, active, idle })
+                .map(|(address, weight, active, idle)| EndpointView {
+                    address,
+                    weight,
+                    active,
+                    idle,
+                })
                 .collect(),
         };
         let mut views: Vec<ClusterView> = map.values().map(view).collect();

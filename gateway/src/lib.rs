@@ -6,10 +6,14 @@
 #![deny(unsafe_code)]
 
 pub mod access_log;
+pub mod cli;
 pub mod clusters;
+pub mod control;
+pub mod demo;
 pub mod downstream;
 pub mod io;
 pub mod mailbox;
 pub mod proxy;
+pub mod run;
 pub mod shard;
 pub mod upstream;

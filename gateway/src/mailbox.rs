@@ -117,8 +117,18 @@ pub struct Inbox<T> {
 pub fn channel<T>(capacity: usize) -> (Outbox<T>, Inbox<T>) {
     let (producer, consumer) = rtrb::RingBuffer::new(capacity);
     let waker = Arc::new(AtomicWaker::new());
-    let outbox = Outbox { ring: producer, waiting: VecDeque::new(), waker: Arc::clone(&waker) };
-    (outbox, Inbox { ring: consumer, waker })
+    let outbox = Outbox {
+        ring: producer,
+        waiting: VecDeque::new(),
+        waker: Arc::clone(&waker),
+    };
+    (
+        outbox,
+        Inbox {
+            ring: consumer,
+            waker,
+        },
+    )
 }
 
 impl<T> Outbox<T> {

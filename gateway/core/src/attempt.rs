@@ -21,7 +21,10 @@ impl Default for RetryPolicy {
     /// What Istio does when nothing is written: two retries, 25 ms, when nothing can have reached an application
     /// (connect-failure, reset-before-request).
     fn default() -> Self {
-        Self { retries: 2, backoff: Duration::from_millis(25) }
+        Self {
+            retries: 2,
+            backoff: Duration::from_millis(25),
+        }
     }
 }
 
@@ -72,7 +75,14 @@ pub struct Attempts {
 impl Attempts {
     /// Nothing sent yet.
     pub fn new(policy: RetryPolicy, method: &Method) -> Self {
-        Self { policy, idempotent: method.is_idempotent(), made: 0, live: 0, retries: 0, stale: false }
+        Self {
+            policy,
+            idempotent: method.is_idempotent(),
+            made: 0,
+            live: 0,
+            retries: 0,
+            stale: false,
+        }
     }
 
     /// An attempt begins; answers its number, from 1, as x-envoy-attempt-count gives it.
@@ -115,7 +125,11 @@ impl Attempts {
 
     fn retry_or(&mut self, cause: Cause, random: &mut Random) -> Verdict {
         if self.retries < self.policy.retries {
-            let full = self.policy.backoff.saturating_mul(1 << self.retries.min(16)).min(self.policy.backoff * 10);
+            let full = self
+                .policy
+                .backoff
+                .saturating_mul(1 << self.retries.min(16))
+                .min(self.policy.backoff * 10);
             self.retries += 1;
             let wait = Duration::from_nanos(random.below(u64::try_from(full.as_nanos()).unwrap_or(u64::MAX)));
             return Verdict::Retry(wait);
@@ -132,9 +146,18 @@ impl Attempts {
 mod tests {
     use super::*;
 
-    const UNSENT: BodyProgress = BodyProgress { sent: false, replayable: true };
-    const SENT: BodyProgress = BodyProgress { sent: true, replayable: true };
-    const STREAMED: BodyProgress = BodyProgress { sent: true, replayable: false };
+    const UNSENT: BodyProgress = BodyProgress {
+        sent: false,
+        replayable: true,
+    };
+    const SENT: BodyProgress = BodyProgress {
+        sent: true,
+        replayable: true,
+    };
+    const STREAMED: BodyProgress = BodyProgress {
+        sent: true,
+        replayable: false,
+    };
 
     fn attempts(method: &Method) -> Attempts {
         let mut attempts = Attempts::new(RetryPolicy::default(), method);
@@ -148,7 +171,11 @@ mod tests {
         for failure in [Failure::Reset { reused: true }, Failure::Reset { reused: false }] {
             for progress in [SENT, STREAMED] {
                 let verdict = attempts(&Method::POST).failed(failure, progress, &mut random);
-                assert_eq!(verdict, Verdict::GiveUp(Cause::UpstreamReset.into()), "{failure:?} {progress:?}");
+                assert_eq!(
+                    verdict,
+                    Verdict::GiveUp(Cause::UpstreamReset.into()),
+                    "{failure:?} {progress:?}"
+                );
             }
         }
     }
@@ -157,7 +184,10 @@ mod tests {
     fn a_get_on_a_dead_pooled_connection_is_sent_again_once_on_a_fresh_one() {
         let mut random = Random::from_seed(1);
         let mut get = attempts(&Method::GET);
-        assert_eq!(get.failed(Failure::Reset { reused: true }, SENT, &mut random), Verdict::Retry(Duration::ZERO));
+        assert_eq!(
+            get.failed(Failure::Reset { reused: true }, SENT, &mut random),
+            Verdict::Retry(Duration::ZERO)
+        );
         assert!(get.needs_fresh_connection());
         get.start();
         let verdict = get.failed(Failure::Reset { reused: false }, SENT, &mut random);
@@ -178,11 +208,15 @@ mod tests {
                 }
                 post.start();
             }
-            let Verdict::GiveUp(reply) = post.failed(Failure::Connect(Cause::ConnectFailed), UNSENT, &mut random)
+            let Verdict::GiveUp(reply) =
+                post.failed(Failure::Connect(Cause::ConnectFailed), UNSENT, &mut random)
             else {
                 panic!("a third retry")
             };
-            assert_eq!((reply.status.as_u16(), reply.flags), (503, Flags::UF.with(Flags::URX)));
+            assert_eq!(
+                (reply.status.as_u16(), reply.flags),
+                (503, Flags::UF.with(Flags::URX))
+            );
             assert_eq!(post.made(), 3);
         }
     }

@@ -17,7 +17,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint of weight 1 in no particular place.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: 1, locality: "".into() }
+        Self {
+            address,
+            weight: 1,
+            locality: "".into(),
+        }
     }
 }
 
@@ -38,6 +42,11 @@ impl EndpointSet {
     /// Builds a set; of several endpoints with one address the first stays.
     pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let mut seen = std::collections::HashSet::new();
-        Self { endpoints: endpoints.into_iter().filter(|endpoint| seen.insert(endpoint.address)).collect() }
+        Self {
+            endpoints: endpoints
+                .into_iter()
+                .filter(|endpoint| seen.insert(endpoint.address))
+                .collect(),
+        }
     }
 }

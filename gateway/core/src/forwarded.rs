@@ -34,7 +34,10 @@ pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random
     match headers.get_all(HeaderId::XForwardedFor).count() {
         0 => headers.append_known(HeaderId::XForwardedFor, peer.as_bytes()),
         _ => {
-            let mut list = headers.get_all(HeaderId::XForwardedFor).collect::<Vec<_>>().join(&b","[..]);
+            let mut list = headers
+                .get_all(HeaderId::XForwardedFor)
+                .collect::<Vec<_>>()
+                .join(&b","[..]);
             list.push(b',');
             list.extend_from_slice(peer.as_bytes());
             headers.set(HeaderId::XForwardedFor, &list);
@@ -49,7 +52,10 @@ pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random
         headers.append_known(HeaderId::XForwardedHost, head.authority.as_bytes());
     }
     if !keeps(headers, HeaderId::XForwardedPort) {
-        headers.set(HeaderId::XForwardedPort, itoa::Buffer::new().format(downstream.port).as_bytes());
+        headers.set(
+            HeaderId::XForwardedPort,
+            itoa::Buffer::new().format(downstream.port).as_bytes(),
+        );
     }
     let mut external = Text::new();
     let _fits = write!(external, "{client}");
@@ -77,7 +83,9 @@ fn is_internal(name: &[u8]) -> bool {
         b"x-envoy-original-path",
     ];
     name.len() > 8
-        && name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"x-envoy-"))
+        && name
+            .get(..8)
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"x-envoy-"))
         && INTERNAL.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
@@ -86,8 +94,10 @@ fn client_address(headers: &HeaderList, peer: IpAddr, trusted: usize) -> IpAddr 
     if trusted == 0 {
         return peer;
     }
-    let entries: Vec<&[u8]> =
-        headers.get_all(HeaderId::XForwardedFor).flat_map(|value| value.split(|&byte| byte == b',')).collect();
+    let entries: Vec<&[u8]> = headers
+        .get_all(HeaderId::XForwardedFor)
+        .flat_map(|value| value.split(|&byte| byte == b','))
+        .collect();
     let entry = entries.len().checked_sub(trusted).and_then(|at| entries.get(at));
     entry
         .and_then(|text| std::str::from_utf8(text.trim_ascii()).ok())
@@ -130,7 +140,10 @@ struct Text {
 
 impl Text {
     fn new() -> Self {
-        Self { bytes: [0; 64], len: 0 }
+        Self {
+            bytes: [0; 64],
+            len: 0,
+        }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -164,14 +177,22 @@ mod tests {
         for (name, value) in fields {
             head.headers.append(name.as_bytes(), value.as_bytes());
         }
-        let downstream =
-            Downstream { peer: [10, 0, 0, 9].into(), scheme: "http", port: 80, trusted_proxies };
+        let downstream = Downstream {
+            peer: [10, 0, 0, 9].into(),
+            scheme: "http",
+            port: 80,
+            trusted_proxies,
+        };
         let client = apply(&mut head, downstream, &mut Random::from_seed(1));
         (head, client)
     }
 
     fn value(head: &RequestHead, id: HeaderId) -> String {
-        head.headers.get_all(id).map(|value| String::from_utf8_lossy(value).into_owned()).collect::<Vec<_>>().join("|")
+        head.headers
+            .get_all(id)
+            .map(|value| String::from_utf8_lossy(value).into_owned())
+            .collect::<Vec<_>>()
+            .join("|")
     }
 
     #[test]
@@ -196,16 +217,31 @@ mod tests {
 
     #[test]
     fn one_trusted_proxy_is_believed_for_one_hop() {
-        let (head, client) = run(&[("X-Forwarded-For", "6.6.6.6, 1.1.1.1"), ("X-Forwarded-Proto", "https")], 1);
+        let (head, client) = run(
+            &[
+                ("X-Forwarded-For", "6.6.6.6, 1.1.1.1"),
+                ("X-Forwarded-Proto", "https"),
+            ],
+            1,
+        );
         assert_eq!(client, IpAddr::from([1, 1, 1, 1]));
         assert_eq!(value(&head, HeaderId::XForwardedProto), "https");
-        assert_eq!(run(&[("X-Forwarded-For", "nonsense")], 1).1, IpAddr::from([10, 0, 0, 9]));
-        assert_eq!(run(&[("X-Forwarded-For", "1.1.1.1")], 3).1, IpAddr::from([10, 0, 0, 9]));
+        assert_eq!(
+            run(&[("X-Forwarded-For", "nonsense")], 1).1,
+            IpAddr::from([10, 0, 0, 9])
+        );
+        assert_eq!(
+            run(&[("X-Forwarded-For", "1.1.1.1")], 3).1,
+            IpAddr::from([10, 0, 0, 9])
+        );
     }
 
     #[test]
     fn request_ids_are_kept_or_made() {
-        assert_eq!(value(&run(&[("x-request-id", "abc")], 0).0, HeaderId::XRequestId), "abc");
+        assert_eq!(
+            value(&run(&[("x-request-id", "abc")], 0).0, HeaderId::XRequestId),
+            "abc"
+        );
         let made = value(&run(&[("x-request-id", "a b")], 0).0, HeaderId::XRequestId);
         assert_eq!((made.len(), made.as_bytes()[14]), (36, b'4'), "{made}");
         assert_eq!(value(&run(&[], 0).0, HeaderId::XRequestId).len(), 36);

@@ -101,7 +101,10 @@ impl FieldName {
     /// Takes a name that is a token (RFC 9110, 5.6.2); None for anything else.
     pub fn parse(name: &str) -> Option<Self> {
         let valid = !name.is_empty() && name.len() <= 255 && name.bytes().all(is_token_byte);
-        valid.then(|| Self { id: HeaderId::of(name.as_bytes()), text: name.to_ascii_lowercase().into() })
+        valid.then(|| Self {
+            id: HeaderId::of(name.as_bytes()),
+            text: name.to_ascii_lowercase().into(),
+        })
     }
 
     /// The well-known name that this is, if it is one.
@@ -175,7 +178,9 @@ impl HeaderList {
     }
 
     fn slice(&self, start: u32, len: u32) -> &[u8] {
-        self.arena.get(start as usize..start as usize + len as usize).unwrap_or(&[])
+        self.arena
+            .get(start as usize..start as usize + len as usize)
+            .unwrap_or(&[])
     }
 
     fn name_of(&self, field: &Field) -> &[u8] {
@@ -234,17 +239,25 @@ impl HeaderList {
 
     /// All field lines in order: which well-known name, name as written, value.
     pub fn iter(&self) -> impl Iterator<Item = (HeaderId, &[u8], &[u8])> {
-        self.fields.iter().map(|field| (field.id, self.name_of(field), self.value_of(field)))
+        self.fields
+            .iter()
+            .map(|field| (field.id, self.name_of(field), self.value_of(field)))
     }
 
     /// The first value of a well-known field.
     pub fn get(&self, id: HeaderId) -> Option<&[u8]> {
-        self.fields.iter().find(|field| field.id == id).map(|field| self.value_of(field))
+        self.fields
+            .iter()
+            .find(|field| field.id == id)
+            .map(|field| self.value_of(field))
     }
 
     /// All values of a well-known field.
     pub fn get_all(&self, id: HeaderId) -> impl Iterator<Item = &[u8]> {
-        self.fields.iter().filter(move |field| field.id == id).map(|field| self.value_of(field))
+        self.fields
+            .iter()
+            .filter(move |field| field.id == id)
+            .map(|field| self.value_of(field))
     }
 
     fn is_named(&self, field: &Field, name: &FieldName) -> bool {
@@ -254,7 +267,10 @@ impl HeaderList {
 
     /// All values of a field that configuration names.
     pub fn get_named<'a>(&'a self, name: &'a FieldName) -> impl Iterator<Item = &'a [u8]> {
-        self.fields.iter().filter(|field| self.is_named(field, name)).map(|field| self.value_of(field))
+        self.fields
+            .iter()
+            .filter(|field| self.is_named(field, name))
+            .map(|field| self.value_of(field))
     }
 
     /// Removes every line of a well-known field.
@@ -361,7 +377,12 @@ impl HeaderOperations {
 impl fmt::Display for HeaderList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (_, name, value) in self.iter() {
-            writeln!(f, "{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))?;
+            writeln!(
+                f,
+                "{}: {}",
+                String::from_utf8_lossy(name),
+                String::from_utf8_lossy(value)
+            )?;
         }
         Ok(())
     }

@@ -71,7 +71,11 @@ impl SettingType for Duration {
     }
     fn show(&self) -> String {
         let ms = self.as_millis();
-        if ms.is_multiple_of(1000) { format!("{}s", ms / 1000) } else { format!("{ms}ms") }
+        if ms.is_multiple_of(1000) {
+            format!("{}s", ms / 1000)
+        } else {
+            format!("{ms}ms")
+        }
     }
 }
 
@@ -251,7 +255,12 @@ mod tests {
         assert_eq!(settings.idle_timeout, Duration::from_secs(3));
         assert_eq!(settings.set("nothing", &seconds), None);
         assert!(settings.set("headerBytes", &seconds).unwrap().is_err());
-        assert!(settings.set("interimResponses", &SettingValue::Number(1 << 40)).unwrap().is_err());
+        assert!(
+            settings
+                .set("interimResponses", &SettingValue::Number(1 << 40))
+                .unwrap()
+                .is_err()
+        );
         let merge = SettingValue::Text("MERGE_SLASHES".into());
         assert_eq!(settings.set("pathNormalization", &merge), Some(Ok(())));
     }
@@ -260,6 +269,10 @@ mod tests {
     fn every_setting_is_documented() {
         let lines = Settings::documentation();
         assert_eq!(lines.len(), Settings::NAMES.len());
-        assert!(lines.iter().all(|line| !line.help.is_empty() && !line.default.is_empty()));
+        assert!(
+            lines
+                .iter()
+                .all(|line| !line.help.is_empty() && !line.default.is_empty())
+        );
     }
 }

@@ -95,7 +95,9 @@ impl RequestHead {
 
     /// The query without its `?`, if there is one.
     pub fn query(&self) -> Option<&str> {
-        self.path.get(self.path_len..).and_then(|rest| rest.strip_prefix('?'))
+        self.path
+            .get(self.path_len..)
+            .and_then(|rest| rest.strip_prefix('?'))
     }
 
     /// Replaces path and query, and finds the query anew.

@@ -83,7 +83,11 @@ pub struct HostIndex<T> {
 
 impl<T> Default for HostIndex<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), suffix: HashMap::new(), any: None }
+        Self {
+            exact: HashMap::new(),
+            suffix: HashMap::new(),
+            any: None,
+        }
     }
 }
 
@@ -115,7 +119,10 @@ impl<T> HostIndex<T> {
             return Some(found);
         }
         if !self.suffix.is_empty() {
-            let dots = host.bytes().enumerate().filter(|&(at, byte)| byte == b'.' && at > 0);
+            let dots = host
+                .bytes()
+                .enumerate()
+                .filter(|&(at, byte)| byte == b'.' && at > 0);
             for (at, _) in dots {
                 if let Some(found) = self.suffix.get(&host[at..]) {
                     return Some(found);
@@ -140,7 +147,10 @@ impl ClusterKey {
         let name: Arc<str> = format!("outbound|{port}|{subset}|{host}").into();
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
         name.hash(&mut hasher);
-        Self { hash: hasher.finish(), name }
+        Self {
+            hash: hasher.finish(),
+            name,
+        }
     }
 
     /// The whole name.
@@ -277,9 +287,14 @@ mod tests {
         }
         assert_eq!(index.insert(pattern("*"), 9), Err(9));
         assert_eq!(index.insert(pattern("*.foo.com"), 9), Err(9));
-        for (host, expected) in
-            [("a.b.foo.com", 3), ("c.b.foo.com", 2), ("x.foo.com", 1), ("foo.com", 0), ("", 0), ("..", 0)]
-        {
+        for (host, expected) in [
+            ("a.b.foo.com", 3),
+            ("c.b.foo.com", 2),
+            ("x.foo.com", 1),
+            ("foo.com", 0),
+            ("", 0),
+            ("..", 0),
+        ] {
             assert_eq!(index.find(host), Some(&expected), "{host}");
         }
     }
@@ -288,7 +303,10 @@ mod tests {
     fn cluster_key_has_its_parts() {
         let key = ClusterKey::outbound(443, "v1", "reviews.default.svc.cluster.local");
         assert_eq!(key.as_str(), "outbound|443|v1|reviews.default.svc.cluster.local");
-        assert_eq!((key.port(), key.subset(), key.host()), (443, "v1", "reviews.default.svc.cluster.local"));
+        assert_eq!(
+            (key.port(), key.subset(), key.host()),
+            (443, "v1", "reviews.default.svc.cluster.local")
+        );
         assert_eq!(ClusterKey::outbound(80, "", "h").subset(), "");
     }
 }

@@ -18,13 +18,14 @@ pub fn normalize(head: &mut RequestHead, mode: PathNormalization) -> Result<(), 
     if path.contains("%00") {
         return Err(PathError);
     }
-    let merges = matches!(mode, PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes);
+    let merges = matches!(
+        mode,
+        PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes
+    );
     let decodes = mode == PathNormalization::DecodeAndMergeSlashes;
     let lower_percent = path.as_bytes().contains(&b'%');
-    let unusual = path.contains("/.")
-        || path.contains('\\')
-        || lower_percent
-        || (merges && path.contains("//"));
+    let unusual =
+        path.contains("/.") || path.contains('\\') || lower_percent || (merges && path.contains("//"));
     if !unusual {
         return Ok(());
     }
@@ -71,7 +72,9 @@ fn decode_unreserved(text: &str, slashes: bool) -> String {
     while let Some(at) = rest.find('%') {
         let (before, escape) = rest.split_at(at);
         out.push_str(before);
-        let value = escape.get(1..3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let value = escape
+            .get(1..3)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match value {
             Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
                 out.push(byte as char);
@@ -127,9 +130,18 @@ mod tests {
 
     #[test]
     fn slashes_are_merged_and_decoded_when_asked() {
-        assert_eq!(normal("//a//b/", PathNormalization::MergeSlashes).unwrap(), "/a/b/");
-        assert_eq!(normal("/a%2F%5cb", PathNormalization::MergeSlashes).unwrap(), "/a%2F%5cb");
-        assert_eq!(normal("/a%2F%5cb%2f..%2fc", PathNormalization::DecodeAndMergeSlashes).unwrap(), "/a/c");
+        assert_eq!(
+            normal("//a//b/", PathNormalization::MergeSlashes).unwrap(),
+            "/a/b/"
+        );
+        assert_eq!(
+            normal("/a%2F%5cb", PathNormalization::MergeSlashes).unwrap(),
+            "/a%2F%5cb"
+        );
+        assert_eq!(
+            normal("/a%2F%5cb%2f..%2fc", PathNormalization::DecodeAndMergeSlashes).unwrap(),
+            "/a/c"
+        );
         assert_eq!(normal("/../a", PathNormalization::None).unwrap(), "/../a");
     }
 }

@@ -75,7 +75,10 @@ impl fmt::Display for Flags {
         if self.is_empty() {
             return f.write_str("-");
         }
-        let mut names = Self::ALL.iter().filter(|(flag, _)| self.contains(*flag)).map(|(_, name)| name);
+        let mut names = Self::ALL
+            .iter()
+            .filter(|(flag, _)| self.contains(*flag))
+            .map(|(_, name)| name);
         if let Some(first) = names.next() {
             f.write_str(first)?;
         }
@@ -159,7 +162,9 @@ impl Cause {
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
             Self::UpstreamTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
-            Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => Flags::DPE,
+            Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => {
+                Flags::DPE
+            }
             Self::HeaderTimeout | Self::BodyTimeout => Flags::DT,
             Self::StreamIdle => Flags::SI,
             Self::ClientGone => Flags::DC,
@@ -254,7 +259,11 @@ pub struct LocalReply {
 
 impl From<Cause> for LocalReply {
     fn from(cause: Cause) -> Self {
-        Self { status: cause.status(), flags: cause.flag(), cause }
+        Self {
+            status: cause.status(),
+            flags: cause.flag(),
+            cause,
+        }
     }
 }
 

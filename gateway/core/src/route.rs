@@ -46,19 +46,27 @@ impl Regex {
             return Err(RegexError::TooLong(pattern.len()));
         }
         // Parsed alone first, so that `a)|(b` cannot close the group that anchors it.
-        let config = meta::Config::new().nfa_size_limit(Some(REGEX_COMPILED_MAX)).utf8_empty(false);
+        let config = meta::Config::new()
+            .nfa_size_limit(Some(REGEX_COMPILED_MAX))
+            .utf8_empty(false);
         let build = |text: &str| {
-            meta::Builder::new().configure(config.clone()).build(text).map_err(|error| {
-                let text = match error.syntax_error() {
-                    Some(syntax) => syntax.to_string(),
-                    None => error.to_string(),
-                };
-                RegexError::Invalid(text)
-            })
+            meta::Builder::new()
+                .configure(config.clone())
+                .build(text)
+                .map_err(|error| {
+                    let text = match error.syntax_error() {
+                        Some(syntax) => syntax.to_string(),
+                        None => error.to_string(),
+                    };
+                    RegexError::Invalid(text)
+                })
         };
         build(pattern)?;
         let program = build(&format!("^(?:{pattern})$"))?;
-        Ok(Self { pattern: pattern.into(), program })
+        Ok(Self {
+            pattern: pattern.into(),
+            program,
+        })
     }
 
     /// The pattern as written.
@@ -69,9 +77,14 @@ impl Regex {
     fn matches(&self, text: &[u8], scratch: &mut Scratch) -> bool {
         let cache = match scratch.caches.get_mut(&self.pattern) {
             Some(cache) => cache,
-            None => scratch.caches.entry(self.pattern.clone()).or_insert_with(|| self.program.create_cache()),
+            None => scratch
+                .caches
+                .entry(self.pattern.clone())
+                .or_insert_with(|| self.program.create_cache()),
         };
-        self.program.search_half_with(cache, &regex_automata::Input::new(text).earliest(true)).is_some()
+        self.program
+            .search_half_with(cache, &regex_automata::Input::new(text).earliest(true))
+            .is_some()
     }
 }
 
@@ -142,7 +155,10 @@ pub struct PathMatch {
 
 impl PathMatch {
     /// Any path.
-    pub const ANY: Self = Self { text: TextMatch::Present, ignore_case: false };
+    pub const ANY: Self = Self {
+        text: TextMatch::Present,
+        ignore_case: false,
+    };
 
     fn matches(&self, path: &str, scratch: &mut Scratch) -> bool {
         if !self.ignore_case {
@@ -150,9 +166,10 @@ impl PathMatch {
         }
         match &self.text {
             TextMatch::Exact(wanted) => path.eq_ignore_ascii_case(wanted),
-            TextMatch::Prefix(prefix) => {
-                path.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
-            }
+            TextMatch::Prefix(prefix) => path
+                .as_bytes()
+                .get(..prefix.len())
+                .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())),
             TextMatch::Regex(_) | TextMatch::Present => self.text.matches(path.as_bytes(), scratch),
         }
     }
@@ -231,7 +248,9 @@ impl QueryMatch {
     fn matches(&self, request: &RequestHead, scratch: &mut Scratch) -> bool {
         let parameters = request.query().unwrap_or("").split('&');
         let mut pairs = parameters.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let value = pairs.find(|(name, _)| *name == &*self.name).map(|(_, value)| value);
+        let value = pairs
+            .find(|(name, _)| *name == &*self.name)
+            .map(|(_, value)| value);
         value.is_some_and(|value| self.text.matches(value.as_bytes(), scratch))
     }
 }
@@ -267,13 +286,18 @@ impl RouteMatch {
     /// Whether a request meets every part.
     pub fn matches(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> bool {
         let text = |wanted: &Option<TextMatch>, actual: &str, scratch: &mut Scratch| {
-            wanted.as_ref().is_none_or(|wanted| wanted.matches(actual.as_bytes(), scratch))
+            wanted
+                .as_ref()
+                .is_none_or(|wanted| wanted.matches(actual.as_bytes(), scratch))
         };
         self.path.matches(request.path_only(), scratch)
             && text(&self.method, request.method.as_str(), scratch)
             && text(&self.scheme, scheme, scratch)
             && text(&self.authority, &request.authority, scratch)
-            && self.headers.iter().all(|header| header.matches(request, scheme, scratch))
+            && self
+                .headers
+                .iter()
+                .all(|header| header.matches(request, scheme, scratch))
             && self.query.iter().all(|query| query.matches(request, scratch))
     }
 }
@@ -339,7 +363,11 @@ impl Forward {
         if let [only] = &self.destinations[..] {
             return Some(only);
         }
-        let total: u64 = self.destinations.iter().map(|destination| u64::from(destination.weight)).sum();
+        let total: u64 = self
+            .destinations
+            .iter()
+            .map(|destination| u64::from(destination.weight))
+            .sum();
         let mut at = random.below(total);
         self.destinations.iter().find(|destination| {
             let weight = u64::from(destination.weight);
@@ -390,10 +418,14 @@ impl Redirect {
             RedirectPort::ProtocolDefault => None,
             RedirectPort::Request => Some(listener_port),
             // A port that was only the old scheme's default would be wrong under the new one (as Envoy strips it).
-            RedirectPort::Unchanged => written_port
-                .filter(|&port| self.authority.is_some() || new_scheme == scheme || port != default_port(scheme)),
+            RedirectPort::Unchanged => written_port.filter(|&port| {
+                self.authority.is_some() || new_scheme == scheme || port != default_port(scheme)
+            }),
         };
-        let path = self.path.as_ref().map_or_else(|| request.path.clone(), |rewrite| rewrite.apply(request));
+        let path = self
+            .path
+            .as_ref()
+            .map_or_else(|| request.path.clone(), |rewrite| rewrite.apply(request));
         match port.filter(|&port| port != default_port(new_scheme)) {
             Some(port) => format!("{new_scheme}://{host}:{port}{path}"),
             None => format!("{new_scheme}://{host}{path}"),
@@ -462,7 +494,9 @@ pub struct VirtualHost {
 impl VirtualHost {
     /// The first route that takes the request; `scheme` is the listener's.
     pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        self.routes.iter().find(|route| route.matches.matches(request, scheme, scratch))
+        self.routes
+            .iter()
+            .find(|route| route.matches.matches(request, scheme, scratch))
     }
 }
 
@@ -526,7 +560,13 @@ mod tests {
     }
 
     fn path(text: TextMatch) -> RouteMatch {
-        RouteMatch { path: PathMatch { text, ignore_case: false }, ..RouteMatch::ANY }
+        RouteMatch {
+            path: PathMatch {
+                text,
+                ignore_case: false,
+            },
+            ..RouteMatch::ANY
+        }
     }
 
     fn takes(matches: &RouteMatch, request: &RequestHead) -> bool {
@@ -558,16 +598,35 @@ mod tests {
         let wanted = RouteMatch {
             method: Some(exact("POST")),
             authority: Some(prefix("api.")),
-            headers: vec![HeaderMatch { subject: field("end-user"), text: exact("jason"), inverted: false }],
-            query: vec![QueryMatch { name: "v".into(), text: exact("2") }],
+            headers: vec![HeaderMatch {
+                subject: field("end-user"),
+                text: exact("jason"),
+                inverted: false,
+            }],
+            query: vec![QueryMatch {
+                name: "v".into(),
+                text: exact("2"),
+            }],
             ..path(prefix("/x"))
         };
         let good = || request("POST", "api.a:80", "/x?v=2&v=3", &[("End-User", "jason")]);
         assert!(takes(&wanted, &good()));
-        assert!(!takes(&wanted, &request("GET", "api.a", "/x?v=2", &[("end-user", "jason")])));
-        assert!(!takes(&wanted, &request("POST", "b", "/x?v=2", &[("end-user", "jason")])));
-        assert!(!takes(&wanted, &request("POST", "api.a", "/x?v=3", &[("end-user", "jason")])));
-        assert!(!takes(&wanted, &request("POST", "api.a", "/x?v=2", &[("end-user", "jaso")])));
+        assert!(!takes(
+            &wanted,
+            &request("GET", "api.a", "/x?v=2", &[("end-user", "jason")])
+        ));
+        assert!(!takes(
+            &wanted,
+            &request("POST", "b", "/x?v=2", &[("end-user", "jason")])
+        ));
+        assert!(!takes(
+            &wanted,
+            &request("POST", "api.a", "/x?v=3", &[("end-user", "jason")])
+        ));
+        assert!(!takes(
+            &wanted,
+            &request("POST", "api.a", "/x?v=2", &[("end-user", "jaso")])
+        ));
         assert!(!takes(&wanted, &request("POST", "api.a", "/x?v=2", &[])));
     }
 
@@ -603,7 +662,10 @@ mod tests {
             path: None,
         };
         assert_eq!(at(&plain, "a:81"), "http://a:81/p?q");
-        let https = Redirect { scheme: Some("https".into()), ..plain.clone() };
+        let https = Redirect {
+            scheme: Some("https".into()),
+            ..plain.clone()
+        };
         assert_eq!(at(&https, "a:80"), "https://a/p?q");
         assert_eq!(at(&https, "[::1]:8443"), "https://[::1]:8443/p?q");
         let moved = Redirect {
@@ -613,16 +675,25 @@ mod tests {
             ..plain.clone()
         };
         assert_eq!(at(&moved, "a"), "http://b:8080/new?q");
-        let port = Redirect { port: RedirectPort::Number(443), ..https };
+        let port = Redirect {
+            port: RedirectPort::Number(443),
+            ..https
+        };
         assert_eq!(at(&port, "a:1"), "https://a/p?q");
     }
 
     #[test]
     fn prefix_rewrite_replaces_only_what_matched() {
-        let rewrite = PathRewrite::Prefix { matched: 4, with: "/".into() };
+        let rewrite = PathRewrite::Prefix {
+            matched: 4,
+            with: "/".into(),
+        };
         assert_eq!(rewrite.apply(&request("GET", "h", "/foo/bar?x", &[])), "//bar?x");
         assert_eq!(rewrite.apply(&request("GET", "h", "/foo", &[])), "/");
-        assert_eq!(PathRewrite::Whole("/n".into()).apply(&request("GET", "h", "/foo?x", &[])), "/n?x");
+        assert_eq!(
+            PathRewrite::Whole("/n".into()).apply(&request("GET", "h", "/foo?x", &[])),
+            "/n?x"
+        );
     }
 
     #[test]
@@ -634,17 +705,28 @@ mod tests {
             response_headers: vec![],
             authority: None,
         };
-        let forward =
-            Forward { destinations: vec![destination(3), destination(1)], path: None, timeout: None };
+        let forward = Forward {
+            destinations: vec![destination(3), destination(1)],
+            path: None,
+            timeout: None,
+        };
         let mut random = Random::from_seed(1);
-        let first = (0..100_000).filter(|_| forward.pick(&mut random).unwrap().weight == 3).count();
+        let first = (0..100_000)
+            .filter(|_| forward.pick(&mut random).unwrap().weight == 3)
+            .count();
         assert!((74_000..76_000).contains(&first), "{first}");
     }
 
     #[test]
     fn oversized_patterns_are_refused() {
-        assert!(matches!(Regex::new(&"a".repeat(1025)), Err(RegexError::TooLong(1025))));
-        assert!(matches!(Regex::new("((a{100}){100}){100}"), Err(RegexError::Invalid(_))));
+        assert!(matches!(
+            Regex::new(&"a".repeat(1025)),
+            Err(RegexError::TooLong(1025))
+        ));
+        assert!(matches!(
+            Regex::new("((a{100}){100}){100}"),
+            Err(RegexError::Invalid(_))
+        ));
         assert!(matches!(Regex::new("a)|(b"), Err(RegexError::Invalid(_))));
     }
 }

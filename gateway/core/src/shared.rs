@@ -24,15 +24,25 @@ pub struct Budget {
 impl Budget {
     /// A budget of `limit` permits; `u32::MAX` is no limit in practice.
     pub fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicU32::new(0) })
+        Arc::new(Self {
+            limit,
+            held: AtomicU32::new(0),
+        })
     }
 
     /// Takes a permit, or None when all are held. Never oversubscribes, whoever races.
     pub fn acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut held = self.held.load(Ordering::Relaxed);
         while held < self.limit {
-            match self.held.compare_exchange_weak(held, held + 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Some(Permit { budget: Arc::clone(self) }),
+            match self
+                .held
+                .compare_exchange_weak(held, held + 1, Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) => {
+                    return Some(Permit {
+                        budget: Arc::clone(self),
+                    });
+                }
                 Err(now) => held = now,
             }
         }
@@ -68,7 +78,9 @@ pub struct ClusterShared {
 impl ClusterShared {
     /// Fresh counts.
     pub fn new(connections_max: u32) -> Self {
-        Self { connections: Budget::new(connections_max) }
+        Self {
+            connections: Budget::new(connections_max),
+        }
     }
 }
 

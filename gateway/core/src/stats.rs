@@ -27,7 +27,12 @@ impl RequestSeries {
     fn new() -> Option<Self> {
         // Two significant digits: the exported buckets are coarser than that. Auto-resizing keeps a new one small.
         let empty = || Histogram::new(2).ok();
-        Some(Self { count: 0, duration_us: empty()?, request_bytes: empty()?, response_bytes: empty()? })
+        Some(Self {
+            count: 0,
+            duration_us: empty()?,
+            request_bytes: empty()?,
+            response_bytes: empty()?,
+        })
     }
 
     fn merge(&mut self, other: &Self) {
@@ -136,7 +141,13 @@ pub struct ShardStats {
 
 impl ShardStats {
     /// Counts a finished request.
-    pub fn finish(&mut self, cluster: &Option<ClusterKey>, status: Option<StatusCode>, flags: Flags, facts: Finished) {
+    pub fn finish(
+        &mut self,
+        cluster: &Option<ClusterKey>,
+        status: Option<StatusCode>,
+        flags: Flags,
+        facts: Finished,
+    ) {
         if let Some(series) = self.series(cluster, (status.map_or(0, |status| status.as_u16()), flags)) {
             series.count += 1;
             let _resized = series.duration_us.record(facts.duration_us);
@@ -181,7 +192,11 @@ mod tests {
 
     #[test]
     fn series_of_shards_add_up() {
-        let facts = |duration_us| Finished { duration_us, request_bytes: 3, response_bytes: 70_000 };
+        let facts = |duration_us| Finished {
+            duration_us,
+            request_bytes: 3,
+            response_bytes: 70_000,
+        };
         let key = ClusterKey::outbound(80, "", "h");
         let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
         let cluster = Some(key.clone());

@@ -129,7 +129,9 @@ impl Connection {
             Some(Err(ReadError::Head(error))) => Next::Refused(Cause::RequestHead(error)),
             Some(Err(ReadError::Body(error))) => Next::Refused(Cause::RequestBody(error)),
             // A head that breaks off is answered, for a client that closed only its side.
-            Some(Err(ReadError::Closed { clean: false })) => Next::Refused(Cause::RequestHead(HeadError::FirstLine)),
+            Some(Err(ReadError::Closed { clean: false })) => {
+                Next::Refused(Cause::RequestHead(HeadError::FirstLine))
+            }
             Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_))) => Next::Closed,
             None => Next::Refused(Cause::HeaderTimeout),
         }

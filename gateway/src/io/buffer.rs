@@ -35,12 +35,19 @@ impl Pool {
     }
 
     fn lend(&self, large: bool) -> Block {
-        let (list, size) = if large { (&self.free.large, LARGE) } else { (&self.free.small, SMALL) };
+        let (list, size) = if large {
+            (&self.free.large, LARGE)
+        } else {
+            (&self.free.small, SMALL)
+        };
         let reused = list.borrow_mut().pop();
         // Zeroed once; a block that comes back is not cleared, because only bytes that were read into it are shown.
         let bytes = reused.unwrap_or_else(|| vec![0; size].into_boxed_slice());
         self.free.lent.set(self.free.lent.get() + 1);
-        Block { bytes, pool: self.clone() }
+        Block {
+            bytes,
+            pool: self.clone(),
+        }
     }
 }
 
@@ -54,7 +61,11 @@ impl Drop for Block {
         let free = &self.pool.free;
         free.lent.set(free.lent.get().saturating_sub(1));
         let bytes = std::mem::take(&mut self.bytes);
-        let (list, max) = if bytes.len() == LARGE { (&free.large, FREE_MAX.1) } else { (&free.small, FREE_MAX.0) };
+        let (list, max) = if bytes.len() == LARGE {
+            (&free.large, FREE_MAX.1)
+        } else {
+            (&free.small, FREE_MAX.0)
+        };
         let mut list = list.borrow_mut();
         if list.len() < max {
             list.push(bytes);
@@ -85,12 +96,21 @@ pub struct ReadBuffer {
 impl ReadBuffer {
     /// An empty buffer, which holds no block.
     pub fn new(pool: &Pool) -> Self {
-        Self { pool: pool.clone(), block: None, start: 0, end: 0, bulk: false }
+        Self {
+            pool: pool.clone(),
+            block: None,
+            start: 0,
+            end: 0,
+            bulk: false,
+        }
     }
 
     /// The unread bytes.
     pub fn data(&self) -> &[u8] {
-        self.block.as_ref().and_then(|block| block.bytes.get(self.start..self.end)).unwrap_or(&[])
+        self.block
+            .as_ref()
+            .and_then(|block| block.bytes.get(self.start..self.end))
+            .unwrap_or(&[])
     }
 
     /// Whether there are none.
@@ -114,7 +134,10 @@ impl ReadBuffer {
 
     /// Reads what there is, once. While nothing comes and nothing is held, no block is held either.
     pub fn poll_fill(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<io::Result<Filled>> {
-        let needs_room = self.block.as_ref().is_some_and(|block| self.end == block.bytes.len());
+        let needs_room = self
+            .block
+            .as_ref()
+            .is_some_and(|block| self.end == block.bytes.len());
         if needs_room && !self.make_room() {
             return Poll::Ready(Ok(Filled::Full));
         }

@@ -26,7 +26,10 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { preempt: Duration::from_secs(10), ticker: true }
+        Self {
+            preempt: Duration::from_secs(10),
+            ticker: true,
+        }
     }
 }
 
@@ -42,7 +45,8 @@ impl Heartbeat {
 
     fn beat(&self) {
         // One writer: the shard.
-        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
@@ -50,7 +54,9 @@ impl Heartbeat {
 pub fn granted_cores() -> Vec<usize> {
     let set = rustix::thread::sched_getaffinity(None);
     let cores: Vec<usize> = match set {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|&core| set.is_set(core))
+            .collect(),
         Err(_) => Vec::new(),
     };
     if cores.is_empty() { vec![0] } else { cores }
@@ -82,7 +88,8 @@ where
             // Registered buffers serve file I/O, which shards do not do; the smallest size saves locked memory.
             .io_memory(64 << 10)
             .make();
-        let executor = built.map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(error.to_string()) })?;
+        let executor =
+            built.map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(error.to_string()) })?;
         let run = || {
             executor.run(async move {
                 let wheel = Wheel::new(TICK, super::clock::now());

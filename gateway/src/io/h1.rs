@@ -63,7 +63,13 @@ pub struct MessageReader {
 impl MessageReader {
     /// A reader between messages.
     pub fn new(pool: &Pool, limits: MessageLimits) -> Self {
-        Self { buffer: ReadBuffer::new(pool), parser: HeadParser::default(), body: None, limits, taken: 0 }
+        Self {
+            buffer: ReadBuffer::new(pool),
+            parser: HeadParser::default(),
+            body: None,
+            limits,
+            taken: 0,
+        }
     }
 
     /// Waits for the first byte of a message: true when there is one, false when the peer has closed.
@@ -93,7 +99,11 @@ impl MessageReader {
             match ready!(self.buffer.poll_fill(stream, cx))? {
                 Filled::Bytes(_) => {}
                 Filled::Full => return Poll::Ready(Err(HeadError::HeaderTooLarge.into())),
-                Filled::End => return Poll::Ready(Err(ReadError::Closed { clean: self.buffer.is_empty() })),
+                Filled::End => {
+                    return Poll::Ready(Err(ReadError::Closed {
+                        clean: self.buffer.is_empty(),
+                    }));
+                }
             }
         }
     }
@@ -106,7 +116,9 @@ impl MessageReader {
         head: &mut RequestHead,
     ) -> Poll<Result<(), ReadError>> {
         ready!(self.poll_head(stream, cx, |parser, bytes, limits| {
-            parser.parse_request(bytes, limits, head).map(|parsed| (parsed, ()))
+            parser
+                .parse_request(bytes, limits, head)
+                .map(|parsed| (parsed, ()))
         }))?;
         self.begin_body(head.body);
         Poll::Ready(Ok(()))
@@ -121,7 +133,9 @@ impl MessageReader {
         head: &mut ResponseHead,
     ) -> Poll<Result<(), ReadError>> {
         ready!(self.poll_head(stream, cx, |parser, bytes, limits| {
-            parser.parse_response(bytes, limits, method, head).map(|parsed| (parsed, ()))
+            parser
+                .parse_response(bytes, limits, method, head)
+                .map(|parsed| (parsed, ()))
         }))?;
         self.begin_body(head.body);
         Poll::Ready(Ok(()))
@@ -151,7 +165,9 @@ impl MessageReader {
     /// Finds data of the body, reading when there is none.
     pub fn poll_data(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         loop {
-            let Some(body) = &mut self.body else { return Poll::Ready(Ok(Chunk::End)) };
+            let Some(body) = &mut self.body else {
+                return Poll::Ready(Ok(Chunk::End));
+            };
             match body.step(self.buffer.data())? {
                 BodyStep::Data(there) => return Poll::Ready(Ok(Chunk::Data(there))),
                 BodyStep::Skip(used) => self.buffer.consume(used),
@@ -233,7 +249,13 @@ pub struct MessageWriter {
 
 impl Default for MessageWriter {
     fn default() -> Self {
-        Self { out: Vec::new(), at: 0, framing: BodyFraming::Plain, chunk_left: 0, written: 0 }
+        Self {
+            out: Vec::new(),
+            at: 0,
+            framing: BodyFraming::Plain,
+            chunk_left: 0,
+            written: 0,
+        }
     }
 }
 
@@ -280,7 +302,12 @@ impl MessageWriter {
     }
 
     /// Takes some of `data`, at least a byte, and answers how much. Small data is gathered, large data written.
-    pub fn poll_data(&mut self, stream: &Stream, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_data(
+        &mut self,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             if self.framing == BodyFraming::Chunked && self.chunk_left == 0 {
                 encode::chunk_start(data.len(), &mut self.out);

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::task::Poll;
 
@@ -80,21 +80,7 @@ async fn readable(socket: &OwnedFd) -> io::Result<()> {
 /// inherited by children.
 pub async fn accept(socket: &OwnedFd, max: usize, into: &mut Vec<(OwnedFd, SocketAddr)>) -> io::Result<()> {
     loop {
-        while into.len() < max {
-            let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-            match rustix::net::acceptfrom_with(socket, flags) {
-                Ok((fd, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let peer = peer.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
-                    into.push((fd, canonical(peer)));
-                }
-                Err(rustix::io::Errno::AGAIN) => break,
-                // The client gave up between the kernel's queue and us.
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED | rustix::io::Errno::PROTO) => {}
-                Err(error) if into.is_empty() => return Err(error.into()),
-                Err(_) => return Ok(()),
-            }
-        }
+        accept_waiting(socket, max, into)?;
         if !into.is_empty() {
             return Ok(());
         }
@@ -102,12 +88,27 @@ pub async fn accept(socket: &OwnedFd, max: usize, into: &mut Vec<(OwnedFd, Socke
     }
 }
 
+/// Accepts up to `max` connections that wait already.
+pub fn accept_waiting(socket: &OwnedFd, max: usize, into: &mut Vec<(OwnedFd, SocketAddr)>) -> io::Result<()> {
+    while into.len() < max {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        match rustix::net::acceptfrom_with(socket, flags) {
+            Ok((fd, peer)) => {
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                let peer = peer.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
+                into.push((fd, canonical(peer)));
+            }
+            Err(rustix::io::Errno::AGAIN) => break,
+            // The client gave up between the kernel's queue and us.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED | rustix::io::Errno::PROTO) => {}
+            Err(error) if into.is_empty() => return Err(error.into()),
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
 /// An IPv4 client of a dual-stack socket under its IPv4 address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// The descriptor's number, for logs.
-pub fn number(socket: &OwnedFd) -> i32 {
-    socket.as_raw_fd()
 }

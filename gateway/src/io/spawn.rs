@@ -49,7 +49,9 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Ready(()) };
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(());
+        };
         // After a panic the future is dropped at once, so nobody sees it half changed; what it shares with others
         // keeps its books by RAII.
         match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
@@ -71,5 +73,9 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
 pub fn spawn(tasks: &Rc<Tasks>, future: impl Future<Output = ()> + 'static) {
     tasks.live.set(tasks.live.get() + 1);
     let alive = Alive(Rc::clone(tasks));
-    glommio::spawn_local(Guarded { future: Some(future), alive }).detach();
+    glommio::spawn_local(Guarded {
+        future: Some(future),
+        alive,
+    })
+    .detach();
 }

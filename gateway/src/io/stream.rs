@@ -37,13 +37,17 @@ impl Stream {
     fn new(stream: TcpStream) -> Self {
         // Messages are written whole, so there is nothing for Nagle's algorithm to wait for. Failure leaves a delay.
         let _unimportant = stream.set_nodelay(true);
-        Self { stream: RefCell::new(stream) }
+        Self {
+            stream: RefCell::new(stream),
+        }
     }
 
     /// Connects within `timeout`; a timeout is an error of kind `TimedOut`.
     pub async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let timeout = timeout.max(Duration::from_millis(1));
-        let stream = TcpStream::connect_timeout(address, timeout).await.map_err(io::Error::from)?;
+        let stream = TcpStream::connect_timeout(address, timeout)
+            .await
+            .map_err(io::Error::from)?;
         Ok(Self::new(stream))
     }
 
@@ -64,7 +68,9 @@ impl Stream {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     // The runtime's own write registers for writability; it tries once more before it does.
-                    let Some(part) = parts.iter().find(|part| !part.is_empty()) else { return Poll::Ready(Ok(0)) };
+                    let Some(part) = parts.iter().find(|part| !part.is_empty()) else {
+                        return Poll::Ready(Ok(0));
+                    };
                     return Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, part);
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),

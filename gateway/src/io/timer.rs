@@ -47,10 +47,16 @@ impl State {
     }
 
     fn unfile(&mut self, key: u32) {
-        let Some((slot, position)) = self.entries.get_mut(key as usize).and_then(|entry| entry.place.take()) else {
+        let Some((slot, position)) = self
+            .entries
+            .get_mut(key as usize)
+            .and_then(|entry| entry.place.take())
+        else {
             return;
         };
-        let Some(list) = self.slots.get_mut(slot as usize) else { return };
+        let Some(list) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
         list.swap_remove(position as usize);
         if let Some(&moved) = list.get(position as usize)
             && let Some(entry) = self.entries.get_mut(moved as usize)
@@ -69,8 +75,16 @@ impl Wheel {
     /// A wheel that stands at `now`.
     pub fn new(tick: Duration, now: Instant) -> Self {
         let slots = (0..SLOTS).map(|_| Vec::new()).collect();
-        let state = State { now: 0, start: now, tick, entries: slab::Slab::new(), slots };
-        Self { state: Rc::new(RefCell::new(state)) }
+        let state = State {
+            now: 0,
+            start: now,
+            tick,
+            entries: slab::Slab::new(),
+            slots,
+        };
+        Self {
+            state: Rc::new(RefCell::new(state)),
+        }
     }
 
     /// Turns the wheel to `now` and wakes what is due.
@@ -78,7 +92,8 @@ impl Wheel {
         let mut wakers = Vec::new();
         {
             let mut state = self.state.borrow_mut();
-            let elapsed = now.saturating_duration_since(state.start).as_nanos() / state.tick.as_nanos().max(1);
+            let elapsed =
+                now.saturating_duration_since(state.start).as_nanos() / state.tick.as_nanos().max(1);
             let target = u64::try_from(elapsed).unwrap_or(u64::MAX);
             while state.now < target {
                 state.now += 1;
@@ -86,12 +101,15 @@ impl Wheel {
                 let visited = state.slots.get_mut(slot).map(std::mem::take).unwrap_or_default();
                 for key in visited {
                     let now = state.now;
-                    let Some(entry) = state.entries.get_mut(key as usize) else { continue };
+                    let Some(entry) = state.entries.get_mut(key as usize) else {
+                        continue;
+                    };
                     entry.place = None;
                     if entry.due <= now {
                         wakers.extend(entry.waker.take());
                     } else if entry.due != NEVER {
-                        let at = state.visit(state.entries.get(key as usize).map_or(NEVER, |entry| entry.due));
+                        let at =
+                            state.visit(state.entries.get(key as usize).map_or(NEVER, |entry| entry.due));
                         state.file(key, at);
                     }
                 }
@@ -103,16 +121,30 @@ impl Wheel {
 
     /// Wakes everything that waits for a timer, so that it looks at the world anew (drain).
     pub fn wake_all(&self) {
-        let wakers: Vec<Waker> =
-            self.state.borrow_mut().entries.iter_mut().filter_map(|(_, entry)| entry.waker.take()).collect();
+        let wakers: Vec<Waker> = self
+            .state
+            .borrow_mut()
+            .entries
+            .iter_mut()
+            .filter_map(|(_, entry)| entry.waker.take())
+            .collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// A timer that is not set.
     pub fn timer(&self) -> Timer {
-        let entry = Entry { due: NEVER, span: 0, filed: NEVER, place: None, waker: None };
+        let entry = Entry {
+            due: NEVER,
+            span: 0,
+            filed: NEVER,
+            place: None,
+            waker: None,
+        };
         let key = self.state.borrow_mut().entries.insert(entry);
-        Timer { wheel: self.clone(), key: key as u32 }
+        Timer {
+            wheel: self.clone(),
+            key: key as u32,
+        }
     }
 
     /// Waits for `duration`.
@@ -147,9 +179,15 @@ impl Timer {
 
     fn arm(&self, state: &mut State) {
         let now = state.now;
-        let Some(entry) = state.entries.get_mut(self.key as usize) else { return };
+        let Some(entry) = state.entries.get_mut(self.key as usize) else {
+            return;
+        };
         // One tick more, because the present one is partly over.
-        let due = if entry.span == 0 { NEVER } else { now.saturating_add(entry.span).saturating_add(1) };
+        let due = if entry.span == 0 {
+            NEVER
+        } else {
+            now.saturating_add(entry.span).saturating_add(1)
+        };
         entry.due = due;
         let filed_in_time = entry.place.is_some() && entry.filed <= due;
         if due != NEVER && !filed_in_time {
@@ -167,14 +205,19 @@ impl Timer {
     /// Whether the deadline has passed.
     pub fn is_due(&self) -> bool {
         let state = self.wheel.state.borrow();
-        state.entries.get(self.key as usize).is_some_and(|entry| entry.due <= state.now)
+        state
+            .entries
+            .get(self.key as usize)
+            .is_some_and(|entry| entry.due <= state.now)
     }
 
     /// Ready once the deadline has passed.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.wheel.state.borrow_mut();
         let now = state.now;
-        let Some(entry) = state.entries.get_mut(self.key as usize) else { return Poll::Pending };
+        let Some(entry) = state.entries.get_mut(self.key as usize) else {
+            return Poll::Pending;
+        };
         if entry.due <= now {
             return Poll::Ready(());
         }
@@ -192,7 +235,10 @@ impl Drop for Timer {
         let _waker = {
             let mut state = self.wheel.state.borrow_mut();
             state.unfile(self.key);
-            state.entries.try_remove(self.key as usize).and_then(|entry| entry.waker)
+            state
+                .entries
+                .try_remove(self.key as usize)
+                .and_then(|entry| entry.waker)
         };
     }
 }
@@ -274,7 +320,9 @@ mod tests {
         let (wheel, start) = wheel();
         for _ in 0..100 {
             let timers: Vec<Timer> = (0..10).map(|_| wheel.timer()).collect();
-            timers.iter().for_each(|timer| timer.set(Duration::from_millis(70)));
+            timers
+                .iter()
+                .for_each(|timer| timer.set(Duration::from_millis(70)));
         }
         assert!(wheel.state.borrow().entries.is_empty());
         assert!(wheel.state.borrow().slots.iter().all(Vec::is_empty));

@@ -39,9 +39,13 @@ const _: () = assert!(std::mem::size_of::<Params>() == 120);
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __sys_io_uring_setup(entries: libc::c_uint, params: *mut Params) -> libc::c_int {
     // SAFETY: the caller gives io_uring_setup's own arguments; they are passed on as they are.
-    let plain = |params: *mut Params| unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params) as libc::c_int };
+    let plain = |params: *mut Params| unsafe {
+        libc::syscall(libc::SYS_io_uring_setup, entries, params) as libc::c_int
+    };
     // SAFETY: null or valid for writes, as this function demands; nobody else refers to it during the call.
-    let Some(wanted) = (unsafe { params.as_mut() }) else { return plain(params) };
+    let Some(wanted) = (unsafe { params.as_mut() }) else {
+        return plain(params);
+    };
     // A ring that is polled for disk I/O never sleeps and takes no flag.
     if wanted.flags & IORING_SETUP_IOPOLL != 0 || entries <= PROBE_ENTRIES {
         return plain(wanted);
@@ -76,7 +80,15 @@ pub unsafe extern "C" fn __sys_io_uring_enter2(
 ) -> libc::c_int {
     // SAFETY: the caller gives io_uring_enter's own arguments; they are passed on as they are.
     unsafe {
-        libc::syscall(libc::SYS_io_uring_enter, fd, to_submit, min_complete, flags, sig, size) as libc::c_int
+        libc::syscall(
+            libc::SYS_io_uring_enter,
+            fd,
+            to_submit,
+            min_complete,
+            flags,
+            sig,
+            size,
+        ) as libc::c_int
     }
 }
 
@@ -141,7 +153,12 @@ pub enum Unavailable {
 /// Asks the kernel for a ring before glommio does, because glommio panics where it is refused; and raises the limit
 /// of locked memory as far as it may.
 pub fn probe() -> Result<(), Unavailable> {
-    let mut params = Params { sq_entries: 0, cq_entries: 0, flags: 0, rest: [0; 27] };
+    let mut params = Params {
+        sq_entries: 0,
+        cq_entries: 0,
+        flags: 0,
+        rest: [0; 27],
+    };
     // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, PROBE_ENTRIES, &raw mut params) };
     if ring < 0 {
@@ -153,10 +170,15 @@ pub fn probe() -> Result<(), Unavailable> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Memlock);
     if limit.current.is_some_and(|current| current < MEMLOCK_BYTES) {
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
         let enough = limit.maximum.is_none_or(|maximum| maximum >= MEMLOCK_BYTES);
         if !enough || setrlimit(Resource::Memlock, raised).is_err() {
-            return Err(Unavailable::Memlock { limit: limit.maximum.unwrap_or(u64::MAX) });
+            return Err(Unavailable::Memlock {
+                limit: limit.maximum.unwrap_or(u64::MAX),
+            });
         }
     }
     Ok(())

@@ -72,7 +72,9 @@ pub struct Outcome {
 
 impl Outcome {
     fn cluster_key(&self) -> &Option<ClusterKey> {
-        self.cluster.as_ref().map_or(&self.unknown_cluster, |handle| handle.key())
+        self.cluster
+            .as_ref()
+            .map_or(&self.unknown_cluster, |handle| handle.key())
     }
 }
 
@@ -116,7 +118,12 @@ impl Drop for Active {
 }
 
 /// Serves the request that is in `x.request`, and says what becomes of the connection.
-pub async fn serve(context: &Context, listener: &ListenerState, conn: &mut Connection, x: &mut Exchange) -> After {
+pub async fn serve(
+    context: &Context,
+    listener: &ListenerState,
+    conn: &mut Connection,
+    x: &mut Exchange,
+) -> After {
     let started = clock::now();
     let _active = {
         context.active.set(context.active.get() + 1);
@@ -156,7 +163,10 @@ fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Insta
         request_bytes,
         response_bytes: outcome.response_bytes,
     };
-    context.stats.borrow_mut().finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
+    context
+        .stats
+        .borrow_mut()
+        .finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
     if context.log.is_on() {
         let wall = clock::wall();
         context.log.write(&Record {
@@ -230,7 +240,9 @@ async fn route(context: &Context, listener: &ListenerState, conn: &mut Connectio
         let location = format!("https://{host}{}", x.request.path);
         return redirect(context, conn, x, StatusCode::MOVED_PERMANENTLY, &location, &[]).await;
     }
-    let found = pin.host.find(&x.request, SCHEME, &mut context.scratch.borrow_mut());
+    let found = pin
+        .host
+        .find(&x.request, SCHEME, &mut context.scratch.borrow_mut());
     let Some(route) = found else {
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
@@ -283,12 +295,19 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
     if !matches!(request.method, Method::TRACE | Method::OPTIONS) {
         return Ok(true);
     }
-    let Some(value) = request.headers.get(HeaderId::MaxForwards) else { return Ok(true) };
-    let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let Some(value) = request.headers.get(HeaderId::MaxForwards) else {
+        return Ok(true);
+    };
+    let number = std::str::from_utf8(value)
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     match number.and_then(|text| text.parse::<u32>().ok()) {
         Some(0) => Ok(false),
         Some(hops) => {
-            request.headers.set(HeaderId::MaxForwards, itoa::Buffer::new().format(hops - 1).as_bytes());
+            request.headers.set(
+                HeaderId::MaxForwards,
+                itoa::Buffer::new().format(hops - 1).as_bytes(),
+            );
             Ok(true)
         }
         None => Err(Cause::RequestHead(isthmus_core::h1::HeadError::MaxForwards)),
@@ -301,12 +320,16 @@ fn rewrite(x: &mut Exchange, forward: &Forward, destination: &Destination) {
     if let Some(rewrite) = &forward.path {
         let path = rewrite.apply(request);
         x.original_path.push_str(&request.path);
-        request.headers.set(HeaderId::XEnvoyOriginalPath, request.path.as_bytes());
+        request
+            .headers
+            .set(HeaderId::XEnvoyOriginalPath, request.path.as_bytes());
         request.set_path(&path);
     }
     if let Some(authority) = &destination.authority {
         request.headers.remove(HeaderId::XEnvoyOriginalHost);
-        request.headers.append_known(HeaderId::XEnvoyOriginalHost, request.authority.as_bytes());
+        request
+            .headers
+            .append_known(HeaderId::XEnvoyOriginalHost, request.authority.as_bytes());
         request.set_authority(authority);
     }
     for operations in &destination.request_headers {
@@ -314,16 +337,14 @@ fn rewrite(x: &mut Exchange, forward: &Forward, destination: &Destination) {
     }
     if let Some(timeout) = forward.timeout {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        request.headers.set(HeaderId::XEnvoyExpectedRqTimeoutMs, itoa::Buffer::new().format(ms).as_bytes());
+        request.headers.set(
+            HeaderId::XEnvoyExpectedRqTimeoutMs,
+            itoa::Buffer::new().format(ms).as_bytes(),
+        );
     }
 }
 
-async fn forward_request(
-    context: &Context,
-    conn: &mut Connection,
-    x: &mut Exchange,
-    forward: &Forward,
-) {
+async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Exchange, forward: &Forward) {
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
@@ -338,12 +359,30 @@ async fn forward_request(
     }
     let attempted = attempt(context, conn, x, &cluster, forward).await;
     match attempted {
-        Ok(Answered { lease, upstream, sent }) => {
-            pass_on(context, conn, x, &cluster, destination, forward, upstream, lease, sent).await;
+        Ok(Answered {
+            lease,
+            upstream,
+            sent,
+        }) => {
+            pass_on(
+                context,
+                conn,
+                x,
+                &cluster,
+                destination,
+                forward,
+                upstream,
+                lease,
+                sent,
+            )
+            .await;
         }
         Err(End::Reply(reply)) => {
             // A request that broke off in the middle of its body leaves nothing to go on with.
-            let broken = matches!(reply.cause, Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout);
+            let broken = matches!(
+                reply.cause,
+                Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout
+            );
             local::refuse(context, conn, x, reply, broken).await;
         }
         Err(End::ClientGone) => {
@@ -397,21 +436,36 @@ async fn attempt(
         if number > 1 {
             context.stats.borrow_mut().counters.retries += 1;
         }
-        x.request.headers.set(HeaderId::XEnvoyAttemptCount, itoa::Buffer::new().format(number).as_bytes());
+        x.request.headers.set(
+            HeaderId::XEnvoyAttemptCount,
+            itoa::Buffer::new().format(number).as_bytes(),
+        );
         let fresh = attempts.needs_fresh_connection();
         let careful = !x.request.method.is_idempotent() || !(conn.reader.is_body_done());
-        let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, careful).await? {
-            Connected::No(lease, cause) => {
-                (Some(lease), Failure::Connect(cause), BodyProgress { sent: false, replayable: true })
-            }
-            Connected::Refused(cause) => return Err(End::Reply(cause.into())),
-            Connected::Yes(lease, mut upstream) => {
-                match send(context, conn, x, cluster, &mut upstream, forward).await? {
-                    Sent::Answered(sent) => return Ok(Answered { lease, upstream, sent }),
-                    Sent::Failed(failure, progress) => (Some(lease), failure, progress),
+        let (lease, failure, progress) =
+            match connect(context, conn, x, cluster, &avoid, fresh, careful).await? {
+                Connected::No(lease, cause) => (
+                    Some(lease),
+                    Failure::Connect(cause),
+                    BodyProgress {
+                        sent: false,
+                        replayable: true,
+                    },
+                ),
+                Connected::Refused(cause) => return Err(End::Reply(cause.into())),
+                Connected::Yes(lease, mut upstream) => {
+                    match send(context, conn, x, cluster, &mut upstream, forward).await? {
+                        Sent::Answered(sent) => {
+                            return Ok(Answered {
+                                lease,
+                                upstream,
+                                sent,
+                            });
+                        }
+                        Sent::Failed(failure, progress) => (Some(lease), failure, progress),
+                    }
                 }
-            }
-        };
+            };
         if let Some(lease) = lease {
             avoid.push(lease.endpoint());
             lease.finish(None);
@@ -426,7 +480,12 @@ async fn attempt(
 }
 
 /// Waits before a retry, unless the client goes away or the time is over.
-async fn pause(context: &Context, conn: &mut Connection, x: &mut Exchange, wait: Duration) -> Result<(), End> {
+async fn pause(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    wait: Duration,
+) -> Result<(), End> {
     let timer = context.wheel.timer();
     timer.set(wait);
     poll_fn(|cx| {
@@ -439,11 +498,17 @@ async fn pause(context: &Context, conn: &mut Connection, x: &mut Exchange, wait:
 }
 
 /// What ends any wait for an upstream: the client is gone, or the route's time is over.
-fn interrupted<T>(conn: &mut Connection, route_timer: &Timer, cx: &mut TaskContext<'_>) -> Poll<Result<T, End>> {
+fn interrupted<T>(
+    conn: &mut Connection,
+    route_timer: &Timer,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<T, End>> {
     if conn.reader.poll_gone(&conn.stream, cx).is_ready() {
         return Poll::Ready(Err(End::ClientGone));
     }
-    route_timer.poll(cx).map(|()| Err(End::Reply(Cause::UpstreamTimeout.into())))
+    route_timer
+        .poll(cx)
+        .map(|()| Err(End::Reply(Cause::UpstreamTimeout.into())))
 }
 
 enum Connected {
@@ -473,8 +538,14 @@ async fn connect(
             let timeout = cluster.connect_timeout();
             let open = context.clusters.count_open();
             // Boxed: connecting is rare, and its state would make every request's larger.
-            let connecting =
-                Box::pin(upstream::connect::connect(address, timeout, permit, &context.pool, context.limits, open));
+            let connecting = Box::pin(upstream::connect::connect(
+                address,
+                timeout,
+                permit,
+                &context.pool,
+                context.limits,
+                open,
+            ));
             let mut connecting = pin!(connecting);
             let connected = poll_fn(|cx| {
                 if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
@@ -529,7 +600,14 @@ async fn send(
     let limit = context.settings.request_body_bytes;
     conn.phase.set(phase_limit(context, sending));
     loop {
-        let Exchange { request, response, trailers, to_upstream, route_timer, .. } = &mut *x;
+        let Exchange {
+            request,
+            response,
+            trailers,
+            to_upstream,
+            route_timer,
+            ..
+        } = &mut *x;
         let read = poll_fn(|cx| {
             match poll_request(conn, upstream, to_upstream, trailers, &mut sending, limit, cx) {
                 Poll::Ready(Ok(())) => {
@@ -539,7 +617,11 @@ async fn send(
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {}
             }
-            if let Poll::Ready(read) = upstream.reader.poll_response(&upstream.stream, cx, &request.method, response) {
+            if let Poll::Ready(read) =
+                upstream
+                    .reader
+                    .poll_response(&upstream.stream, cx, &request.method, response)
+            {
                 return Poll::Ready(Ok(read));
             }
             // An interim response may still be on its way to the client.
@@ -556,13 +638,20 @@ async fn send(
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
             }
             if conn.phase.poll(cx).is_ready() {
-                let cause = if sending == Sending::Streaming { Cause::BodyTimeout } else { Cause::StreamIdle };
+                let cause = if sending == Sending::Streaming {
+                    Cause::BodyTimeout
+                } else {
+                    Cause::StreamIdle
+                };
                 return Poll::Ready(Err(End::Reply(cause.into())));
             }
             Poll::Pending
         })
         .await?;
-        let progress = BodyProgress { sent: x.to_upstream.written() > 0, replayable };
+        let progress = BodyProgress {
+            sent: x.to_upstream.written() > 0,
+            replayable,
+        };
         let failure = match read {
             Ok(()) if x.response.status.is_informational() => {
                 interim += 1;
@@ -647,7 +736,9 @@ fn poll_request(
                     // What is queued goes out as if the body had been at hand all along.
                     *sending = Sending::Whole(0);
                 }
-                Poll::Ready(Err(ReadError::Body(error))) if error != isthmus_core::h1::BodyError::Truncated => {
+                Poll::Ready(Err(ReadError::Body(error)))
+                    if error != isthmus_core::h1::BodyError::Truncated =>
+                {
                     return Poll::Ready(Err(End::Reply(Cause::RequestBody(error).into())));
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
@@ -676,7 +767,10 @@ enum Broken {
 }
 
 /// Passes the response on, and what is left of the request.
-#[allow(clippy::too_many_arguments, reason = "each is a part of the exchange that ends here")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the exchange that ends here"
+)]
 async fn pass_on(
     context: &Context,
     conn: &mut Connection,
@@ -696,7 +790,12 @@ async fn pass_on(
     let limit = context.settings.request_body_bytes;
     let idle = context.settings.stream_idle_timeout;
     conn.phase.set(idle);
-    let Exchange { trailers, to_upstream, route_timer, .. } = &mut *x;
+    let Exchange {
+        trailers,
+        to_upstream,
+        route_timer,
+        ..
+    } = &mut *x;
     let mut finished = false;
     let result = poll_fn(|cx| {
         if sending != Sending::Done && sending != Sending::Stopped {
@@ -717,7 +816,9 @@ async fn pass_on(
         if route_timer.poll(cx).is_ready() {
             return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamTimeout)));
         }
-        conn.phase.poll(cx).map(|()| Err(Broken::Upstream(Cause::StreamIdle)))
+        conn.phase
+            .poll(cx)
+            .map(|()| Err(Broken::Upstream(Cause::StreamIdle)))
     })
     .await;
     x.outcome.response_bytes = upstream.reader.body_bytes();
@@ -733,7 +834,11 @@ async fn pass_on(
                 && !upstream.reader.has_unread()
                 && !cluster.is_used_up(upstream.requests);
             lease.finish(reusable.then_some(upstream));
-            x.outcome.after = if keep_alive && request_done { After::KeepAlive } else { After::Close };
+            x.outcome.after = if keep_alive && request_done {
+                After::KeepAlive
+            } else {
+                After::Close
+            };
         }
         Err(broken) => {
             lease.finish(None);
@@ -743,7 +848,9 @@ async fn pass_on(
             };
             context.count_cause(cause);
             x.outcome.flags = x.outcome.flags.with(match cause {
-                Cause::UpstreamReset | Cause::UpstreamBody(isthmus_core::h1::BodyError::Truncated) => Flags::UC,
+                Cause::UpstreamReset | Cause::UpstreamBody(isthmus_core::h1::BodyError::Truncated) => {
+                    Flags::UC
+                }
                 other => other.flag(),
             });
             x.outcome.detail = cause.detail();
@@ -769,7 +876,10 @@ fn begin_response(
     }
     if let Some(time) = x.outcome.upstream_time {
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        head.headers.set(HeaderId::XEnvoyUpstreamServiceTime, itoa::Buffer::new().format(ms).as_bytes());
+        head.headers.set(
+            HeaderId::XEnvoyUpstreamServiceTime,
+            itoa::Buffer::new().format(ms).as_bytes(),
+        );
     }
     x.outcome.status = Some(head.status);
     x.outcome.detail = "via_upstream";
@@ -797,7 +907,10 @@ fn poll_response_body(
 ) -> Poll<Result<(), Broken>> {
     loop {
         if *finished {
-            return conn.writer.poll_flush(&conn.stream, cx).map_err(|_| Broken::ClientGone);
+            return conn
+                .writer
+                .poll_flush(&conn.stream, cx)
+                .map_err(|_| Broken::ClientGone);
         }
         match upstream.reader.poll_data(&upstream.stream, cx) {
             Poll::Ready(Ok(Chunk::Data(there))) => {
@@ -816,7 +929,9 @@ fn poll_response_body(
                 conn.writer.finish(trailers);
                 *finished = true;
             }
-            Poll::Ready(Err(ReadError::Body(error))) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error)))),
+            Poll::Ready(Err(ReadError::Body(error))) => {
+                return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error))));
+            }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamReset))),
             Poll::Pending => {
                 return match conn.writer.poll_flush(&conn.stream, cx) {

@@ -26,11 +26,19 @@ pub(super) struct Answer<'a> {
 }
 
 /// Answers with an error.
-pub(super) async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, reply: LocalReply, close: bool) {
+pub(super) async fn refuse(
+    context: &Context,
+    conn: &mut Connection,
+    x: &mut Exchange,
+    reply: LocalReply,
+    close: bool,
+) {
     context.count_cause(reply.cause);
     x.response.clear();
     if context.settings.debug_cause {
-        x.response.headers.append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
+        x.response
+            .headers
+            .append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
     }
     if reply.flags.contains(Flags::UO) {
         x.response.headers.append(b"x-envoy-overloaded", b"true");
@@ -65,7 +73,8 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
     for operations in answer.operations {
         operations.apply(&mut head.headers);
     }
-    head.headers.append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());
+    head.headers
+        .append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }
@@ -82,9 +91,17 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
         && !conn.is_draining()
         && !context.is_last_request(conn.requests)
         && (conn.reader.is_body_done() || (!x.request.expects_continue && skip_buffered(conn).await));
-    let form = ResponseContext { version: x.request.version, head_request, keep_alive };
+    let form = ResponseContext {
+        version: x.request.version,
+        head_request,
+        keep_alive,
+    };
     conn.writer.response_head(&x.response, form);
-    let body: &[u8] = if x.response.body.is_empty() { &[] } else { answer.body };
+    let body: &[u8] = if x.response.body.is_empty() {
+        &[]
+    } else {
+        answer.body
+    };
     conn.phase.set(context.settings.stream_idle_timeout);
     let mut at = 0;
     let written = poll_fn(|cx| {

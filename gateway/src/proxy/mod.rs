@@ -54,7 +54,12 @@ impl Context {
 
     /// Counts why the gateway answered by itself, or broke off.
     pub fn count_cause(&self, cause: Cause) {
-        *self.stats.borrow_mut().causes.entry((cause.label(), cause.flag())).or_default() += 1;
+        *self
+            .stats
+            .borrow_mut()
+            .causes
+            .entry((cause.label(), cause.flag()))
+            .or_default() += 1;
     }
 }
 
@@ -78,7 +83,11 @@ impl ListenerRoutes {
             pins.iter().find(|pin| Arc::ptr_eq(&pin.host, host)).cloned()
         };
         let pin = |host: &Arc<VirtualHost>| {
-            known(host).unwrap_or_else(|| Rc::new(VirtualHostPin { host: Arc::clone(host) }))
+            known(host).unwrap_or_else(|| {
+                Rc::new(VirtualHostPin {
+                    host: Arc::clone(host),
+                })
+            })
         };
         let pins = table.virtual_hosts().iter().map(pin).collect();
         Self { table, pins }
@@ -86,7 +95,10 @@ impl ListenerRoutes {
 
     /// The virtual host of an authority's host.
     pub fn find(&self, host: &str) -> Option<Rc<VirtualHostPin>> {
-        self.table.find_host(host).and_then(|at| self.pins.get(at)).cloned()
+        self.table
+            .find_host(host)
+            .and_then(|at| self.pins.get(at))
+            .cloned()
     }
 }
 

@@ -6,7 +6,8 @@ use crate::io::stream::Stream;
 use crate::io::{executor, socket};
 use crate::proxy::ListenerState;
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 /// Connections taken in one go, before others get a turn.
 const BATCH: usize = 64;
+/// Connections taken from the queue of a listener that closes.
+const LAST_MAX: usize = 4096;
 /// How long accepting rests when the process is out of file descriptors: asking again at once would spin.
 const REST: Duration = Duration::from_millis(50);
 
@@ -34,7 +37,11 @@ pub(super) struct Counted {
 
 impl Limits {
     pub(super) fn new(max: usize) -> Self {
-        Self { max: max as u64, open: Rc::default(), waiting: Rc::default() }
+        Self {
+            max: max as u64,
+            open: Rc::default(),
+            waiting: Rc::default(),
+        }
     }
 
     pub(super) fn connections(&self) -> u64 {
@@ -43,7 +50,10 @@ impl Limits {
 
     fn count(&self) -> Counted {
         self.open.set(self.open.get() + 1);
-        Counted { open: Rc::clone(&self.open), waiting: Rc::clone(&self.waiting) }
+        Counted {
+            open: Rc::clone(&self.open),
+            waiting: Rc::clone(&self.waiting),
+        }
     }
 
     /// Waits until there is room for another connection.
@@ -101,8 +111,27 @@ pub(super) fn start(shard: &Rc<Shard>, bound: OwnedFd, state: Rc<ListenerState>)
             accepting.as_mut().poll(cx)
         })
         .await;
+        // Those whose handshake is done already would be reset with the listening socket.
+        let mut last = Vec::new();
+        if socket::accept_waiting(&bound, LAST_MAX, &mut last).is_ok() {
+            serve_all(&shard, &state, &mut last);
+        }
     });
     Guard(stop)
+}
+
+fn serve_all(shard: &Rc<Shard>, state: &Rc<ListenerState>, accepted: &mut Vec<(OwnedFd, SocketAddr)>) {
+    for (fd, peer) in accepted.drain(..) {
+        shard.context.stats.borrow_mut().counters.downstream_connections += 1;
+        let counted = shard.accepting.count();
+        let (context, state) = (Rc::clone(&shard.context), Rc::clone(state));
+        let draining = Rc::clone(&shard.draining);
+        let stream = Stream::from_fd(fd);
+        spawn::spawn(
+            &shard.context.tasks,
+            connection::serve(context, state, stream, peer, draining, counted),
+        );
+    }
 }
 
 async fn accept_all(shard: &Rc<Shard>, bound: &OwnedFd, state: &Rc<ListenerState>) {
@@ -116,13 +145,6 @@ async fn accept_all(shard: &Rc<Shard>, bound: &OwnedFd, state: &Rc<ListenerState
             executor::sleep(REST).await;
             continue;
         }
-        for (fd, peer) in batch.drain(..) {
-            shard.context.stats.borrow_mut().counters.downstream_connections += 1;
-            let counted = shard.accepting.count();
-            let (context, state) = (Rc::clone(&shard.context), Rc::clone(state));
-            let draining = Rc::clone(&shard.draining);
-            let stream = Stream::from_fd(fd);
-            spawn::spawn(&shard.context.tasks, connection::serve(context, state, stream, peer, draining, counted));
-        }
+        serve_all(shard, state, &mut batch);
     }
 }

@@ -18,7 +18,14 @@ pub(super) async fn serve(
     draining: Rc<Cell<bool>>,
     _counted: Counted,
 ) {
-    let mut conn = Connection::new(stream, peer, &context.pool, context.limits, &context.wheel, draining);
+    let mut conn = Connection::new(
+        stream,
+        peer,
+        &context.pool,
+        context.limits,
+        &context.wheel,
+        draining,
+    );
     while conn.wait(&context.settings).await == Next::Request {
         // Boxed, so that a connection which waits does not carry the room of one that works.
         match Box::pin(serve_while_warm(&context, &listener, &mut conn)).await {

@@ -87,7 +87,10 @@ pub async fn run(start: Start, wheel: Wheel) {
         drained_sent: Cell::new(false),
     });
     let housekeeping = Rc::clone(&shard);
-    spawn::spawn(&shard.context.tasks, async move { housekeeping.keep_house().await });
+    spawn::spawn(
+        &shard.context.tasks,
+        async move { housekeeping.keep_house().await },
+    );
     let mut inbox = start.inbox;
     while let Some(message) = inbox.recv().await {
         match message {
@@ -118,25 +121,42 @@ impl Shard {
         for listener in &publication.snapshot.listeners {
             let key = &listener.key;
             if let Some(known) = before.remove(key) {
-                let routes = ListenerRoutes::new(Arc::clone(&listener.routes), Some(&known.state.routes.borrow()));
+                let routes =
+                    ListenerRoutes::new(Arc::clone(&listener.routes), Some(&known.state.routes.borrow()));
                 *known.state.routes.borrow_mut() = Rc::new(routes);
                 next.insert(key.clone(), known);
                 continue;
             }
-            let Some(bound) = sockets.remove(key) else { continue };
+            let Some(bound) = sockets.remove(key) else {
+                continue;
+            };
             if let Err(error) = socket::listen(&bound) {
-                self.send(ToControl::ListenFailed { listener: key.clone(), error: error.to_string() });
+                self.send(ToControl::ListenFailed {
+                    listener: key.clone(),
+                    error: error.to_string(),
+                });
                 continue;
             }
             let routes = RefCell::new(Rc::new(ListenerRoutes::new(Arc::clone(&listener.routes), None)));
-            let state = Rc::new(ListenerState { key: key.clone(), routes });
+            let state = Rc::new(ListenerState {
+                key: key.clone(),
+                routes,
+            });
             let guard = accept::start(self, bound, Rc::clone(&state));
-            next.insert(key.clone(), Listening { state, _accepting: guard });
+            next.insert(
+                key.clone(),
+                Listening {
+                    state,
+                    _accepting: guard,
+                },
+            );
         }
         *self.listeners.borrow_mut() = next;
         drop(before);
         self.publications.borrow_mut().push(Arc::clone(publication));
-        self.send(ToControl::Applied { version: publication.snapshot.version });
+        self.send(ToControl::Applied {
+            version: publication.snapshot.version,
+        });
         self.retire();
     }
 
@@ -159,7 +179,10 @@ impl Shard {
         stats.gauges.upstream_connections_idle = idle;
         stats.gauges.tasks = self.context.tasks.live();
         stats.gauges.buffers_in_use = self.context.pool.lent();
-        self.send(ToControl::Stats { stats: Box::new(stats), clusters: self.context.clusters.view() });
+        self.send(ToControl::Stats {
+            stats: Box::new(stats),
+            clusters: self.context.clusters.view(),
+        });
     }
 
     fn drain(&self, stop_accepting: bool) {

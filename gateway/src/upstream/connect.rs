@@ -22,7 +22,14 @@ pub async fn connect(
     match Stream::connect(address, timeout).await {
         Ok(stream) => {
             let reader = MessageReader::new(pool, limits);
-            Ok(Box::new(Connection { stream, reader, address, requests: 0, permit, open }))
+            Ok(Box::new(Connection {
+                stream,
+                reader,
+                address,
+                requests: 0,
+                permit,
+                open,
+            }))
         }
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Err(Cause::ConnectTimeout),
         Err(_) => Err(Cause::ConnectFailed),

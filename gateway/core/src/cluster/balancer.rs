@@ -50,7 +50,11 @@ impl Balancer {
 
     /// Picks an endpoint by its position; `loads` must be in the order and number of the weights. None only when
     /// there is no endpoint.
-    pub fn pick(&mut self, loads: impl ExactSizeIterator<Item = Load> + Clone, random: &mut Random) -> Option<usize> {
+    pub fn pick(
+        &mut self,
+        loads: impl ExactSizeIterator<Item = Load> + Clone,
+        random: &mut Random,
+    ) -> Option<usize> {
         let count = loads.len();
         if count <= 1 {
             return (count == 1).then_some(0);
@@ -69,7 +73,8 @@ impl Balancer {
                 match (load_of(first), load_of(second)) {
                     // Compares active/weight without division; a tie keeps the first draw.
                     (Some(a), Some(b)) => {
-                        let cost = |load: Load, other: Load| (u64::from(load.active) + 1) * u64::from(other.weight);
+                        let cost =
+                            |load: Load, other: Load| (u64::from(load.active) + 1) * u64::from(other.weight);
                         if cost(b, a) < cost(a, b) { second } else { first }
                     }
                     _ => first,
@@ -115,8 +120,11 @@ mod tests {
     fn counts(kind: BalancerKind, weights: &[u32], active: &[u32], rounds: usize, seed: u64) -> Vec<usize> {
         let mut random = Random::from_seed(seed);
         let mut balancer = Balancer::new(kind, weights, &mut random);
-        let loads: Vec<Load> =
-            weights.iter().zip(active).map(|(&weight, &active)| Load { weight, active }).collect();
+        let loads: Vec<Load> = weights
+            .iter()
+            .zip(active)
+            .map(|(&weight, &active)| Load { weight, active })
+            .collect();
         let mut counts = vec![0; weights.len()];
         for _ in 0..rounds {
             counts[balancer.pick(loads.iter().copied(), &mut random).unwrap()] += 1;
@@ -127,8 +135,14 @@ mod tests {
     #[test]
     fn round_robin_is_exact_in_every_window() {
         for seed in 0..2000 {
-            assert_eq!(counts(BalancerKind::RoundRobin, &[1, 1, 1], &[0, 0, 0], 9, seed), [3, 3, 3]);
-            assert_eq!(counts(BalancerKind::RoundRobin, &[5, 1, 2], &[0, 9, 0], 16, seed), [10, 2, 4]);
+            assert_eq!(
+                counts(BalancerKind::RoundRobin, &[1, 1, 1], &[0, 0, 0], 9, seed),
+                [3, 3, 3]
+            );
+            assert_eq!(
+                counts(BalancerKind::RoundRobin, &[5, 1, 2], &[0, 9, 0], 16, seed),
+                [10, 2, 4]
+            );
         }
     }
 
@@ -138,8 +152,9 @@ mod tests {
         let weights = [5, 1, 1];
         let mut balancer = Balancer::new(BalancerKind::RoundRobin, &weights, &mut random);
         let loads = weights.map(|weight| Load { weight, active: 0 });
-        let picks: Vec<usize> =
-            (0..7).map(|_| balancer.pick(loads.iter().copied(), &mut random).unwrap()).collect();
+        let picks: Vec<usize> = (0..7)
+            .map(|_| balancer.pick(loads.iter().copied(), &mut random).unwrap())
+            .collect();
         assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
     }
 
@@ -152,7 +167,13 @@ mod tests {
     #[test]
     fn least_request_avoids_the_busy_endpoint() {
         for seed in 0..200 {
-            let picks = counts(BalancerKind::LeastRequest, &[1, 1, 1, 1], &[50, 0, 0, 0], 1000, seed);
+            let picks = counts(
+                BalancerKind::LeastRequest,
+                &[1, 1, 1, 1],
+                &[50, 0, 0, 0],
+                1000,
+                seed,
+            );
             // The busy one is taken only when both draws name it: 1 in 16.
             assert!(picks[0] < 110, "{seed} {picks:?}");
             let weighted = counts(BalancerKind::LeastRequest, &[4, 1], &[3, 3], 1000, seed);
@@ -163,7 +184,11 @@ mod tests {
     #[test]
     fn no_endpoint_gives_no_pick() {
         let mut random = Random::from_seed(1);
-        for kind in [BalancerKind::RoundRobin, BalancerKind::Random, BalancerKind::LeastRequest] {
+        for kind in [
+            BalancerKind::RoundRobin,
+            BalancerKind::Random,
+            BalancerKind::LeastRequest,
+        ] {
             let mut balancer = Balancer::new(kind, &[], &mut random);
             assert_eq!(balancer.pick(std::iter::empty::<Load>(), &mut random), None);
         }

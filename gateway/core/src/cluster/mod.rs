@@ -104,7 +104,13 @@ impl Cluster {
     /// Live state for a cluster that this shard has not seen before.
     pub fn new(spec: Arc<ClusterSpec>, shared: Arc<ClusterShared>, random: &mut Random) -> Self {
         let balancer = Balancer::new(spec.balancer, &[], random);
-        let mut cluster = Self { spec: Arc::clone(&spec), shared, endpoints: Vec::new(), balancer, next_id: 0 };
+        let mut cluster = Self {
+            spec: Arc::clone(&spec),
+            shared,
+            endpoints: Vec::new(),
+            balancer,
+            next_id: 0,
+        };
         let _no_pool_yet = cluster.reconcile(spec, random);
         cluster
     }
@@ -126,7 +132,10 @@ impl Cluster {
         for endpoint in &spec.endpoints.endpoints {
             let known = before.iter().position(|state| state.address == endpoint.address);
             let state = match known {
-                Some(at) => EndpointState { weight: endpoint.weight, ..before.swap_remove(at) },
+                Some(at) => EndpointState {
+                    weight: endpoint.weight,
+                    ..before.swap_remove(at)
+                },
                 None => {
                     self.next_id += 1;
                     EndpointState {
@@ -155,7 +164,10 @@ impl Cluster {
     pub fn acquire(&mut self, avoid: &[EndpointId], fresh: bool, random: &mut Random) -> Acquired {
         let mut at = None;
         for _ in 0..=RESELECTIONS_MAX {
-            let loads = self.endpoints.iter().map(|state| Load { weight: state.weight, active: state.active });
+            let loads = self.endpoints.iter().map(|state| Load {
+                weight: state.weight,
+                active: state.active,
+            });
             at = self.balancer.pick(loads, random);
             let picked = at.and_then(|at| self.endpoints.get(at));
             if picked.is_none_or(|state| !avoid.contains(&state.id)) {
@@ -167,12 +179,20 @@ impl Cluster {
         };
         if !fresh && let Some(idle) = state.idle.take() {
             state.active += 1;
-            return Acquired::Use { conn: idle.conn, endpoint: state.id, idle_since: idle.since };
+            return Acquired::Use {
+                conn: idle.conn,
+                endpoint: state.id,
+                idle_since: idle.since,
+            };
         }
         match self.shared.connections.acquire() {
             Some(permit) => {
                 state.active += 1;
-                Acquired::Open { endpoint: state.id, address: state.address, permit }
+                Acquired::Open {
+                    endpoint: state.id,
+                    address: state.address,
+                    permit,
+                }
             }
             None => Acquired::Overflow,
         }
@@ -180,7 +200,12 @@ impl Cluster {
 
     /// Gives an endpoint back. `reusable` is the connection if it may carry another request; it is handed back when
     /// its endpoint is gone, and must then be closed.
-    pub fn release(&mut self, endpoint: EndpointId, reusable: Option<ConnId>, now: Instant) -> Option<ConnId> {
+    pub fn release(
+        &mut self,
+        endpoint: EndpointId,
+        reusable: Option<ConnId>,
+        now: Instant,
+    ) -> Option<ConnId> {
         let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
             return reusable;
         };
@@ -229,7 +254,9 @@ impl Cluster {
 
     /// For the admin API: address, weight, requests in flight, idle connections.
     pub fn view(&self) -> impl Iterator<Item = (SocketAddr, u32, u32, usize)> {
-        self.endpoints.iter().map(|state| (state.address, state.weight, state.active, state.idle.len()))
+        self.endpoints
+            .iter()
+            .map(|state| (state.address, state.weight, state.active, state.idle.len()))
     }
 }
 
@@ -239,7 +266,9 @@ mod tests {
     use crate::endpoint::Endpoint;
 
     fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
-        let endpoints = ports.iter().map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
+        let endpoints = ports
+            .iter()
+            .map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
         Arc::new(ClusterSpec {
             key: ClusterKey::outbound(80, "", "h"),
             endpoints: Arc::new(EndpointSet::new(endpoints)),
@@ -253,7 +282,11 @@ mod tests {
 
     fn open(cluster: &mut Cluster, random: &mut Random) -> (EndpointId, SocketAddr, Permit) {
         match cluster.acquire(&[], true, random) {
-            Acquired::Open { endpoint, address, permit } => (endpoint, address, permit),
+            Acquired::Open {
+                endpoint,
+                address,
+                permit,
+            } => (endpoint, address, permit),
             other => panic!("{other:?}"),
         }
     }
@@ -276,7 +309,10 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(cluster.acquire(&[], false, &mut random), Acquired::Open { .. }));
+        assert!(matches!(
+            cluster.acquire(&[], false, &mut random),
+            Acquired::Open { .. }
+        ));
         drop(permits);
         assert_eq!(cluster.shared().connections.held(), 0);
     }
@@ -296,14 +332,22 @@ mod tests {
         let kept: usize = cluster.view().map(|(_, _, _, idle)| idle).sum();
         assert_eq!(kept, 2);
         let (gone, ..) = held.iter().find(|(_, address, _)| address.port() == 1).unwrap();
-        assert_eq!(cluster.release(*gone, Some(ConnId(9)), now), Some(ConnId(9)), "must be closed");
+        assert_eq!(
+            cluster.release(*gone, Some(ConnId(9)), now),
+            Some(ConnId(9)),
+            "must be closed"
+        );
     }
 
     #[test]
     fn a_failed_endpoint_is_avoided_when_there_is_another() {
         for seed in 0..1000 {
             let mut random = Random::from_seed(seed);
-            let mut cluster = Cluster::new(spec(&[1, 2, 3]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+            let mut cluster = Cluster::new(
+                spec(&[1, 2, 3]),
+                Arc::new(ClusterShared::new(u32::MAX)),
+                &mut random,
+            );
             let (failed, ..) = open(&mut cluster, &mut random);
             match cluster.acquire(&[failed], true, &mut random) {
                 Acquired::Open { endpoint, .. } => assert_ne!(endpoint, failed),
@@ -319,9 +363,15 @@ mod tests {
         let held = open(&mut one, &mut random);
         assert!(matches!(one.acquire(&[], true, &mut random), Acquired::Overflow));
         drop(held);
-        assert!(matches!(one.acquire(&[], true, &mut random), Acquired::Open { .. }));
+        assert!(matches!(
+            one.acquire(&[], true, &mut random),
+            Acquired::Open { .. }
+        ));
         let mut none = Cluster::new(spec(&[]), Arc::new(ClusterShared::new(1)), &mut random);
-        assert!(matches!(none.acquire(&[], false, &mut random), Acquired::NoEndpoint));
+        assert!(matches!(
+            none.acquire(&[], false, &mut random),
+            Acquired::NoEndpoint
+        ));
     }
 
     #[test]
@@ -332,10 +382,22 @@ mod tests {
         for conn in 0..3 {
             let (endpoint, _, permit) = open(&mut cluster, &mut random);
             permits.push(permit);
-            cluster.release(endpoint, Some(ConnId(conn)), start + Duration::from_secs(u64::from(conn)));
+            cluster.release(
+                endpoint,
+                Some(ConnId(conn)),
+                start + Duration::from_secs(u64::from(conn)),
+            );
         }
-        assert_eq!(cluster.expire(start + IDLE_TIMEOUT + Duration::from_secs(1)), [ConnId(0), ConnId(1)]);
-        assert_eq!(cluster.idle_before(start + Duration::from_secs(5)).collect::<Vec<_>>(), [ConnId(2)]);
+        assert_eq!(
+            cluster.expire(start + IDLE_TIMEOUT + Duration::from_secs(1)),
+            [ConnId(0), ConnId(1)]
+        );
+        assert_eq!(
+            cluster
+                .idle_before(start + Duration::from_secs(5))
+                .collect::<Vec<_>>(),
+            [ConnId(2)]
+        );
         cluster.forget(ConnId(2));
         assert!(cluster.drain().is_empty());
     }

@@ -95,7 +95,10 @@ impl BodyDecoder {
         let state = match length {
             BodyLength::None | BodyLength::Known(0) => State::Done,
             BodyLength::Known(length) => State::Length(length),
-            BodyLength::Chunked => State::Size { value: 0, digits: false },
+            BodyLength::Chunked => State::Size {
+                value: 0,
+                digits: false,
+            },
             BodyLength::UntilClose => State::UntilClose,
         };
         Self {
@@ -127,7 +130,11 @@ impl BodyDecoder {
             State::Done => return Ok(BodyStep::End),
             State::Length(left) | State::Chunk(left) => {
                 let there = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
-                return Ok(if there == 0 { BodyStep::NeedInput } else { BodyStep::Data(there) });
+                return Ok(if there == 0 {
+                    BodyStep::NeedInput
+                } else {
+                    BodyStep::Data(there)
+                });
             }
             State::UntilClose if input.is_empty() => return Ok(BodyStep::NeedInput),
             State::UntilClose => return Ok(BodyStep::Data(input.len())),
@@ -141,7 +148,11 @@ impl BodyDecoder {
                 break;
             }
         }
-        Ok(if used == 0 { BodyStep::NeedInput } else { BodyStep::Skip(used) })
+        Ok(if used == 0 {
+            BodyStep::NeedInput
+        } else {
+            BodyStep::Skip(used)
+        })
     }
 
     /// Notes that so many bytes of a [`BodyStep::Data`] were used.
@@ -182,13 +193,20 @@ impl BodyDecoder {
                     b'0'..=b'9' => byte - b'0',
                     _ => (byte | 0x20) - b'a' + 10,
                 };
-                let value = value.checked_mul(16).and_then(|value| value.checked_add(u64::from(digit)));
-                let value = value.filter(|&value| value <= i64::MAX as u64).ok_or(BodyError::ChunkSize)?;
+                let value = value
+                    .checked_mul(16)
+                    .and_then(|value| value.checked_add(u64::from(digit)));
+                let value = value
+                    .filter(|&value| value <= i64::MAX as u64)
+                    .ok_or(BodyError::ChunkSize)?;
                 State::Size { value, digits: true }
             }
-            (State::Size { value, digits: true }, b'\r')
-            | (State::Extension { value }, b'\r') => State::SizeLf { value },
-            (State::Size { value, digits: true } | State::SizeSpace { value }, b';') => State::Extension { value },
+            (State::Size { value, digits: true }, b'\r') | (State::Extension { value }, b'\r') => {
+                State::SizeLf { value }
+            }
+            (State::Size { value, digits: true } | State::SizeSpace { value }, b';') => {
+                State::Extension { value }
+            }
             (State::Size { value, digits: true } | State::SizeSpace { value }, b' ' | b'\t') => {
                 State::SizeSpace { value }
             }
@@ -204,7 +222,10 @@ impl BodyDecoder {
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => {
                 self.line = 0;
-                State::Size { value: 0, digits: false }
+                State::Size {
+                    value: 0,
+                    digits: false,
+                }
             }
             (State::DataCr | State::DataLf, _) => return Err(BodyError::ChunkEnd),
             (State::Trailers, byte) => return self.trailer_byte(byte),
@@ -245,7 +266,9 @@ impl BodyDecoder {
             return;
         }
         let mut table = [httparse::EMPTY_HEADER; 64];
-        if let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&self.trailer_block, &mut table) {
+        if let Ok(httparse::Status::Complete((_, fields))) =
+            httparse::parse_headers(&self.trailer_block, &mut table)
+        {
             for field in fields.iter().filter(|field| may_trail(field.name.as_bytes())) {
                 into.append(field.name.as_bytes(), field.value);
             }
@@ -255,7 +278,10 @@ impl BodyDecoder {
 
 fn may_trail(name: &[u8]) -> bool {
     let id = HeaderId::of(name);
-    let starts = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|part| part.eq_ignore_ascii_case(prefix));
+    let starts = |prefix: &[u8]| {
+        name.get(..prefix.len())
+            .is_some_and(|part| part.eq_ignore_ascii_case(prefix))
+    };
     let forbidden = [
         &b"authorization"[..],
         b"cache-control",
@@ -267,7 +293,10 @@ fn may_trail(name: &[u8]) -> bool {
         b"forwarded",
     ];
     !(id.is_connection_field()
-        || matches!(id, HeaderId::Host | HeaderId::ContentType | HeaderId::MaxForwards | HeaderId::Trailer)
+        || matches!(
+            id,
+            HeaderId::Host | HeaderId::ContentType | HeaderId::MaxForwards | HeaderId::Trailer
+        )
         || matches!(id, HeaderId::Location | HeaderId::Date | HeaderId::XRequestId)
         || starts(b"x-forwarded-")
         || starts(b"x-envoy-")
@@ -306,7 +335,8 @@ mod tests {
         assert_eq!((&known.0[..], known.1), (&b"hello"[..], 5));
         assert_eq!(decode(BodyLength::Known(5), b"hell"), Err(BodyError::Truncated));
         assert_eq!(decode(BodyLength::UntilClose, b"hell").unwrap().0, b"hell");
-        let chunked = b"000A;a=\"x;y\"\r\n0123456789\r\n5 ;b\r\nhello\r\n0\r\nX-T: 1\r\nContent-Length: 9\r\n\r\nGET";
+        let chunked =
+            b"000A;a=\"x;y\"\r\n0123456789\r\n5 ;b\r\nhello\r\n0\r\nX-T: 1\r\nContent-Length: 9\r\n\r\nGET";
         let (data, used, trailers) = decode(BodyLength::Chunked, chunked).unwrap();
         assert_eq!((&data[..], used), (&b"0123456789hello"[..], chunked.len() - 3));
         assert_eq!(trailers, "X-T: 1\n");
@@ -337,7 +367,12 @@ mod tests {
             (b"5\r\nhel", E::Truncated),
             (b"5\r\nhello\r\n0\r\n", E::Truncated),
         ] {
-            assert_eq!(decode(BodyLength::Chunked, bytes), Err(expected), "{}", String::from_utf8_lossy(bytes));
+            assert_eq!(
+                decode(BodyLength::Chunked, bytes),
+                Err(expected),
+                "{}",
+                String::from_utf8_lossy(bytes)
+            );
         }
         let long = [b"5;".to_vec(), vec![b'a'; 5000]].concat();
         assert_eq!(decode(BodyLength::Chunked, &long), Err(E::ChunkLineTooLong));

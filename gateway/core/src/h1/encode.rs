@@ -41,7 +41,11 @@ pub fn request_head(head: &RequestHead, close: bool, out: &mut Vec<u8>) -> BodyF
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(head.authority.as_bytes());
     out.extend_from_slice(b"\r\n");
-    put_fields(&head.headers, |id| id == HeaderId::Host || id.is_connection_field(), out);
+    put_fields(
+        &head.headers,
+        |id| id == HeaderId::Host || id.is_connection_field(),
+        out,
+    );
     let framing = match head.body {
         BodyLength::None => {
             // A method that usually has a body says that there is none (RFC 9110, 8.6).
@@ -81,7 +85,11 @@ pub struct ResponseContext {
 }
 
 /// Writes a response's head. Answers how its body must be written and whether the connection must close after it.
-pub fn response_head(head: &ResponseHead, context: ResponseContext, out: &mut Vec<u8>) -> (BodyFraming, bool) {
+pub fn response_head(
+    head: &ResponseHead,
+    context: ResponseContext,
+    out: &mut Vec<u8>,
+) -> (BodyFraming, bool) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');
@@ -157,7 +165,13 @@ mod tests {
 
     #[test]
     fn chunk_sizes_are_hexadecimal() {
-        for (length, text) in [(1, "1\r\n"), (15, "f\r\n"), (16, "10\r\n"), (65536, "10000\r\n"), (0xabc, "abc\r\n")] {
+        for (length, text) in [
+            (1, "1\r\n"),
+            (15, "f\r\n"),
+            (16, "10\r\n"),
+            (65536, "10000\r\n"),
+            (0xabc, "abc\r\n"),
+        ] {
             let mut out = Vec::new();
             chunk_start(length, &mut out);
             assert_eq!(String::from_utf8_lossy(&out), text);
@@ -171,14 +185,21 @@ mod tests {
         head.headers.append(b"Content-Length", b"7");
         head.headers.append(b"X-A", b"1");
         head.body = BodyLength::Chunked;
-        let mut context = ResponseContext { version: Version::Http11, head_request: false, keep_alive: true };
+        let mut context = ResponseContext {
+            version: Version::Http11,
+            head_request: false,
+            keep_alive: true,
+        };
         let write = |context| {
             let mut out = Vec::new();
             let (framing, close) = response_head(&head, context, &mut out);
             (String::from_utf8(out).unwrap(), framing, close)
         };
         let (text, framing, close) = write(context);
-        assert_eq!(text, "HTTP/1.1 200 OK\r\nX-A: 1\r\ntransfer-encoding: chunked\r\n\r\n");
+        assert_eq!(
+            text,
+            "HTTP/1.1 200 OK\r\nX-A: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
         assert_eq!((framing, close), (BodyFraming::Chunked, false));
         context.version = Version::Http10;
         let (text, framing, close) = write(context);

@@ -183,7 +183,11 @@ impl HeadParser {
             if request && lines == 0 && at - start > limits.request_line_bytes {
                 Err(HeadError::RequestLineTooLong)
             } else if at - start > limits.header_bytes {
-                Err(if request && lines == 0 { HeadError::RequestLineTooLong } else { HeadError::HeaderTooLarge })
+                Err(if request && lines == 0 {
+                    HeadError::RequestLineTooLong
+                } else {
+                    HeadError::HeaderTooLarge
+                })
             } else {
                 Ok(())
             }
@@ -199,7 +203,11 @@ impl HeadParser {
             self.scanned = at + 1;
             self.line_start = at + 1;
             if empty {
-                return if self.lines == 0 { Err(HeadError::FirstLine) } else { Ok(Some(at + 1)) };
+                return if self.lines == 0 {
+                    Err(HeadError::FirstLine)
+                } else {
+                    Ok(Some(at + 1))
+                };
             }
             self.lines += 1;
         }
@@ -220,7 +228,9 @@ fn tokenizer_error(error: httparse::Error, block: &[u8], request: bool) -> HeadE
             let mut words = line.split(|&byte| byte == b' ');
             let word = if request { words.next_back() } else { words.next() };
             match word.and_then(|word| word.strip_prefix(b"HTTP/")) {
-                Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => HeadError::Version,
+                Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
+                    HeadError::Version
+                }
                 _ => HeadError::FirstLine,
             }
         }
@@ -236,7 +246,11 @@ fn take_fields(headers: &mut HeaderList, block: &[u8], fields: &[httparse::Heade
     let range = |part: &[u8]| {
         // httparse gives slices of `block`; their distance to its start is their position.
         let start = (part.as_ptr() as usize).wrapping_sub(base);
-        if part.is_empty() { 0..0 } else { start..start + part.len() }
+        if part.is_empty() {
+            0..0
+        } else {
+            start..start + part.len()
+        }
     };
     let kept = fields
         .iter()
@@ -247,7 +261,9 @@ fn take_fields(headers: &mut HeaderList, block: &[u8], fields: &[httparse::Heade
 
 fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) -> Result<(), HeadError> {
     let mut table: FieldTable<'_> = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let room = table.get_mut(..limits.header_count).ok_or(HeadError::TooManyFields)?;
+    let room = table
+        .get_mut(..limits.header_count)
+        .ok_or(HeadError::TooManyFields)?;
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(block, room) {
         Ok(httparse::Status::Complete(used)) if used == block.len() => {}
@@ -259,10 +275,17 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
     };
     head.clear();
     head.method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::FirstLine)?;
-    head.version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    head.version = if minor == 0 {
+        Version::Http10
+    } else {
+        Version::Http11
+    };
     take_fields(&mut head.headers, block, request.headers, true);
 
-    let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let mut hosts = request
+        .headers
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("host"));
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::Host),
         (Some(host), None) => Some(std::str::from_utf8(host.value).map_err(|_| HeadError::Host)?),
@@ -323,7 +346,11 @@ fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> Resu
     } else if target == "*" && head.method == Method::OPTIONS {
         head.set_path(target);
     } else {
-        let lower = |prefix: &str| target.get(..prefix.len()).is_some_and(|part| part.eq_ignore_ascii_case(prefix));
+        let lower = |prefix: &str| {
+            target
+                .get(..prefix.len())
+                .is_some_and(|part| part.eq_ignore_ascii_case(prefix))
+        };
         let rest = if lower("http://") {
             target.get(7..)
         } else if lower("https://") {
@@ -368,22 +395,36 @@ fn is_authority(text: &str) -> bool {
             }
             None => return false,
         },
-        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+        None => text
+            .split_once(':')
+            .map_or((text, None), |(host, port)| (host, Some(port))),
     };
     let is_host_byte = |byte: u8| {
-        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'')
+        byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\''
+            )
     };
     host.bytes().all(is_host_byte) && (!host.is_empty() || port.is_none()) && port.is_none_or(is_port)
 }
 
 fn is_port(text: &str) -> bool {
-    text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().unwrap_or(0) <= 65535
+    text.len() <= 5
+        && text.bytes().all(|byte| byte.is_ascii_digit())
+        && text.parse::<u32>().unwrap_or(0) <= 65535
 }
 
 fn content_length(headers: &HeaderList) -> Result<Option<u64>, HeadError> {
     let mut values = headers.get_all(HeaderId::ContentLength);
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() || value.is_empty() || value.len() > 64 || !value.iter().all(u8::is_ascii_digit) {
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some()
+        || value.is_empty()
+        || value.len() > 64
+        || !value.iter().all(u8::is_ascii_digit)
+    {
         return Err(HeadError::ContentLength);
     }
     let mut length: u64 = 0;
@@ -400,7 +441,9 @@ fn content_length(headers: &HeaderList) -> Result<Option<u64>, HeadError> {
 /// Whether the body is chunked. Anything but exactly one `chunked` is refused (RFC 9112, 6.1 and 6.3).
 fn transfer_encoding(headers: &HeaderList, version: Version) -> Result<bool, HeadError> {
     let mut lines = headers.get_all(HeaderId::TransferEncoding);
-    let Some(value) = lines.next() else { return Ok(false) };
+    let Some(value) = lines.next() else {
+        return Ok(false);
+    };
     if version == Version::Http10 || lines.next().is_some() {
         return Err(HeadError::TransferEncoding);
     }
@@ -408,9 +451,17 @@ fn transfer_encoding(headers: &HeaderList, version: Version) -> Result<bool, Hea
         return Ok(true);
     }
     let codings = || value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-    let chunked = codings().filter(|coding| coding.eq_ignore_ascii_case(b"chunked")).count();
-    let is_last = codings().next_back().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
-    Err(if chunked == 1 && is_last { HeadError::UnknownCoding } else { HeadError::TransferEncoding })
+    let chunked = codings()
+        .filter(|coding| coding.eq_ignore_ascii_case(b"chunked"))
+        .count();
+    let is_last = codings()
+        .next_back()
+        .is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+    Err(if chunked == 1 && is_last {
+        HeadError::UnknownCoding
+    } else {
+        HeadError::TransferEncoding
+    })
 }
 
 fn read_response(
@@ -420,7 +471,9 @@ fn read_response(
     head: &mut ResponseHead,
 ) -> Result<(), HeadError> {
     let mut table: FieldTable<'_> = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let room = table.get_mut(..limits.header_count).ok_or(HeadError::TooManyFields)?;
+    let room = table
+        .get_mut(..limits.header_count)
+        .ok_or(HeadError::TooManyFields)?;
     let mut response = httparse::Response::new(&mut []);
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, block, room);
@@ -437,7 +490,11 @@ fn read_response(
     }
     head.clear();
     head.status = StatusCode::from_u16(code).map_err(|_| HeadError::Status)?;
-    head.version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    head.version = if minor == 0 {
+        Version::Http10
+    } else {
+        Version::Http11
+    };
     take_fields(&mut head.headers, block, response.headers, false);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(HeadError::Upgrade);
@@ -474,7 +531,9 @@ mod tests {
     fn request(bytes: &[u8]) -> Result<(Parsed, RequestHead), HeadError> {
         let mut head = RequestHead::default();
         let limits = Settings::default().message_limits();
-        HeadParser::default().parse_request(bytes, &limits, &mut head).map(|parsed| (parsed, head))
+        HeadParser::default()
+            .parse_request(bytes, &limits, &mut head)
+            .map(|parsed| (parsed, head))
     }
 
     fn response(bytes: &[u8], method: &Method) -> Result<ResponseHead, HeadError> {
@@ -529,29 +588,88 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{host}X\r\n\r\n"), E::FieldName),
             (format!("GET / HTTP/1.1\r\n{host}: 1\r\n\r\n"), E::FieldName),
             (format!("GET / HTTP/1.1\r\n {host}\r\n"), E::FieldName),
-            (format!("GET / HTTP/1.1\r\n{host}X: a\r\n b\r\n\r\n"), E::FieldName),
+            (
+                format!("GET / HTTP/1.1\r\n{host}X: a\r\n b\r\n\r\n"),
+                E::FieldName,
+            ),
             (format!("GET / HTTP/1.1\r\n{host}X: a\0\r\n\r\n"), E::FieldValue),
             (format!("GET / HTTP/1.1\r\n{host}X: a\rb\r\n\r\n"), E::FieldValue),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), E::LengthAndEncoding),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), E::ContentLength),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5, 5\r\n\r\n"), E::ContentLength),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n"), E::ContentLength),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length:\r\n\r\n"), E::ContentLength),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 18446744073709551621\r\n\r\n"), E::ContentLength),
-            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n"), E::UnknownCoding),
-            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked, gzip\r\n\r\n"), E::TransferEncoding),
-            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked, chunked\r\n\r\n"), E::TransferEncoding),
-            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: identity\r\n\r\n"), E::TransferEncoding),
-            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding:\r\n\r\n"), E::TransferEncoding),
-            (format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n"), E::TransferEncoding),
-            (format!("POST / HTTP/1.1\r\n{host}Expect: 200-maybe\r\nContent-Length: 5\r\n\r\n"), E::Expectation),
-            (format!("TRACE / HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\n"), E::BodyNotAllowed),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                E::LengthAndEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+                E::ContentLength,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5, 5\r\n\r\n"),
+                E::ContentLength,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n"),
+                E::ContentLength,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length:\r\n\r\n"),
+                E::ContentLength,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 18446744073709551621\r\n\r\n"),
+                E::ContentLength,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n"),
+                E::UnknownCoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked, gzip\r\n\r\n"),
+                E::TransferEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked, chunked\r\n\r\n"),
+                E::TransferEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: identity\r\n\r\n"),
+                E::TransferEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding:\r\n\r\n"),
+                E::TransferEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n"),
+                E::TransferEncoding,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Expect: 200-maybe\r\nContent-Length: 5\r\n\r\n"),
+                E::Expectation,
+            ),
+            (
+                format!("TRACE / HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\n"),
+                E::BodyNotAllowed,
+            ),
             (format!("CONNECT a:443 HTTP/1.1\r\n{host}\r\n"), E::Connect),
-            (format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(70_000)), E::RequestLineTooLong),
-            (format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "a".repeat(70_000)), E::HeaderTooLarge),
-            (format!("GET / HTTP/1.1\r\n{host}{}\r\n", "X: a\r\n".repeat(150)), E::TooManyFields),
+            (
+                format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(70_000)),
+                E::RequestLineTooLong,
+            ),
+            (
+                format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "a".repeat(70_000)),
+                E::HeaderTooLarge,
+            ),
+            (
+                format!("GET / HTTP/1.1\r\n{host}{}\r\n", "X: a\r\n".repeat(150)),
+                E::TooManyFields,
+            ),
         ] {
-            assert_eq!(request(text.as_bytes()).map(|_| ()), Err(expected), "{:.120}", text);
+            assert_eq!(
+                request(text.as_bytes()).map(|_| ()),
+                Err(expected),
+                "{:.120}",
+                text
+            );
         }
     }
 
@@ -575,13 +693,33 @@ mod tests {
     #[test]
     fn response_bodies_follow_method_and_status() {
         let get = Method::GET;
-        let length = |text: &str, method| response(text.as_bytes(), method).map(|head| (head.body, head.keep_alive));
-        assert_eq!(length("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", &get), Ok((BodyLength::Known(3), true)));
-        assert_eq!(length("HTTP/1.1 200\r\n\r\n", &get), Ok((BodyLength::UntilClose, false)));
-        assert_eq!(length("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", &get), Ok((BodyLength::Known(3), false)));
-        assert_eq!(length("HTTP/1.1 204 x\r\nContent-Length: 3\r\n\r\n", &get), Ok((BodyLength::None, true)));
-        let head = response(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n", &Method::HEAD).unwrap();
-        assert_eq!((head.body, head.declared_length, head.keep_alive), (BodyLength::None, Some(3), false));
+        let length =
+            |text: &str, method| response(text.as_bytes(), method).map(|head| (head.body, head.keep_alive));
+        assert_eq!(
+            length("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", &get),
+            Ok((BodyLength::Known(3), true))
+        );
+        assert_eq!(
+            length("HTTP/1.1 200\r\n\r\n", &get),
+            Ok((BodyLength::UntilClose, false))
+        );
+        assert_eq!(
+            length("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", &get),
+            Ok((BodyLength::Known(3), false))
+        );
+        assert_eq!(
+            length("HTTP/1.1 204 x\r\nContent-Length: 3\r\n\r\n", &get),
+            Ok((BodyLength::None, true))
+        );
+        let head = response(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n",
+            &Method::HEAD,
+        )
+        .unwrap();
+        assert_eq!(
+            (head.body, head.declared_length, head.keep_alive),
+            (BodyLength::None, Some(3), false)
+        );
         assert!(head.headers.is_empty());
         for (text, expected) in [
             ("HTTP/1.1 101 x\r\n\r\n", HeadError::Upgrade),
@@ -590,8 +728,14 @@ mod tests {
             ("HTTP/3.1 200 x\r\n\r\n", HeadError::Version),
             ("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", HeadError::LineEnd),
             ("HTTP/1.1 200 OK\r\nA : b\r\n\r\n", HeadError::FieldName),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", HeadError::LengthAndEncoding),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", HeadError::ContentLength),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                HeadError::LengthAndEncoding,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+                HeadError::ContentLength,
+            ),
         ] {
             assert_eq!(length(text, &get), Err(expected), "{text}");
         }

@@ -1,0 +1,62 @@
+//! `isthmus check`: what is wrong with resources, without running them.
+
+use super::{ResourceArgs, print};
+use clap::ValueEnum;
+use isthmus_config::diagnostic::{self, Severity};
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    resources: ResourceArgs,
+    /// How findings are printed.
+    #[arg(short = 'o', long, value_enum, default_value = "text")]
+    output: Output,
+    /// Take warnings as errors.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let sources = match isthmus_config::read_paths(&args.resources.files) {
+        Ok(sources) => sources,
+        Err(error) => {
+            let _closed = writeln!(std::io::stderr().lock(), "isthmus: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let compiled = isthmus_config::compile(&sources, &args.resources.compile_options());
+    let count = |severity| {
+        compiled
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == severity)
+            .count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    match args.output {
+        Output::Json => print(&format!("{:#}\n", diagnostic::to_json(&compiled.diagnostics))),
+        Output::Text => {
+            let color = std::io::stdout().is_terminal();
+            print(&diagnostic::render(&compiled.diagnostics, &sources, color));
+            for (kind, number) in &compiled.passed_over {
+                print(&format!(
+                    "passed over: {number} of kind {kind}, which a gateway does not execute\n"
+                ));
+            }
+            let resources = compiled.resources;
+            print(&format!(
+                "{resources} resources, {errors} errors, {warnings} warnings\n"
+            ));
+        }
+    }
+    let failed = errors > 0 || (args.strict && warnings > 0);
+    ExitCode::from(u8::from(failed))
+}

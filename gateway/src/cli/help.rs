@@ -1,0 +1,37 @@
+//! `isthmus help`: commands, and topics that are no command.
+
+use super::{Cli, print};
+use clap::CommandFactory;
+use isthmus_core::limits::Settings;
+use std::process::ExitCode;
+
+pub(super) fn run(topic: Option<&str>) -> ExitCode {
+    let mut cli = Cli::command();
+    match topic {
+        None => print(&cli.render_long_help().to_string()),
+        Some("settings") => print(&settings()),
+        Some(name) => match cli.find_subcommand_mut(name) {
+            Some(command) => print(&command.render_long_help().to_string()),
+            None => {
+                let error = cli.error(
+                    clap::error::ErrorKind::InvalidSubcommand,
+                    format!("no help for `{name}`"),
+                );
+                let _closed = error.print();
+                return ExitCode::from(2);
+            }
+        },
+    }
+    ExitCode::SUCCESS
+}
+
+fn settings() -> String {
+    let mut text = String::from("The file of `--settings` is YAML, one `key: value` a line.\n");
+    for setting in Settings::documentation() {
+        let (name, default, expects, help) = (setting.name, setting.default, setting.expects, setting.help);
+        text.push_str(&format!(
+            "\n{name}: {default}\n    {help}\n    Takes {expects}.\n"
+        ));
+    }
+    text
+}

@@ -1,0 +1,263 @@
+//! The command line: what an operator types, turned into options of a run.
+
+mod check;
+mod help;
+
+use crate::access_log::{Format, Target};
+use crate::control;
+use crate::demo;
+use crate::run::{self, Exit};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use isthmus_config::Defaults;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// An edge gateway that executes Istio's traffic-management resources, without Envoy and without istiod.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway on files or directories of resources.
+    #[command(after_help = "Example:\n  isthmus run -f ./resources --port-map 80=8080 --access-log -")]
+    Run(Box<RunArgs>),
+    /// Run the gateway on an embedded example with embedded upstreams, and print what to try.
+    #[command(after_help = "Example:\n  isthmus demo\n  isthmus demo --port 8080")]
+    Demo(demo::Args),
+    /// Parse, validate and compile resources, and say what is wrong with them.
+    #[command(
+        after_help = "Exit status: 0 clean or warnings only, 1 errors, 2 usage.\n\nExample:\n  \
+                            isthmus check -f ./resources -o json"
+    )]
+    Check(check::Args),
+    /// Print the version.
+    Version,
+    /// Explain a command, or a topic: settings.
+    Help {
+        /// `settings`, or the name of a command.
+        topic: Option<String>,
+    },
+}
+
+/// How resources are found and compiled.
+#[derive(Debug, Clone, Args)]
+struct ResourceArgs {
+    /// Files, or directories that are read recursively (.yaml, .yml, .json).
+    #[arg(short = 'f', long = "file", value_name = "PATH", num_args = 1.., required = true, env = "ISTHMUS_FILE", value_delimiter = ',')]
+    files: Vec<PathBuf>,
+    /// This gateway's labels, by which Gateways select it [default: every Gateway selects it].
+    #[arg(long, value_name = "K=V,...", env = "ISTHMUS_LABELS", value_parser = parse_labels, default_value = "")]
+    labels: Labels,
+    /// This gateway's namespace.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "ISTHMUS_NAMESPACE",
+        default_value = "istio-system"
+    )]
+    namespace: String,
+    /// What holds when nothing is written: the defaults of Istio 1.1's concept pages, or today's.
+    #[arg(long, value_enum, env = "ISTHMUS_DEFAULTS", default_value = "seed")]
+    defaults: DefaultsArg,
+    /// Take unknown fields as warnings, and repair what can be repaired.
+    #[arg(long, env = "ISTHMUS_LENIENT")]
+    lenient: bool,
+}
+
+impl ResourceArgs {
+    fn compile_options(&self) -> isthmus_config::Options {
+        isthmus_config::Options {
+            defaults: match self.defaults {
+                DefaultsArg::Seed => Defaults::Seed,
+                DefaultsArg::Current => Defaults::Current,
+            },
+            labels: self.labels.0.clone(),
+            namespace: self.namespace.clone(),
+            lenient: self.lenient,
+            version: 1,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Labels(BTreeMap<String, String>);
+
+fn parse_labels(text: &str) -> Result<Labels, String> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let pair = |pair: &str| {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("`{pair}` is not KEY=VALUE"))?;
+        Ok((key.trim().to_owned(), value.trim().to_owned()))
+    };
+    pairs.map(pair).collect::<Result<_, String>>().map(Labels)
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DefaultsArg {
+    Seed,
+    Current,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatArg {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    resources: ResourceArgs,
+    /// Number of shards [default: the cores that are granted].
+    #[arg(long, value_name = "N", env = "ISTHMUS_SHARDS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    shards: Option<u16>,
+    /// Which port to listen on for a Gateway's port; 0 takes a free one.
+    #[arg(
+        long,
+        value_name = "GATEWAY=PORT,...",
+        env = "ISTHMUS_PORT_MAP",
+        default_value = ""
+    )]
+    port_map: control::PortMap,
+    /// Address of listeners whose Gateway has no `bind` (all interfaces, both families).
+    #[arg(long, value_name = "IP", env = "ISTHMUS_BIND_ADDRESS", default_value = "::")]
+    bind_address: IpAddr,
+    /// Admin API.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ISTHMUS_ADMIN",
+        default_value = "127.0.0.1:15000"
+    )]
+    admin: SocketAddr,
+    /// Health, for load balancers.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ISTHMUS_STATUS",
+        default_value = "0.0.0.0:15021"
+    )]
+    status: SocketAddr,
+    /// Metrics, for Prometheus.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ISTHMUS_METRICS",
+        default_value = "0.0.0.0:15020"
+    )]
+    metrics: SocketAddr,
+    /// Limits and time-outs; see `isthmus help settings`.
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_SETTINGS")]
+    settings: Option<PathBuf>,
+    /// How long new connections are accepted after TERM.
+    #[arg(long, value_name = "DURATION", env = "ISTHMUS_DRAIN_DELAY", default_value = "5s", value_parser = parse_duration)]
+    drain_delay: Duration,
+    /// How long connections may take to end then.
+    #[arg(long, value_name = "DURATION", env = "ISTHMUS_DRAIN_TIMEOUT", default_value = "20s", value_parser = parse_duration)]
+    drain_timeout: Duration,
+    /// A file, `-` for standard output, or `off`.
+    #[arg(
+        long,
+        value_name = "FILE|-|off",
+        env = "ISTHMUS_ACCESS_LOG",
+        default_value = "-"
+    )]
+    access_log: String,
+    /// How access log lines look.
+    #[arg(long, value_enum, env = "ISTHMUS_ACCESS_LOG_FORMAT", default_value = "text")]
+    access_log_format: FormatArg,
+    /// error, warn, info, debug, or a filter such as isthmus=debug.
+    #[arg(long, value_name = "LEVEL", env = "ISTHMUS_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// Written once traffic is accepted: the addresses, as JSON.
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn options(&self) -> run::Options {
+        run::Options {
+            paths: self.resources.files.clone(),
+            compile: self.resources.compile_options(),
+            settings: self.settings.clone(),
+            shards: self.shards.map(usize::from),
+            access_log: match self.access_log.as_str() {
+                "off" => Target::Off,
+                "-" => Target::Stdout,
+                path => Target::File(path.into()),
+            },
+            access_log_format: match self.access_log_format {
+                FormatArg::Text => Format::Text,
+                FormatArg::Json => Format::Json,
+            },
+            control: control::Options {
+                admin: self.admin,
+                status: self.status,
+                metrics: self.metrics,
+                bind_address: self.bind_address,
+                port_map: self.port_map.clone(),
+                drain_delay: self.drain_delay,
+                drain_timeout: self.drain_timeout,
+                ready_file: self.ready_file.clone(),
+            },
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Starts the log of the process itself, on standard error.
+pub(crate) fn start_log(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_new(level);
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+    // A second log in one process is a test's; the first stays.
+    drop(started);
+}
+
+/// Writes a text to standard output; a closed pipe is nobody's error.
+pub(crate) fn print(text: &str) {
+    let _closed = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let exit = match Cli::parse().command {
+        Command::Run(args) => {
+            start_log(&args.log_level);
+            run::run(args.options())
+        }
+        Command::Demo(args) => demo::run(&args),
+        Command::Check(args) => return check::run(&args),
+        Command::Version => {
+            print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));
+            return ExitCode::SUCCESS;
+        }
+        Command::Help { topic } => return help::run(topic.as_deref()),
+    };
+    let (status, text) = exit.status();
+    if let Some(text) = text {
+        let _closed = writeln!(std::io::stderr().lock(), "isthmus: {text}");
+    }
+    ExitCode::from(status)
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.status().0)
+    }
+}

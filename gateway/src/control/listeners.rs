@@ -1,0 +1,139 @@
+//! The process's listening sockets: bound here, one for each shard, before any shard serves.
+
+use crate::io::socket;
+use isthmus_core::listener::ListenerKey;
+use isthmus_core::snapshot::Snapshot;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+
+/// Which port to listen on for which port of a Gateway (`--port-map 80=8080,443=0`); others are themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortMap(BTreeMap<u16, u16>);
+
+impl FromStr for PortMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut map = BTreeMap::new();
+        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+            let bad = || format!("`{pair}` is not GATEWAY-PORT=PORT");
+            let (from, to) = pair.split_once('=').ok_or_else(bad)?;
+            let from: u16 = from.trim().parse().map_err(|_| bad())?;
+            let to: u16 = to.trim().parse().map_err(|_| bad())?;
+            if map.insert(from, to).is_some() {
+                return Err(format!("port {from} is mapped twice"));
+            }
+        }
+        Ok(Self(map))
+    }
+}
+
+impl PortMap {
+    fn port(&self, port: u16) -> u16 {
+        self.0.get(&port).copied().unwrap_or(port)
+    }
+}
+
+/// A port that cannot be opened, with the mend.
+#[derive(Debug, thiserror::Error)]
+#[error("port {port} of a Gateway cannot be opened at {address}: {error}; {mend}")]
+pub struct ListenerError {
+    port: u16,
+    address: SocketAddr,
+    error: std::io::Error,
+    mend: &'static str,
+}
+
+/// The open listeners and their addresses.
+pub(super) struct Listeners {
+    bind_address: IpAddr,
+    port_map: PortMap,
+    open: BTreeMap<ListenerKey, SocketAddr>,
+}
+
+impl Listeners {
+    pub(super) fn new(bind_address: IpAddr, port_map: PortMap) -> Self {
+        Self {
+            bind_address,
+            port_map,
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Opens what the snapshot has and is not open yet; answers for each shard its sockets. A listener that is gone is
+    /// forgotten: its sockets are the shards'.
+    pub(super) fn open(
+        &mut self,
+        snapshot: &Snapshot,
+        shards: usize,
+    ) -> Result<Vec<Vec<(ListenerKey, OwnedFd)>>, ListenerError> {
+        let mut sockets: Vec<Vec<(ListenerKey, OwnedFd)>> = (0..shards).map(|_| Vec::new()).collect();
+        self.open
+            .retain(|key, _| snapshot.listeners.iter().any(|listener| listener.key == *key));
+        for listener in &snapshot.listeners {
+            let key = &listener.key;
+            if self.open.contains_key(key) {
+                continue;
+            }
+            let address = SocketAddr::new(
+                key.bind.unwrap_or(self.bind_address),
+                self.port_map.port(key.port),
+            );
+            let (address, bound) = bind(address, shards).map_err(|error| {
+                let mend = match error.kind() {
+                    std::io::ErrorKind::AddrInUse => {
+                        "something else listens there: end it, or give another port with --port-map"
+                    }
+                    std::io::ErrorKind::PermissionDenied => {
+                        "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or give another port with --port-map"
+                    }
+                    std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+                    _ => "give another address with --bind-address, or another port with --port-map",
+                };
+                ListenerError { port: key.port, address, error, mend }
+            })?;
+            for (of_shard, socket) in sockets.iter_mut().zip(bound) {
+                of_shard.push((key.clone(), socket));
+            }
+            self.open.insert(key.clone(), address);
+        }
+        Ok(sockets)
+    }
+
+    /// Each listener and where it listens.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ListenerKey, &SocketAddr)> {
+        self.open.iter()
+    }
+}
+
+fn bind(address: SocketAddr, shards: usize) -> std::io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    match socket::bind_all(address, shards) {
+        // A machine without IPv6 has no dual-stack wildcard.
+        Err(error)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
+            socket::bind_all(
+                SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()),
+                shards,
+            )
+        }
+        bound => bound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_maps_are_read() {
+        let map: PortMap = "80=8080, 443=0".parse().unwrap();
+        assert_eq!((map.port(80), map.port(443), map.port(81)), (8080, 0, 81));
+        for bad in ["80", "80=x", "80=70000", "80=1,80=2"] {
+            assert!(bad.parse::<PortMap>().is_err(), "{bad}");
+        }
+    }
+}

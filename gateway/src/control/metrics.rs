@@ -1,0 +1,308 @@
+//! Metrics: the shards' counts added up, and given out in Prometheus's text format.
+//!
+//! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
+//! histograms, and feeding those to the facade would mean one call for each request that there was.
+
+use hdrhistogram::Histogram;
+use isthmus_core::name::ClusterKey;
+use isthmus_core::reply::Flags;
+use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::fmt::Write;
+
+/// Istio's buckets of request duration, in milliseconds.
+const DURATION_MS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+/// Buckets of body sizes, in bytes.
+const SIZE_BYTES: [f64; 9] = [
+    1.0,
+    64.0,
+    1024.0,
+    16_384.0,
+    65_536.0,
+    1_048_576.0,
+    10_485_760.0,
+    104_857_600.0,
+    1_073_741_824.0,
+];
+
+/// The process's metrics.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    total: std::cell::RefCell<ShardStats>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        Self {
+            recorder,
+            handle,
+            total: std::cell::RefCell::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds what a shard has counted since it was last asked.
+    pub(super) fn add(&self, stats: &ShardStats) {
+        let mut total = self.total.borrow_mut();
+        total.merge(stats);
+        // Gauges are what is there now, not a sum over time.
+        total.gauges = Gauges::default();
+        drop(total);
+        metrics::with_local_recorder(&self.recorder, || {
+            for (name, help, value) in stats.counters.list() {
+                let name = format!("isthmus_{name}");
+                metrics::describe_counter!(name.clone(), help);
+                metrics::counter!(name).increment(value);
+            }
+            for (&(cause, flags), &count) in &stats.causes {
+                metrics::counter!("isthmus_causes_total", "cause" => cause, "response_flags" => flags.to_string())
+                    .increment(count);
+            }
+            for (cluster, answers) in &stats.requests {
+                for (&answer, series) in answers {
+                    metrics::counter!("istio_requests_total", labels(cluster.as_ref(), answer))
+                        .increment(series.count);
+                }
+            }
+        });
+    }
+
+    /// Notes the rings of the shards, and how many run with the flag that they should.
+    pub(super) fn set_rings(&self, rings: u32, flagged: u32) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::gauge!("isthmus_rings").set(rings);
+            metrics::gauge!("isthmus_rings_flagged").set(flagged);
+        });
+    }
+
+    /// Counts a shard that stood still.
+    pub(super) fn count_stall(&self) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::counter!("isthmus_shard_stalls_total").increment(1)
+        });
+    }
+
+    /// Everything, as text.
+    pub(super) fn render(
+        &self,
+        gauges: &Gauges,
+        permits: u64,
+        version: u64,
+        shards: usize,
+        log_losses: (u64, u64),
+    ) -> String {
+        metrics::with_local_recorder(&self.recorder, || {
+            for (name, help, value) in gauges.list() {
+                let name = format!("isthmus_{name}");
+                metrics::describe_gauge!(name.clone(), help);
+                metrics::gauge!(name).set(value as f64);
+            }
+            metrics::gauge!("isthmus_permits_held").set(permits as f64);
+            metrics::gauge!("isthmus_config_version").set(version as f64);
+            metrics::gauge!("isthmus_shards").set(shards as f64);
+            metrics::counter!("isthmus_access_log_dropped_batches_total").absolute(log_losses.0);
+            metrics::counter!("isthmus_access_log_errors_total").absolute(log_losses.1);
+        });
+        let mut text = self.handle.render();
+        let total = self.total.borrow();
+        let mut series: Vec<(Option<&ClusterKey>, Answer, &RequestSeries)> = total
+            .requests
+            .iter()
+            .flat_map(|(cluster, answers)| {
+                answers
+                    .iter()
+                    .map(move |(&answer, series)| (cluster.as_ref(), answer, series))
+            })
+            .collect();
+        series.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        distribution(
+            &mut text,
+            "istio_request_duration_milliseconds",
+            &DURATION_MS,
+            1000.0,
+            series
+                .iter()
+                .map(|&(cluster, answer, series)| (cluster, answer, &series.duration_us)),
+        );
+        distribution(
+            &mut text,
+            "istio_request_bytes",
+            &SIZE_BYTES,
+            1.0,
+            series
+                .iter()
+                .map(|&(cluster, answer, series)| (cluster, answer, &series.request_bytes)),
+        );
+        distribution(
+            &mut text,
+            "istio_response_bytes",
+            &SIZE_BYTES,
+            1.0,
+            series
+                .iter()
+                .map(|&(cluster, answer, series)| (cluster, answer, &series.response_bytes)),
+        );
+        text
+    }
+}
+
+/// Istio's standard labels, as far as a gateway knows them, and the subset.
+fn labels(cluster: Option<&ClusterKey>, (status, flags): (u16, Flags)) -> Vec<metrics::Label> {
+    let host = cluster.map_or("unknown", ClusterKey::host);
+    let mut parts = host.split('.');
+    let name = parts.next().unwrap_or(host);
+    let in_cluster = host.ends_with(".svc.cluster.local");
+    let label = |key: &'static str, value: String| metrics::Label::new(key, value);
+    vec![
+        label("reporter", "source".into()),
+        label("destination_service", host.into()),
+        label(
+            "destination_service_name",
+            if in_cluster { name } else { host }.into(),
+        ),
+        label(
+            "destination_service_namespace",
+            if in_cluster {
+                parts.next().unwrap_or("unknown")
+            } else {
+                "unknown"
+            }
+            .into(),
+        ),
+        label(
+            "destination_port",
+            cluster.map_or_else(String::new, |cluster| cluster.port().to_string()),
+        ),
+        label(
+            "destination_subset",
+            cluster.map_or("", ClusterKey::subset).into(),
+        ),
+        label("request_protocol", "http".into()),
+        label("response_code", status.to_string()),
+        label("response_flags", flags.to_string()),
+        label("connection_security_policy", "none".into()),
+    ]
+}
+
+fn distribution<'a>(
+    text: &mut String,
+    name: &str,
+    bounds: &[f64],
+    unit: f64,
+    series: impl Iterator<Item = (Option<&'a ClusterKey>, Answer, &'a Histogram<u32>)>,
+) {
+    // Writing to a String cannot fail.
+    let _infallible = writeln!(text, "# TYPE {name} histogram");
+    for (cluster, answer, histogram) in series {
+        let mut list = String::new();
+        for label in labels(cluster, answer) {
+            let value = label
+                .value()
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _infallible = write!(list, "{}=\"{value}\",", label.key());
+        }
+        let mut sum = 0.0;
+        let mut counts = vec![0u64; bounds.len()];
+        for step in histogram.iter_recorded() {
+            let value = step.value_iterated_to() as f64 / unit;
+            sum += value * step.count_since_last_iteration() as f64;
+            if let Some(at) = bounds.iter().position(|&bound| value <= bound)
+                && let Some(count) = counts.get_mut(at)
+            {
+                *count += step.count_since_last_iteration();
+            }
+        }
+        let mut below = 0;
+        for (bound, count) in bounds.iter().zip(counts) {
+            below += count;
+            let _infallible = writeln!(text, "{name}_bucket{{{list}le=\"{bound}\"}} {below}");
+        }
+        let list_only = list.trim_end_matches(',');
+        let _infallible = writeln!(text, "{name}_bucket{{{list}le=\"+Inf\"}} {}", histogram.len());
+        let _infallible = writeln!(text, "{name}_sum{{{list_only}}} {sum}");
+        let _infallible = writeln!(text, "{name}_count{{{list_only}}} {}", histogram.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::StatusCode;
+    use isthmus_core::stats::Finished;
+
+    #[test]
+    fn counters_and_distributions_carry_istios_names() {
+        let metrics = Metrics::default();
+        let mut stats = ShardStats::default();
+        let key = Some(ClusterKey::outbound(
+            9080,
+            "v1",
+            "reviews.default.svc.cluster.local",
+        ));
+        for ms in [1, 20, 400] {
+            let facts = Finished {
+                duration_us: ms * 1000,
+                request_bytes: 0,
+                response_bytes: 100,
+            };
+            stats.finish(&key, Some(StatusCode::OK), Flags::NONE, facts);
+        }
+        stats.counters.retries = 2;
+        metrics.add(&stats);
+        metrics.add(&stats);
+        let text = metrics.render(&Gauges::default(), 4, 1, 2, (0, 0));
+        let has = |parts: &[&str]| {
+            text.lines()
+                .any(|line| parts.iter().all(|part| line.contains(part)))
+        };
+        assert!(
+            has(&[
+                "istio_requests_total{",
+                "destination_service_name=\"reviews\"",
+                "response_code=\"200\"",
+                " 6"
+            ]),
+            "{text}"
+        );
+        assert!(
+            has(&["istio_request_duration_milliseconds_bucket{", "le=\"25\"", " 4"]),
+            "{text}"
+        );
+        assert!(
+            has(&["istio_request_duration_milliseconds_count{", " 6"]),
+            "{text}"
+        );
+        assert!(
+            has(&["istio_response_bytes_bucket{", "le=\"1024\"", " 6"]),
+            "{text}"
+        );
+        assert!(has(&["isthmus_upstream_retries_total 4"]), "{text}");
+        assert!(has(&["isthmus_permits_held 4"]), "{text}");
+    }
+}

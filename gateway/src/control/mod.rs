@@ -1,0 +1,543 @@
+//! The control thread: everything that is not on the path of a request.
+//!
+//! One actor owns what there is to know: the published configuration, the shards' mailboxes, the merged counters, the
+//! state of the process. Signals, the HTTP servers and the shards send it [`Event`]s; it answers and sends messages to
+//! shards. It never waits for a shard: it asks, and goes on when the answer comes.
+
+mod admin;
+mod listeners;
+mod metrics;
+mod publish;
+mod report;
+
+pub use listeners::{ListenerError, PortMap};
+pub use metrics::Metrics;
+
+use crate::access_log;
+use crate::io::clock;
+use crate::io::executor::Heartbeat;
+use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
+use isthmus_core::snapshot::Snapshot;
+use isthmus_core::stats::{Gauges, ShardStats};
+use listeners::Listeners;
+use publish::Publisher;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// How often control looks after its shards.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a collection of counters waits for a shard.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A shard that has not ticked for so long is reported: a hundred ticks.
+const STALL: Duration = Duration::from_secs(1);
+
+/// Where the HTTP servers listen, and how the process ends.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Admin API.
+    pub admin: SocketAddr,
+    /// Health.
+    pub status: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+    /// Address of listeners whose Gateway names none.
+    pub bind_address: IpAddr,
+    /// Ports of Gateways and the ports to listen on for them.
+    pub port_map: PortMap,
+    /// How long new connections are still accepted after TERM.
+    pub drain_delay: Duration,
+    /// How long connections may take to end then.
+    pub drain_timeout: Duration,
+    /// Written once traffic is accepted.
+    pub ready_file: Option<PathBuf>,
+}
+
+/// A shard as control sees it.
+pub struct ShardLink {
+    /// To it.
+    pub outbox: Outbox<ToShard>,
+    /// From it.
+    pub inbox: Inbox<ToControl>,
+    /// Its sign of life.
+    pub heartbeat: Heartbeat,
+    /// Its thread.
+    pub thread: JoinHandle<std::thread::Result<()>>,
+}
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it was asked to.
+    Asked,
+    /// A shard died.
+    ShardDied,
+}
+
+/// Why control could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port of a Gateway cannot be opened.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// A port of the process itself cannot be opened.
+    #[error("the {what} address {address} cannot be opened: {error}; give another one with --{what}")]
+    Server {
+        /// `admin`, `status` or `metrics`.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Something else.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// What one collection of counters brought.
+struct Collected {
+    gauges: Gauges,
+    clusters: BTreeMap<String, Vec<ClusterView>>,
+}
+
+enum Event {
+    Shard(usize, ToControl),
+    Collect(oneshot::Sender<Collected>),
+    Text(Request, oneshot::Sender<String>),
+    DrainListeners(oneshot::Sender<()>),
+    Signal(Signal),
+}
+
+/// What an HTTP server asks the actor for.
+enum Request {
+    Metrics(Gauges),
+    Listeners,
+    ConfigDump,
+    Ready,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Signal {
+    Terminate,
+    Interrupt,
+    Hangup,
+    User1,
+}
+
+struct Shard {
+    outbox: Outbox<ToShard>,
+    heartbeat: Heartbeat,
+    thread: JoinHandle<std::thread::Result<()>>,
+    seen: (u64, Instant),
+    stalled: bool,
+    applied: u64,
+    drained: bool,
+}
+
+struct Collection {
+    asked: Instant,
+    missing: Vec<usize>,
+    gauges: Gauges,
+    clusters: BTreeMap<String, Vec<ClusterView>>,
+    answer: Vec<oneshot::Sender<Collected>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Starting,
+    Serving,
+    /// TERM has come; connections are still accepted until then.
+    Leaving(Instant),
+    /// Connections end, by themselves or then.
+    Draining(Instant),
+    Over,
+}
+
+struct Control {
+    options: Options,
+    shards: Vec<Shard>,
+    listeners: Listeners,
+    publisher: Publisher,
+    metrics: Metrics,
+    log: access_log::Writer,
+    life: Life,
+    collecting: Option<Collection>,
+    ended: Ended,
+    addresses: Addresses,
+    failed_listeners: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    admin: SocketAddr,
+    status: SocketAddr,
+    metrics: SocketAddr,
+}
+
+/// Runs the process: opens the ports, publishes the snapshot, and obeys signals until the end. Must be called inside a
+/// local task set of a current-thread runtime.
+pub async fn run(
+    options: Options,
+    snapshot: Snapshot,
+    links: Vec<ShardLink>,
+    metrics: Metrics,
+    log: access_log::Writer,
+) -> Result<Ended, StartError> {
+    let (events, mut inbox) = mpsc::channel(1024);
+    let addresses = Addresses {
+        admin: admin::serve_admin(options.admin, events.clone()).await?,
+        status: admin::serve_status(options.status, events.clone()).await?,
+        metrics: admin::serve_metrics(options.metrics, events.clone()).await?,
+    };
+    let mut shards = Vec::new();
+    for (index, link) in links.into_iter().enumerate() {
+        let (events, mut from) = (events.clone(), link.inbox);
+        tokio::task::spawn_local(async move {
+            while let Some(message) = from.recv().await {
+                if events.send(Event::Shard(index, message)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        shards.push(Shard {
+            outbox: link.outbox,
+            heartbeat: link.heartbeat,
+            thread: link.thread,
+            seen: (0, clock::now()),
+            stalled: false,
+            applied: 0,
+            drained: false,
+        });
+    }
+    spawn_signals(&events)?;
+    let listeners = Listeners::new(options.bind_address, options.port_map.clone());
+    let mut control = Control {
+        options,
+        shards,
+        listeners,
+        publisher: Publisher::default(),
+        metrics,
+        log,
+        life: Life::Starting,
+        collecting: None,
+        ended: Ended::Asked,
+        addresses,
+        failed_listeners: 0,
+    };
+    control.publish(snapshot)?;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while control.life != Life::Over {
+        tokio::select! {
+            Some(event) = inbox.recv() => control.handle(event),
+            _ = tick.tick() => control.tick(),
+        }
+    }
+    Ok(control.stop())
+}
+
+fn spawn_signals(events: &mpsc::Sender<Event>) -> std::io::Result<()> {
+    let signals = [
+        (SignalKind::terminate(), Signal::Terminate),
+        (SignalKind::interrupt(), Signal::Interrupt),
+        (SignalKind::hangup(), Signal::Hangup),
+        (SignalKind::user_defined1(), Signal::User1),
+    ];
+    for (kind, meaning) in signals {
+        let (mut stream, events) = (signal(kind)?, events.clone());
+        tokio::task::spawn_local(async move {
+            while stream.recv().await.is_some() {
+                if events.send(Event::Signal(meaning)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+impl Control {
+    fn publish(&mut self, snapshot: Snapshot) -> Result<(), ListenerError> {
+        let mut sockets = self.listeners.open(&snapshot, self.shards.len())?;
+        let publication = self.publisher.publish(snapshot);
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            let sockets = sockets.get_mut(index).map(std::mem::take).unwrap_or_default();
+            shard.outbox.send(ToShard::Apply {
+                publication: Arc::clone(&publication),
+                sockets,
+            });
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Shard(index, message) => self.handle_shard(index, message),
+            Event::Collect(answer) => self.collect(answer),
+            Event::Text(request, answer) => {
+                let text = match request {
+                    Request::Metrics(gauges) => self.render_metrics(&gauges),
+                    Request::Listeners => report::listeners(&self.listeners),
+                    Request::ConfigDump => report::config_dump(self.publisher.current()),
+                    Request::Ready => if self.life == Life::Serving { "ready" } else { "" }.to_owned(),
+                };
+                let _asker_gone = answer.send(text);
+            }
+            Event::DrainListeners(answer) => {
+                self.drain_shards(true);
+                let _asker_gone = answer.send(());
+            }
+            Event::Signal(signal) => self.handle_signal(signal),
+        }
+    }
+
+    fn handle_shard(&mut self, index: usize, message: ToControl) {
+        match message {
+            ToControl::Applied { version } => {
+                if let Some(shard) = self.shards.get_mut(index) {
+                    shard.applied = version;
+                }
+                let current = self
+                    .publisher
+                    .current()
+                    .map_or(0, |publication| publication.snapshot.version);
+                if self.life == Life::Starting && self.shards.iter().all(|shard| shard.applied >= current) {
+                    self.announce();
+                }
+            }
+            ToControl::ListenFailed { listener, error } => {
+                self.failed_listeners += 1;
+                tracing::error!(
+                    shard = index,
+                    port = listener.port,
+                    error,
+                    "a listener could not be opened"
+                );
+            }
+            ToControl::Retired(publication) => drop(publication),
+            ToControl::Stats { stats, clusters } => self.take_stats(index, &stats, clusters),
+            ToControl::Drained => {
+                if let Some(shard) = self.shards.get_mut(index) {
+                    shard.drained = true;
+                }
+            }
+        }
+    }
+
+    /// Traffic is accepted: says so.
+    fn announce(&mut self) {
+        self.life = Life::Serving;
+        let (rings, flagged) = crate::io::uring::flagged_rings();
+        if flagged < rings {
+            tracing::warn!(
+                rings,
+                flagged,
+                "rings run without cooperative task running: kernel 5.19 or newer is faster"
+            );
+        }
+        self.metrics.set_rings(rings, flagged);
+        let listeners: Vec<String> = self
+            .listeners
+            .iter()
+            .map(|(_, address)| address.to_string())
+            .collect();
+        tracing::info!(
+            shards = self.shards.len(),
+            rings,
+            flagged,
+            listeners = listeners.join(" "),
+            admin = %self.addresses.admin,
+            status = %self.addresses.status,
+            metrics = %self.addresses.metrics,
+            "serving"
+        );
+        if let Some(path) = self.options.ready_file.clone() {
+            let addresses = self.addresses;
+            let ready = report::ready_file(
+                &self.listeners,
+                addresses.admin,
+                addresses.status,
+                addresses.metrics,
+            );
+            if let Err(error) = write_whole(&path, &ready) {
+                tracing::error!(path = %path.display(), %error, "the ready file cannot be written");
+            }
+        }
+    }
+
+    fn collect(&mut self, answer: oneshot::Sender<Collected>) {
+        match &mut self.collecting {
+            // Two askers share one collection.
+            Some(collection) => collection.answer.push(answer),
+            None => {
+                self.collecting = Some(Collection {
+                    asked: clock::now(),
+                    missing: (0..self.shards.len()).collect(),
+                    gauges: Gauges::default(),
+                    clusters: BTreeMap::new(),
+                    answer: vec![answer],
+                });
+                for shard in &mut self.shards {
+                    shard.outbox.send(ToShard::CollectStats);
+                }
+            }
+        }
+    }
+
+    fn take_stats(&mut self, index: usize, stats: &ShardStats, clusters: Vec<ClusterView>) {
+        self.metrics.add(stats);
+        let Some(collection) = &mut self.collecting else {
+            return;
+        };
+        collection.missing.retain(|&missing| missing != index);
+        collection.gauges.merge(&stats.gauges);
+        for cluster in clusters {
+            collection
+                .clusters
+                .entry(cluster.name.clone())
+                .or_default()
+                .push(cluster);
+        }
+        if collection.missing.is_empty() {
+            self.answer_collection();
+        }
+    }
+
+    fn answer_collection(&mut self) {
+        let Some(collection) = self.collecting.take() else {
+            return;
+        };
+        for answer in collection.answer {
+            let collected = Collected {
+                gauges: collection.gauges.clone(),
+                clusters: collection.clusters.clone(),
+            };
+            let _asker_gone = answer.send(collected);
+        }
+    }
+
+    fn render_metrics(&self, gauges: &Gauges) -> String {
+        let held = self.publisher.permits_held();
+        let version = self
+            .publisher
+            .current()
+            .map_or(0, |publication| publication.snapshot.version);
+        self.metrics
+            .render(gauges, held, version, self.shards.len(), self.log.losses())
+    }
+
+    fn drain_shards(&mut self, stop_accepting: bool) {
+        for shard in &mut self.shards {
+            shard.outbox.send(ToShard::Drain { stop_accepting });
+        }
+    }
+
+    fn handle_signal(&mut self, signal: Signal) {
+        match (signal, self.life) {
+            (Signal::Terminate, Life::Starting | Life::Serving) => {
+                tracing::info!(delay = ?self.options.drain_delay, timeout = ?self.options.drain_timeout, "draining");
+                self.life = Life::Leaving(clock::now() + self.options.drain_delay);
+                self.tick();
+            }
+            (Signal::Terminate | Signal::Interrupt, _) => {
+                tracing::info!("ending now");
+                self.life = Life::Over;
+            }
+            (Signal::Hangup, _) => {
+                tracing::warn!("HUP: configuration is read at start only; restart to change it");
+                self.log.reopen();
+            }
+            (Signal::User1, _) => self.log.reopen(),
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = clock::now();
+        match self.life {
+            Life::Leaving(until) if now >= until => {
+                self.drain_shards(true);
+                self.life = Life::Draining(now + self.options.drain_timeout);
+            }
+            Life::Draining(until) => {
+                let drained = self.shards.iter().all(|shard| shard.drained);
+                if drained || now >= until {
+                    tracing::info!(drained, "ended");
+                    self.life = Life::Over;
+                }
+            }
+            _ => {}
+        }
+        if self
+            .collecting
+            .as_ref()
+            .is_some_and(|collection| now - collection.asked > COLLECT_TIMEOUT)
+        {
+            tracing::warn!("a shard did not send its counters in time");
+            self.answer_collection();
+        }
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            shard.outbox.flush();
+            if shard.thread.is_finished() && self.life != Life::Over {
+                tracing::error!(shard = index, "the shard ended; the process ends with it");
+                self.ended = Ended::ShardDied;
+                self.life = Life::Over;
+                return;
+            }
+            watch(index, shard, now, &self.metrics);
+        }
+    }
+
+    fn stop(mut self) -> Ended {
+        for shard in &mut self.shards {
+            shard.outbox.send(ToShard::Stop);
+            shard.outbox.flush();
+        }
+        for (index, shard) in self.shards.into_iter().enumerate() {
+            match shard.thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(panic)) | Err(panic) => {
+                    let text = panic.downcast_ref::<String>().map(String::as_str);
+                    let text = text
+                        .or_else(|| panic.downcast_ref::<&str>().copied())
+                        .unwrap_or("a panic");
+                    tracing::error!(shard = index, reason = text, "the shard failed");
+                    self.ended = Ended::ShardDied;
+                }
+            }
+        }
+        self.log.stop();
+        self.ended
+    }
+}
+
+/// Reports a shard whose ticker stands still, once for each time.
+fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Metrics) {
+    let ticks = shard.heartbeat.ticks();
+    if ticks != shard.seen.0 {
+        if shard.stalled {
+            let ms = (now - shard.seen.1).as_millis();
+            tracing::warn!(shard = index, ms, "the shard runs again");
+        }
+        shard.seen = (ticks, now);
+        shard.stalled = false;
+    } else if !shard.stalled && now.saturating_duration_since(shard.seen.1) >= STALL {
+        shard.stalled = true;
+        metrics.count_stall();
+        tracing::error!(shard = index, "the shard stands still");
+    }
+}
+
+/// Writes a file so that a reader sees all of it or none.
+fn write_whole(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
+}

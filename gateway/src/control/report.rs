@@ -1,0 +1,137 @@
+//! What the admin API and the ready file say, as JSON.
+
+use super::listeners::Listeners;
+use crate::mailbox::{ClusterView, Publication};
+use isthmus_core::route::{Action, Route};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+fn listener_list(listeners: &Listeners) -> Vec<Value> {
+    listeners
+        .iter()
+        .map(|(key, address)| json!({"port": key.port, "address": address.to_string()}))
+        .collect()
+}
+
+/// `--ready-file`.
+pub(super) fn ready_file(
+    listeners: &Listeners,
+    admin: SocketAddr,
+    status: SocketAddr,
+    metrics: SocketAddr,
+) -> String {
+    json!({
+        "listeners": listener_list(listeners),
+        "admin": admin.to_string(),
+        "status": status.to_string(),
+        "metrics": metrics.to_string(),
+    })
+    .to_string()
+}
+
+/// `/listeners`.
+pub(super) fn listeners(listeners: &Listeners) -> String {
+    json!({ "listeners": listener_list(listeners) }).to_string()
+}
+
+/// `/clusters?format=json`: what each shard has, added up.
+pub(super) fn clusters(clusters: &BTreeMap<String, Vec<ClusterView>>) -> Value {
+    let list: Vec<Value> = clusters
+        .iter()
+        .map(|(name, shards)| {
+            let mut endpoints: BTreeMap<SocketAddr, (u32, u64, u64)> = BTreeMap::new();
+            for endpoint in shards.iter().flat_map(|shard| &shard.endpoints) {
+                let sum = endpoints.entry(endpoint.address).or_default();
+                sum.0 = endpoint.weight;
+                sum.1 += u64::from(endpoint.active);
+                sum.2 += endpoint.idle as u64;
+            }
+            let endpoints: Vec<Value> = endpoints
+                .into_iter()
+                .map(|(address, (weight, active, idle))| {
+                    json!({
+                        "address": address.to_string(),
+                        "weight": weight,
+                        "requests_active": active,
+                        "connections_idle": idle,
+                    })
+                })
+                .collect();
+            json!({ "name": name, "endpoints": endpoints })
+        })
+        .collect();
+    json!({ "clusters": list })
+}
+
+/// `/clusters`: the same as lines.
+pub(super) fn clusters_text(clusters: &BTreeMap<String, Vec<ClusterView>>) -> String {
+    let mut text = String::new();
+    for cluster in self::clusters(clusters)["clusters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        for endpoint in cluster["endpoints"].as_array().into_iter().flatten() {
+            let name = cluster["name"].as_str().unwrap_or("");
+            let address = endpoint["address"].as_str().unwrap_or("");
+            text.push_str(&format!(
+                "{name}::{address}::weight::{}\n{name}::{address}::rq_active::{}\n{name}::{address}::cx_idle::{}\n",
+                endpoint["weight"], endpoint["requests_active"], endpoint["connections_idle"]
+            ));
+        }
+    }
+    text
+}
+
+/// `/config_dump`: the published snapshot.
+pub(super) fn config_dump(publication: Option<&Arc<Publication>>) -> String {
+    let Some(publication) = publication else {
+        return json!({}).to_string();
+    };
+    let snapshot = &publication.snapshot;
+    let listeners: Vec<Value> = snapshot
+        .listeners
+        .iter()
+        .map(|listener| {
+            let hosts: Vec<Value> = listener
+                .routes
+                .virtual_hosts()
+                .iter()
+                .map(|host| {
+                    json!({
+                        "name": host.name,
+                        "domains": host.domains.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                        "https_redirect": host.https_redirect,
+                        "routes": host.routes.iter().map(route).collect::<Vec<_>>(),
+                    })
+                })
+                .collect();
+            json!({ "port": listener.key.port, "bind": listener.key.bind, "virtual_hosts": hosts })
+        })
+        .collect();
+    let mut names: Vec<&str> = snapshot.clusters.keys().map(|key| key.as_str()).collect();
+    names.sort_unstable();
+    json!({ "version": snapshot.version, "listeners": listeners, "clusters": names }).to_string()
+}
+
+fn route(route: &Route) -> Value {
+    let action = match &*route.action {
+        Action::Forward(forward) => json!({
+            "destinations": forward.destinations.iter().map(|destination| json!({
+                "cluster": destination.cluster.as_str(),
+                "weight": destination.weight,
+            })).collect::<Vec<_>>(),
+            "timeout_ms": forward.timeout.map(|timeout| timeout.as_millis() as u64),
+        }),
+        Action::Redirect(redirect) => json!({ "redirect": redirect.status.as_u16() }),
+        Action::Respond(direct) => json!({ "direct_response": direct.status.as_u16() }),
+    };
+    json!({
+        "name": route.name,
+        "virtual_service": route.virtual_service.to_string(),
+        "match": format!("{:?}", route.matches),
+        "action": action,
+    })
+}

@@ -1,0 +1,248 @@
+//! The wiring: from options to a running process, in one function.
+
+use crate::access_log::{self, Format, Target};
+use crate::control::{self, Ended, ShardLink};
+use crate::io::executor::{self, Heartbeat};
+use crate::io::{clock, uring};
+use crate::mailbox;
+use crate::shard;
+use isthmus_config::diagnostic;
+use isthmus_config::{Compiled, Source};
+use isthmus_core::limits::Settings;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// Messages that a mailbox holds on their way; more wait in the sender's outbox.
+const MAILBOX: usize = 64;
+/// File descriptors that are no connection of a client's: rings, files, listeners, admin.
+const RESERVED_FDS: u64 = 256;
+/// Most downstream connections of one shard, whatever the limits allow.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+/// Everything that a run is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Files and directories of resources.
+    pub paths: Vec<PathBuf>,
+    /// How resources are compiled.
+    pub compile: isthmus_config::Options,
+    /// The settings file.
+    pub settings: Option<PathBuf>,
+    /// Number of shards; None for the cores that are granted.
+    pub shards: Option<usize>,
+    /// Where access log lines go.
+    pub access_log: Target,
+    /// How they look.
+    pub access_log_format: Format,
+    /// What control is told.
+    pub control: control::Options,
+}
+
+/// Why the process ends, as its exit status.
+#[derive(Debug)]
+pub enum Exit {
+    /// As it was asked to: 0.
+    Done,
+    /// The configuration is not valid, and has been reported: 1.
+    Configuration(String),
+    /// The machine does not allow it: 3.
+    Environment(String),
+    /// A defect of this program: 70.
+    Internal(String),
+}
+
+impl Exit {
+    /// The exit status and what to say at the end.
+    pub fn status(&self) -> (u8, Option<&str>) {
+        match self {
+            Self::Done => (0, None),
+            Self::Configuration(text) => (1, Some(text)),
+            Self::Environment(text) => (3, Some(text)),
+            Self::Internal(text) => (70, Some(text)),
+        }
+    }
+}
+
+/// Reads and compiles the resources; errors are printed, each at its place, and end the run.
+fn load(options: &Options) -> Result<Compiled, Exit> {
+    let sources =
+        isthmus_config::read_paths(&options.paths).map_err(|error| Exit::Configuration(error.to_string()))?;
+    compile(&sources, &options.compile)
+}
+
+/// Compiles resources and prints what there is to say about them.
+fn compile(sources: &[Source], options: &isthmus_config::Options) -> Result<Compiled, Exit> {
+    let compiled = isthmus_config::compile(sources, options);
+    let color = std::io::stderr().is_terminal();
+    let text = diagnostic::render(&compiled.diagnostics, sources, color);
+    if !text.is_empty() {
+        use std::io::Write;
+        let _closed = std::io::stderr().write_all(text.as_bytes());
+    }
+    if compiled.has_errors() {
+        let errors = compiled
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == diagnostic::Severity::Error)
+            .count();
+        return Err(Exit::Configuration(format!(
+            "the configuration has {errors} error(s)"
+        )));
+    }
+    for (kind, count) in &compiled.passed_over {
+        tracing::info!(
+            kind,
+            count,
+            "documents of a kind that a gateway does not execute are passed over"
+        );
+    }
+    Ok(compiled)
+}
+
+fn load_settings(path: Option<&PathBuf>) -> Result<Settings, Exit> {
+    let Some(path) = path else {
+        return Ok(Settings::default());
+    };
+    let name = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Exit::Configuration(format!("{name}: {error}")))?;
+    isthmus_config::settings::load(&text, &name).map_err(|found| {
+        let sources = [Source {
+            name: name.clone(),
+            text: text.clone(),
+        }];
+        Exit::Configuration(diagnostic::render(
+            &found,
+            &sources,
+            std::io::stderr().is_terminal(),
+        ))
+    })
+}
+
+/// Runs the gateway on files until it is told to end.
+pub fn run(options: Options) -> Exit {
+    let compiled = match load(&options) {
+        Ok(compiled) => compiled,
+        Err(exit) => return exit,
+    };
+    run_compiled(options, compiled)
+}
+
+/// Runs the gateway on resources that are at hand.
+pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
+    let compiled = match compile(sources, &options.compile) {
+        Ok(compiled) => compiled,
+        Err(exit) => return exit,
+    };
+    run_compiled(options, compiled)
+}
+
+fn run_compiled(options: Options, compiled: Compiled) -> Exit {
+    let settings = match load_settings(options.settings.as_ref()) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if let Err(error) = uring::probe() {
+        return Exit::Environment(error.to_string());
+    }
+    let cores = executor::granted_cores();
+    let count = options
+        .shards
+        .unwrap_or_else(executor::granted_parallelism)
+        .max(1);
+    let connections_max = connections_per_shard(&settings, raise_open_files(), count);
+
+    let log = match access_log::Writer::start(&options.access_log, options.access_log_format) {
+        Ok(log) => log,
+        Err(error) => return Exit::Environment(format!("the access log cannot be opened: {error}")),
+    };
+    let mut links = Vec::with_capacity(count);
+    for index in 0..count {
+        let (to_shard, from_control) = mailbox::channel(MAILBOX);
+        let (to_control, from_shard) = mailbox::channel(MAILBOX);
+        let heartbeat = Heartbeat::default();
+        let start = shard::Start {
+            settings: settings.clone(),
+            connections_max,
+            seed: seed(index),
+            inbox: from_control,
+            outbox: to_control,
+            log: log.shard_log(),
+        };
+        let core = cores.get(index % cores.len().max(1)).copied().unwrap_or(0);
+        let thread = executor::spawn_shard(
+            &format!("shard-{index}"),
+            core,
+            executor::Settings::default(),
+            heartbeat.clone(),
+            move |wheel| shard::run(start, wheel),
+        );
+        match thread {
+            Ok(thread) => links.push(ShardLink {
+                outbox: to_shard,
+                inbox: from_shard,
+                heartbeat,
+                thread,
+            }),
+            Err(error) => {
+                return Exit::Environment(format!("a thread for shard {index} cannot be started: {error}"));
+            }
+        }
+    }
+
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Exit::Environment(format!("the control thread cannot be started: {error}")),
+    };
+    let tasks = tokio::task::LocalSet::new();
+    let metrics = control::Metrics::default();
+    let ended = tasks.block_on(
+        &runtime,
+        control::run(options.control, compiled.snapshot, links, metrics, log),
+    );
+    match ended {
+        Ok(Ended::Asked) => Exit::Done,
+        Ok(Ended::ShardDied) => Exit::Internal("a shard ended by itself".to_owned()),
+        Err(error) => Exit::Environment(error.to_string()),
+    }
+}
+
+/// A seed that differs from run to run and from shard to shard.
+fn seed(shard: usize) -> u64 {
+    let since = clock::wall()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut bytes = [0u8; 8];
+    // Without the kernel's randomness the time and the process must do: this is for balancing, not for secrets.
+    let _time_will_do = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
+        ^ since.as_nanos() as u64
+        ^ ((shard as u64) << 48)
+        ^ u64::from(std::process::id())
+}
+
+/// Raises the limit of open files as far as it may, and answers it.
+fn raise_open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
+    }
+}
+
+/// How many downstream connections a shard may have. Without a setting it is its share of what open files allow, with
+/// a tenth kept for upstreams: idle clients must not be able to take the last descriptor from them.
+fn connections_per_shard(settings: &Settings, open_files: u64, shards: usize) -> usize {
+    if settings.connections_per_shard > 0 {
+        return settings.connections_per_shard;
+    }
+    let usable = open_files.saturating_sub(RESERVED_FDS) / 10 * 9;
+    let share = (usable / shards.max(1) as u64).clamp(1, CONNECTIONS_MAX);
+    usize::try_from(share).unwrap_or(usize::MAX)
+}

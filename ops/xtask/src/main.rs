@@ -1,1 +1,65 @@
-fn main() {}
+//! The one front door of automation: `cargo xtask ci` is what continuous integration runs, and everything that it
+//! does can be called alone.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a tool of the terminal")]
+
+mod ci;
+mod layers;
+mod peers;
+mod run;
+mod source;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Automation of the project",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything that must hold: format, lints, tidy, dependencies, and the README's test command
+    Ci,
+    /// Run all tests with the gateway's release binary and real peers
+    Test {
+        /// Install the peers that are missing (Debian packages and PyYAML)
+        #[arg(long)]
+        install: bool,
+        /// Passed on to the tests, such as a filter
+        #[arg(last = true)]
+        filter: Vec<String>,
+    },
+    /// Check the rules that compilers do not know: layers, names, sizes
+    Tidy,
+    /// Send mixed load through a gateway and watch that it keeps nothing
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Ci => ci::ci(),
+        Command::Test { install, filter } => test::test(install, &filter),
+        Command::Tidy => run::root().and_then(|root| tidy::run(&root)),
+        Command::Soak { minutes } => test::soak(minutes),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

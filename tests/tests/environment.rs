@@ -107,7 +107,13 @@ fn sigterm_lets_a_request_end_and_exits_0() {
         gateway.log()
     );
     release.send(()).expect("the upstream waits");
-    assert_eq!(client.response().text(), "in time");
+    let last = client.response();
+    assert_eq!(
+        (last.text(), last.field("connection")),
+        ("in time", Some("close"))
+    );
+    client.assert_closed();
+    drop(client);
     let status = gateway.wait(Duration::from_secs(5));
     assert_eq!(status.code(), Some(0), "{}", gateway.log());
 }

@@ -67,17 +67,6 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_half_close_after_the_request_still_gets_the_answer() {
-    let upstream = targets();
-    let gateway = in_front_of(&upstream);
-    let mut client = gateway.client();
-    client.send_get("h", "/half").half_close();
-    assert_eq!(client.response().text(), "/half");
-    client.assert_closed();
-    gateway.stop();
-}
-
-#[test]
 fn request_bodies_arrive_whole_however_they_are_cut() {
     let upstream = Upstream::echo("v1");
     let gateway = in_front_of(&upstream);

@@ -48,7 +48,8 @@ impl Report {
         100.0 * self.served_by.get(name).copied().unwrap_or(0) as f64 / all.max(1) as f64
     }
 
-    fn merge(&mut self, other: &Self) {
+    /// Adds another one's counts.
+    pub fn merge(&mut self, other: &Self) {
         for (status, count) in &other.statuses {
             *self.statuses.entry(*status).or_default() += count;
         }
@@ -180,8 +181,10 @@ impl Load {
     }
 }
 
-/// The load ends when the body of a test fails, too: otherwise the scope would wait for it for ever.
-struct EndsOnDrop<'a>(&'a AtomicBool);
+/// Sets a flag when dropped, so that load ends when what it runs beside fails, too: otherwise a scope would wait for
+/// it for ever.
+#[derive(Debug)]
+pub struct EndsOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for EndsOnDrop<'_> {
     fn drop(&mut self) {

@@ -10,7 +10,7 @@ use crate::run::{self, Exit};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -61,9 +61,20 @@ impl Stream {
     pub fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         use futures_lite::AsyncWrite;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut filled = parts.iter().filter(|part| !part.is_empty());
+        let (first, several) = (filled.next(), filled.next().is_some());
+        let Some(first) = first else {
+            return Poll::Ready(Ok(0));
+        };
         loop {
-            let mut control = rustix::net::SendAncillaryBuffer::default();
-            match rustix::net::sendmsg(self, parts, &mut control, flags) {
+            let sent = if several {
+                let mut control = rustix::net::SendAncillaryBuffer::default();
+                rustix::net::sendmsg(self, parts, &mut control, flags)
+            } else {
+                // One part needs no vector: the plain call is cheaper.
+                rustix::net::send(self, first, flags)
+            };
+            match sent {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {

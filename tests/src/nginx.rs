@@ -145,6 +145,10 @@ mod tests {
         let mut client = Client::connect(nginx.address());
         client.send("POST /echo HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\ncontent-type: a/b\r\n\r\nab");
         assert_eq!(client.response().text(), "POST 2 a/b\n");
+        // nginx writes the line after the answer.
+        eventually(SOON, "the request in nginx's log", || {
+            nginx.access_log().contains("POST /echo")
+        });
         nginx.kill();
         assert_eq!(
             Client::try_connect(nginx.address()).unwrap_err().kind(),
@@ -152,9 +156,5 @@ mod tests {
         );
         nginx.restart();
         assert_eq!(get(nginx.address(), "h", "/a/b.txt").status, 200);
-        // nginx writes the line after the answer.
-        eventually(SOON, "the request in nginx's log", || {
-            nginx.access_log().contains("POST /echo")
-        });
     }
 }

@@ -107,15 +107,14 @@ fn client_address(headers: &HeaderList, peer: IpAddr, trusted: usize) -> IpAddr 
 
 /// Keeps a client's x-request-id when it is one harmless word, else makes a random UUID (version 4).
 fn request_id(headers: &mut HeaderList, random: &mut Random) {
-    let mut given = headers.get_all(HeaderId::XRequestId);
-    let kept = match (given.next(), given.next()) {
-        (Some(id), None) => (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic),
-        _ => false,
+    let is_harmless = |id: &[u8]| (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    let is_kept = {
+        let mut given = headers.get_all(HeaderId::XRequestId);
+        given.next().is_some_and(is_harmless) && given.next().is_none()
     };
-    if kept {
+    if is_kept {
         return;
     }
-    drop(given);
     let (high, low) = (random.next_u64(), random.next_u64());
     let high = (high & !0xF000) | 0x4000;
     let low = (low & !(0b11 << 62)) | (0b10 << 62);

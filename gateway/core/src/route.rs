@@ -672,7 +672,7 @@ mod tests {
             authority: Some("b".into()),
             port: RedirectPort::Request,
             path: Some(PathRewrite::Whole("/new".into())),
-            ..plain.clone()
+            ..plain
         };
         assert_eq!(at(&moved, "a"), "http://b:8080/new?q");
         let port = Redirect {

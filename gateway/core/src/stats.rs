@@ -199,7 +199,7 @@ mod tests {
         };
         let key = ClusterKey::outbound(80, "", "h");
         let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
-        let cluster = Some(key.clone());
+        let cluster = Some(key);
         a.finish(&cluster, Some(StatusCode::OK), Flags::NONE, facts(100));
         b.finish(&cluster, Some(StatusCode::OK), Flags::NONE, facts(5_000_000));
         b.finish(&None, None, Flags::DC, facts(1));

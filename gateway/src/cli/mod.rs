@@ -223,6 +223,7 @@ pub(crate) fn start_log(level: &str) {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
     // A second log in one process is a test's; the first stays.

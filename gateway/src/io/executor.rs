@@ -94,16 +94,15 @@ where
             executor.run(async move {
                 let wheel = Wheel::new(TICK, super::clock::now());
                 let ticking = wheel.clone();
-                let _ticker = settings.ticker.then(|| {
-                    glommio::spawn_local(async move {
+                if settings.ticker {
+                    super::spawn::spawn_uncounted(async move {
                         loop {
                             glommio::timer::sleep(TICK).await;
                             heartbeat.beat();
                             ticking.advance(super::clock::now());
                         }
-                    })
-                    .detach()
-                });
+                    });
+                }
                 body(wheel).await
             })
         };

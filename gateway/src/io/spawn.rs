@@ -79,3 +79,8 @@ pub fn spawn(tasks: &Rc<Tasks>, future: impl Future<Output = ()> + 'static) {
     })
     .detach();
 }
+
+/// Starts a task of the executor itself, which no count shows. Its panic ends the shard: without it nothing would run.
+pub(super) fn spawn_uncounted(future: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(future).detach();
+}

@@ -31,6 +31,10 @@ pub(super) async fn serve(
         match Box::pin(serve_while_warm(&context, &listener, &mut conn)).await {
             Warm::Quiet => {}
             Warm::Closed => return,
+            Warm::Close if conn.reader.is_body_done() && !conn.reader.has_unread() => {
+                // The client has nothing under way that a reset could answer.
+                return conn.stream.shutdown_write();
+            }
             Warm::Close => return conn.linger(&context.settings).await,
             Warm::Abort => return conn.stream.reset_on_close(),
         }

@@ -341,9 +341,7 @@ fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> Resu
         return Err(HeadError::Connect);
     }
     let mut authority = host.unwrap_or("");
-    if target.starts_with('/') {
-        head.set_path(target);
-    } else if target == "*" && head.method == Method::OPTIONS {
+    if target.starts_with('/') || (target == "*" && head.method == Method::OPTIONS) {
         head.set_path(target);
     } else {
         let lower = |prefix: &str| {

@@ -66,9 +66,11 @@ impl GatewayName {
     }
 }
 
-/// Whether `exportTo` of a resource in namespace `own` shows it to namespace `to`.
+/// Whether `exportTo` of a resource in namespace `own` shows it to namespace `to`. A gateway that is in no namespace
+/// (empty `to`) is shown everything but what is meant for nobody (`~`).
 pub(crate) fn is_exported(export_to: &[String], own: &str, to: &str) -> bool {
     export_to.is_empty()
+        || (to.is_empty() && export_to.iter().all(|entry| entry != "~"))
         || export_to.iter().any(|entry| match entry.as_str() {
             "*" => true,
             "." => own == to,
@@ -253,5 +255,7 @@ mod tests {
         assert!(is_exported(&list(&["."]), "a", "a"));
         assert!(is_exported(&list(&["c", "b"]), "a", "b"));
         assert!(!is_exported(&list(&["~"]), "a", "a"));
+        assert!(is_exported(&list(&["."]), "a", ""), "a gateway in no namespace");
+        assert!(!is_exported(&list(&["~"]), "a", ""));
     }
 }

@@ -50,7 +50,8 @@ pub struct Options {
     pub defaults: Defaults,
     /// Labels of this gateway, which Gateways select; none: every Gateway selects it.
     pub labels: BTreeMap<String, String>,
-    /// Namespace of this gateway.
+    /// Namespace of this gateway, which `exportTo` and the look-up of DestinationRules are about. Empty: it is in none,
+    /// and `exportTo` hides nothing from it.
     pub namespace: String,
     /// Unknown fields are warnings, and unquoted wildcards are repaired.
     pub lenient: bool,
@@ -63,7 +64,7 @@ impl Default for Options {
         Self {
             defaults: Defaults::Seed,
             labels: BTreeMap::new(),
-            namespace: "istio-system".to_owned(),
+            namespace: String::new(),
             lenient: false,
             version: 1,
         }

@@ -22,6 +22,14 @@ fn source(name: &str) -> Source {
     }
 }
 
+/// A gateway in a namespace of its own, so that `exportTo` counts.
+fn in_istio_system() -> Options {
+    Options {
+        namespace: "istio-system".to_owned(),
+        ..Options::default()
+    }
+}
+
 fn compiled(name: &str, options: &Options) -> (Compiled, Vec<Source>) {
     let sources = vec![source(name)];
     (compile(&sources, options), sources)
@@ -143,7 +151,7 @@ fn shown(snapshot: &Snapshot) -> String {
 
 #[test]
 fn bookinfo_compiles_to_this_snapshot() {
-    let (compiled, sources) = compiled("bookinfo.yaml", &Options::default());
+    let (compiled, sources) = compiled("bookinfo.yaml", &in_istio_system());
     assert!(
         !compiled.has_errors(),
         "{}",
@@ -156,19 +164,19 @@ fn bookinfo_compiles_to_this_snapshot() {
 
 #[test]
 fn rules_compile_to_these_routes() {
-    let (compiled, sources) = compiled("routes.yaml", &Options::default());
+    let (compiled, sources) = compiled("routes.yaml", &in_istio_system());
     assert!(
         !compiled.has_errors(),
         "{}",
         render(&compiled.diagnostics, &sources, false)
     );
     insta::assert_snapshot!(shown(&compiled.snapshot));
-    insta::assert_snapshot!("routes_told", told("routes.yaml", &Options::default()));
+    insta::assert_snapshot!("routes_told", told("routes.yaml", &in_istio_system()));
 }
 
 #[test]
 fn policies_are_inherited_block_by_block() {
-    let (compiled, sources) = compiled("policies.yaml", &Options::default());
+    let (compiled, sources) = compiled("policies.yaml", &in_istio_system());
     assert!(
         !compiled.has_errors(),
         "{}",
@@ -185,7 +193,7 @@ fn gateways_that_do_not_select_this_process_are_left_out() {
         "bookinfo.yaml",
         &Options {
             labels,
-            ..Options::default()
+            ..in_istio_system()
         },
     );
     assert!(compiled.snapshot.listeners.is_empty());
@@ -201,14 +209,14 @@ fn gateways_that_do_not_select_this_process_are_left_out() {
 
 #[test]
 fn every_mistake_is_told_at_once_with_its_place() {
-    insta::assert_snapshot!(told("mistakes.yaml", &Options::default()));
+    insta::assert_snapshot!(told("mistakes.yaml", &in_istio_system()));
 }
 
 #[test]
 fn lenient_repairs_wildcards_and_passes_unknown_fields() {
     let options = Options {
         lenient: true,
-        ..Options::default()
+        ..in_istio_system()
     };
     let (compiled, _) = compiled("mistakes.yaml", &options);
     let found = |code: &str| {
@@ -236,7 +244,7 @@ fn lenient_repairs_wildcards_and_passes_unknown_fields() {
 fn todays_defaults_have_no_timeout_and_least_request() {
     let options = Options {
         defaults: Defaults::Current,
-        ..Options::default()
+        ..in_istio_system()
     };
     let (compiled, _) = compiled("bookinfo.yaml", &options);
     let text = shown(&compiled.snapshot);

@@ -359,16 +359,16 @@ impl HeaderOperations {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
 
-    /// Carries the operations out.
+    /// Carries the operations out. An empty value sets and adds nothing (Envoy `keep_empty_value` is off).
     pub fn apply(&self, headers: &mut HeaderList) {
         for name in &self.remove {
             headers.remove_named(name);
         }
-        for (name, value) in &self.set {
+        for (name, value) in self.set.iter().filter(|(_, value)| !value.is_empty()) {
             headers.remove_named(name);
             headers.append_resolved(name.id, name.text.as_bytes(), value);
         }
-        for (name, value) in &self.add {
+        for (name, value) in self.add.iter().filter(|(_, value)| !value.is_empty()) {
             headers.append_resolved(name.id, name.text.as_bytes(), value);
         }
     }
@@ -435,7 +435,11 @@ mod tests {
         HeaderOperations {
             remove: vec![name("a"), name("c")],
             set: vec![(name("b"), "2".into()), (name("c"), "2".into())],
-            add: vec![(name("c"), "3".into()), (name("d"), "3".into())],
+            add: vec![
+                (name("c"), "3".into()),
+                (name("d"), "3".into()),
+                (name("e"), "".into()),
+            ],
         }
         .apply(&mut headers);
         assert_eq!(headers.to_string(), "b: 2\nc: 2\nc: 3\nd: 3\n");

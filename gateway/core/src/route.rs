@@ -422,10 +422,14 @@ impl Redirect {
                 self.authority.is_some() || new_scheme == scheme || port != default_port(scheme)
             }),
         };
-        let path = self
+        let mut path = self
             .path
             .as_ref()
             .map_or_else(|| request.path.clone(), |rewrite| rewrite.apply(request));
+        if !path.starts_with('/') {
+            // Otherwise it would become a part of the host.
+            path.insert(0, '/');
+        }
         match port.filter(|&port| port != default_port(new_scheme)) {
             Some(port) => format!("{new_scheme}://{host}:{port}{path}"),
             None => format!("{new_scheme}://{host}{path}"),
@@ -675,6 +679,11 @@ mod tests {
             ..plain
         };
         assert_eq!(at(&moved, "a"), "http://b:8080/new?q");
+        let bare = Redirect {
+            path: Some(PathRewrite::Whole("new".into())),
+            ..https.clone()
+        };
+        assert_eq!(at(&bare, "a"), "https://a/new?q");
         let port = Redirect {
             port: RedirectPort::Number(443),
             ..https

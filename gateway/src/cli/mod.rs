@@ -56,12 +56,13 @@ struct ResourceArgs {
     /// This gateway's labels, by which Gateways select it [default: every Gateway selects it].
     #[arg(long, value_name = "K=V,...", env = "ISTHMUS_LABELS", value_parser = parse_labels, default_value = "")]
     labels: Labels,
-    /// This gateway's namespace.
+    /// This gateway's namespace, which exportTo is about [default: none, and exportTo hides nothing].
     #[arg(
         long,
         value_name = "NAME",
         env = "ISTHMUS_NAMESPACE",
-        default_value = "istio-system"
+        default_value = "",
+        hide_default_value = true
     )]
     namespace: String,
     /// What holds when nothing is written: the defaults of Istio 1.1's concept pages, or today's.

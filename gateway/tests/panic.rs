@@ -1,4 +1,5 @@
 //! A panic in a connection's task ends that connection and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use isthmus::io::executor::{self, Heartbeat, Settings};
 use isthmus::io::socket;

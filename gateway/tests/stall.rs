@@ -1,6 +1,7 @@
 //! A shard must never sleep while it has work. glommio 0.9 can: a preempt timer that expires while the thread is
 //! descheduled makes its loop believe that nothing is to do. This test knows the bug (the recipe stalls without the
 //! ticker), knows the mend (with the ticker it does not), and holds production's settings to it for a minute.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use isthmus::io::executor::{self, Heartbeat, Settings};
 use isthmus::io::spawn::{self, Tasks};

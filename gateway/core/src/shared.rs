@@ -4,15 +4,10 @@
 //! touched when a connection opens or closes, never by a request on a connection that is already there.
 
 #[cfg(loom)]
-use loom::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
+use loom::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 #[cfg(not(loom))]
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A number of permits that all shards together may hold.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 //! The codec gives one result for one sequence of bytes, however the bytes are cut into pieces.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use isthmus_core::h1::{BodyDecoder, BodyStep, HeadParser, Parsed};
 use isthmus_core::header::HeaderList;
@@ -8,12 +9,14 @@ use proptest::prelude::*;
 
 fn limits() -> MessageLimits {
     // Small limits, so that short inputs reach them.
-    let mut settings = Settings::default();
-    settings.request_line_bytes = 120;
-    settings.header_bytes = 400;
-    settings.header_count = 12;
-    settings.trailer_bytes = 80;
-    settings.chunk_line_bytes = 40;
+    let settings = Settings {
+        request_line_bytes: 120,
+        header_bytes: 400,
+        header_count: 12,
+        trailer_bytes: 80,
+        chunk_line_bytes: 40,
+        ..Settings::default()
+    };
     settings.message_limits()
 }
 

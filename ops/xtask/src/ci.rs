@@ -17,6 +17,7 @@ const STAGES: &[Stage] = &[
     ("lints", || {
         succeed(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     }),
+    ("interleavings", interleavings),
     ("tests", readme_tests),
 ];
 
@@ -58,6 +59,16 @@ fn dependencies() -> Result<()> {
         "licenses",
         "sources",
     ]))
+}
+
+/// The values that shards share, in every order in which their steps can happen. Built apart: the atomics are others.
+fn interleavings() -> Result<()> {
+    succeed(
+        cargo()?
+            .args(["test", "--package", "isthmus-core", "--lib", "shared"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", root()?.join("target/loom")),
+    )
 }
 
 /// The README tells its reader one command that runs the tests; ci runs that very command, so that it cannot rot.

@@ -103,7 +103,17 @@ pub enum ToControl {
 pub struct Outbox<T> {
     ring: rtrb::Producer<T>,
     waiting: VecDeque<T>,
-    waker: Arc<AtomicWaker>,
+    // Behind the ring, and dropped after it: the receiver must find the ring abandoned when it is woken.
+    waker: WakeOnDrop,
+}
+
+#[derive(Debug)]
+struct WakeOnDrop(Arc<AtomicWaker>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 /// The receiving end.
@@ -120,7 +130,7 @@ pub fn channel<T>(capacity: usize) -> (Outbox<T>, Inbox<T>) {
     let outbox = Outbox {
         ring: producer,
         waiting: VecDeque::new(),
-        waker: Arc::clone(&waker),
+        waker: WakeOnDrop(Arc::clone(&waker)),
     };
     (
         outbox,
@@ -151,15 +161,9 @@ impl<T> Outbox<T> {
             }
         }
         if sent {
-            self.waker.wake();
+            self.waker.0.wake();
         }
         self.waiting.is_empty()
-    }
-}
-
-impl<T> Drop for Outbox<T> {
-    fn drop(&mut self) {
-        self.waker.wake();
     }
 }
 

@@ -638,7 +638,9 @@ async fn send(
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
             }
             if conn.phase.poll(cx).is_ready() {
-                let cause = if sending == Sending::Streaming {
+                // Bytes that wait to be written mean that the upstream is slow, not the client.
+                let upstream_is_slow = !to_upstream.is_flushed() || conn.reader.has_unread();
+                let cause = if sending == Sending::Streaming && !upstream_is_slow {
                     Cause::BodyTimeout
                 } else {
                     Cause::StreamIdle

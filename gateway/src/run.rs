@@ -237,12 +237,12 @@ fn raise_open_files() -> u64 {
 }
 
 /// How many downstream connections a shard may have. Without a setting it is its share of what open files allow, with
-/// a tenth kept for upstreams: idle clients must not be able to take the last descriptor from them.
+/// a third kept for upstreams: idle clients must not be able to take the last descriptor from them.
 fn connections_per_shard(settings: &Settings, open_files: u64, shards: usize) -> usize {
     if settings.connections_per_shard > 0 {
         return settings.connections_per_shard;
     }
-    let usable = open_files.saturating_sub(RESERVED_FDS) / 10 * 9;
+    let usable = open_files.saturating_sub(RESERVED_FDS) / 3 * 2;
     let share = (usable / shards.max(1) as u64).clamp(1, CONNECTIONS_MAX);
     usize::try_from(share).unwrap_or(usize::MAX)
 }

@@ -38,7 +38,8 @@ pub enum ToShard {
     },
     /// Send [`ToControl::Stats`].
     CollectStats,
-    /// Stop keeping connections alive; with `stop_accepting` close the listeners, too. Answered by
+    /// Announce the end of connections in their answers; with `stop_accepting` close the listeners and the connections
+    /// that wait, too. Then answered by
     /// [`ToControl::Drained`] when the last connection has ended.
     Drain {
         /// Whether new connections are refused from now on.

@@ -203,6 +203,7 @@ fn run_compiled(options: Options, compiled: Compiled) -> Exit {
     );
     match ended {
         Ok(Ended::Asked) => Exit::Done,
+        Ok(Ended::Environment(text)) => Exit::Environment(text),
         Ok(Ended::ShardDied) => Exit::Internal("a shard ended by itself".to_owned()),
         Err(error) => Exit::Environment(error.to_string()),
     }

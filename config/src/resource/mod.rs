@@ -69,6 +69,46 @@ pub(crate) struct Resources {
     pub(crate) refused: HashSet<Arc<str>>,
 }
 
+/// Kinds of Istio's networking group that a gateway does not execute.
+const OTHER_NETWORKING: [&str; 3] = ["EnvoyFilter", "ProxyConfig", "Sidecar"];
+/// Kinds of Istio's networking group that it does.
+const NETWORKING: [&str; 6] = [
+    "Gateway",
+    "VirtualService",
+    "DestinationRule",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// Says so when a document that is passed over was meant for a gateway: a kind or version of Istio's own group that
+/// does not exist is a mistake, and a policy that is not enforced must not go unnoticed.
+fn tell_passed_over(version: &str, kind: &str, origin: &Origin, root: &Path<'_>, report: &mut Report<'_>) {
+    let group = version.split('/').next().unwrap_or("");
+    let known = NETWORKING.iter().chain(&OTHER_NETWORKING).copied();
+    if group == "networking.istio.io" && NETWORKING.contains(&kind) {
+        let message = format!("`{version}` is no version of {kind}");
+        let help = Some("write networking.istio.io/v1, v1beta1 or v1alpha3".to_owned());
+        let severity = report.strict();
+        report.add(
+            severity,
+            "unknown-version",
+            origin,
+            &root.key("apiVersion"),
+            message,
+            help,
+        );
+    } else if group == "networking.istio.io" && !OTHER_NETWORKING.contains(&kind) {
+        let help = crate::diagnostic::nearest(kind, known).map(|name| format!("did you mean `{name}`?"));
+        let message = format!("networking.istio.io has no kind `{kind}`");
+        let severity = report.strict();
+        report.add(severity, "unknown-kind", origin, &root.key("kind"), message, help);
+    } else if matches!(group, "security.istio.io" | "networking.istio.io") {
+        let message = format!("{kind} is not executed: nothing of it is enforced here");
+        report.warn("not-executed", origin, &root.key("kind"), message);
+    }
+}
+
 /// Reads the resources out of all documents of the report.
 pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
     let mut resources = Resources::default();
@@ -156,6 +196,7 @@ fn read(
         _ => kubernetes,
     };
     if !ours {
+        tell_passed_over(version, kind, &origin, &root, report);
         *resources.passed_over.entry(kind.to_owned()).or_default() += 1;
         return;
     }

@@ -25,6 +25,24 @@ pub trait SettingType: Sized {
     fn from_value(value: &SettingValue) -> Result<Self, String>;
     /// The value as the settings file would write it.
     fn show(&self) -> String;
+    /// The value as a number, if it is one.
+    fn as_number(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Bounds of settings for which zero does not mean that there is no limit.
+fn check_range(key: &str, number: Option<u64>) -> Result<(), String> {
+    let max = match key {
+        "headerBytes" => HEADER_BYTES_MAX,
+        "headerCount" => HEADER_COUNT_MAX,
+        "requestLineBytes" | "trailerBytes" | "chunkLineBytes" => HEADER_BYTES_MAX,
+        _ => return Ok(()),
+    };
+    match number {
+        Some(number) if number == 0 || number > max as u64 => Err(format!("must be from 1 to {max}")),
+        _ => Ok(()),
+    }
 }
 
 impl SettingType for bool {
@@ -54,6 +72,9 @@ macro_rules! number_setting {
             }
             fn show(&self) -> String {
                 self.to_string()
+            }
+            fn as_number(&self) -> Option<u64> {
+                Some(*self as u64)
             }
         }
     )*};
@@ -150,7 +171,11 @@ macro_rules! settings {
             /// Sets one by its key. An unknown key is answered by None, a bad value by the reason.
             pub fn set(&mut self, key: &str, value: &SettingValue) -> Option<Result<(), String>> {
                 match key {
-                    $( $key => Some(<$type as SettingType>::from_value(value).map(|value| self.$field = value)), )*
+                    $( $key => Some(<$type as SettingType>::from_value(value).and_then(|value| {
+                        check_range(key, value.as_number())?;
+                        self.$field = value;
+                        Ok(())
+                    })), )*
                     _ => None,
                 }
             }
@@ -255,6 +280,12 @@ mod tests {
         assert_eq!(settings.idle_timeout, Duration::from_secs(3));
         assert_eq!(settings.set("nothing", &seconds), None);
         assert!(settings.set("headerBytes", &seconds).unwrap().is_err());
+        for (key, bad) in [("headerBytes", 65_537), ("headerCount", 0), ("chunkLineBytes", 0)] {
+            assert!(
+                settings.set(key, &SettingValue::Number(bad)).unwrap().is_err(),
+                "{key}"
+            );
+        }
         assert!(
             settings
                 .set("interimResponses", &SettingValue::Number(1 << 40))

@@ -186,7 +186,7 @@ impl Cause {
             Self::UpstreamInterim => "upstream_reset_before_response_started{too_many_interim_responses}",
             Self::UpstreamTimeout => "upstream_response_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
-            Self::RequestHead(_) => "http1.codec_error",
+            Self::RequestHead(error) => error.detail(),
             Self::RequestPath => "path_normalization_failed",
             Self::RequestBody(_) => "http1.body_error",
             Self::RequestTooLarge => "request_payload_too_large",

@@ -177,7 +177,13 @@ struct RunArgs {
     #[arg(long, value_enum, env = "ISTHMUS_ACCESS_LOG_FORMAT", default_value = "text")]
     access_log_format: FormatArg,
     /// error, warn, info, debug, or a filter such as isthmus=debug.
-    #[arg(long, value_name = "LEVEL", env = "ISTHMUS_LOG_LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "ISTHMUS_LOG_LEVEL",
+        default_value = "info",
+        value_parser = parse_log_level
+    )]
     log_level: String,
     /// Written once traffic is accepted: the addresses, as JSON.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
@@ -212,6 +218,17 @@ impl RunArgs {
             },
         }
     }
+}
+
+/// The filter takes any word for the name of a part of the program; alone it can only be a mistyped level.
+fn parse_log_level(text: &str) -> Result<String, String> {
+    for part in text.split(',') {
+        let level = part.rsplit('=').next().unwrap_or(part);
+        if level.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+            return Err(format!("`{level}` is not error, warn, info, debug, trace or off"));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

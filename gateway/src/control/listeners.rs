@@ -102,6 +102,17 @@ impl Listeners {
         Ok(sockets)
     }
 
+    /// Ports of the port map that no open listener has.
+    pub(super) fn unused_mappings(&self) -> Vec<u16> {
+        let known = |port: &u16| self.open.keys().any(|key| key.port == *port);
+        self.port_map
+            .0
+            .keys()
+            .filter(|port| !known(port))
+            .copied()
+            .collect()
+    }
+
     /// Each listener and where it listens.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&ListenerKey, &SocketAddr)> {
         self.open.iter()

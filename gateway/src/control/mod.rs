@@ -15,7 +15,7 @@ pub use metrics::Metrics;
 
 use crate::access_log;
 use crate::io::clock;
-use crate::io::executor::Heartbeat;
+use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::{Gauges, ShardStats};
@@ -71,10 +71,12 @@ pub struct ShardLink {
 }
 
 /// How the process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// As it was asked to.
     Asked,
+    /// The machine does not allow what was asked.
+    Environment(String),
     /// A shard died.
     ShardDied,
 }
@@ -170,7 +172,7 @@ struct Control {
     collecting: Option<Collection>,
     ended: Ended,
     addresses: Addresses,
-    failed_listeners: u64,
+    listeners_drained: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -228,7 +230,7 @@ pub async fn run(
         collecting: None,
         ended: Ended::Asked,
         addresses,
-        failed_listeners: 0,
+        listeners_drained: false,
     };
     control.publish(snapshot)?;
     let mut tick = tokio::time::interval(TICK);
@@ -285,11 +287,18 @@ impl Control {
                     Request::Metrics(gauges) => self.render_metrics(&gauges),
                     Request::Listeners => report::listeners(&self.listeners),
                     Request::ConfigDump => report::config_dump(self.publisher.current()),
-                    Request::Ready => if self.life == Life::Serving { "ready" } else { "" }.to_owned(),
+                    Request::Ready => {
+                        let serves = self.life == Life::Serving && !self.listeners_drained;
+                        if serves { "ready" } else { "" }.to_owned()
+                    }
                 };
                 let _asker_gone = answer.send(text);
             }
             Event::DrainListeners(answer) => {
+                tracing::warn!(
+                    "the listeners are drained on request: no traffic is accepted until a restart"
+                );
+                self.listeners_drained = true;
                 self.drain_shards(true);
                 let _asker_gone = answer.send(());
             }
@@ -312,7 +321,6 @@ impl Control {
                 }
             }
             ToControl::ListenFailed { listener, error } => {
-                self.failed_listeners += 1;
                 tracing::error!(
                     shard = index,
                     port = listener.port,
@@ -342,6 +350,12 @@ impl Control {
             );
         }
         self.metrics.set_rings(rings, flagged);
+        for port in self.listeners.unused_mappings() {
+            tracing::warn!(port, "--port-map names a port that no Gateway has");
+        }
+        if self.listeners.iter().next().is_none() {
+            tracing::warn!("no port is open: the resources have no Gateway with a server that can be served");
+        }
         let listeners: Vec<String> = self
             .listeners
             .iter()
@@ -366,7 +380,10 @@ impl Control {
                 addresses.metrics,
             );
             if let Err(error) = write_whole(&path, &ready) {
-                tracing::error!(path = %path.display(), %error, "the ready file cannot be written");
+                // Whoever waits for it would wait for ever.
+                let text = format!("the ready file {} cannot be written: {error}", path.display());
+                self.ended = Ended::Environment(text);
+                self.life = Life::Over;
             }
         }
     }
@@ -441,6 +458,7 @@ impl Control {
     fn handle_signal(&mut self, signal: Signal) {
         match (signal, self.life) {
             (Signal::Terminate, Life::Starting | Life::Serving) => {
+                self.drain_shards(false);
                 tracing::info!(delay = ?self.options.drain_delay, timeout = ?self.options.drain_timeout, "draining");
                 self.life = Life::Leaving(clock::now() + self.options.drain_delay);
                 self.tick();
@@ -501,6 +519,11 @@ impl Control {
         for (index, shard) in self.shards.into_iter().enumerate() {
             match shard.thread.join() {
                 Ok(Ok(())) => {}
+                Ok(Err(failure)) if failure.is::<executor::BuildError>() => {
+                    if let Some(error) = failure.downcast_ref::<executor::BuildError>() {
+                        self.ended = Ended::Environment(error.to_string());
+                    }
+                }
                 Ok(Err(panic)) | Err(panic) => {
                     let text = panic.downcast_ref::<String>().map(String::as_str);
                     let text = text

@@ -4,6 +4,7 @@
 //! were pipelined wait in the buffer, so answers keep their order. Between requests the connection is cold: it holds
 //! no buffer and no message, only what it takes to wait.
 
+use super::Drain;
 use crate::io::buffer::Pool;
 use crate::io::h1::{MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
@@ -50,7 +51,7 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// Requests so far.
     pub requests: u32,
-    draining: Rc<Cell<bool>>,
+    drain: Rc<Cell<Drain>>,
 }
 
 impl Connection {
@@ -61,7 +62,7 @@ impl Connection {
         pool: &Pool,
         limits: MessageLimits,
         wheel: &Wheel,
-        draining: Rc<Cell<bool>>,
+        drain: Rc<Cell<Drain>>,
     ) -> Self {
         Self {
             stream,
@@ -70,13 +71,13 @@ impl Connection {
             phase: wheel.timer(),
             peer,
             requests: 0,
-            draining,
+            drain,
         }
     }
 
     /// Whether the process drains: answers then announce the connection's end.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.drain.get() != Drain::No
     }
 
     /// Waits for the first byte of a request; `patience` zero means for ever. Answers [`Next::Request`] when it is
@@ -90,7 +91,7 @@ impl Connection {
                 Poll::Pending => {}
             }
             // A draining process closes connections between requests (RFC 9112, 9.5).
-            if self.draining.get() {
+            if self.drain.get() == Drain::Closing {
                 return Poll::Ready(Next::Closed);
             }
             self.phase.poll(cx).map(|()| late)

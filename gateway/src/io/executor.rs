@@ -33,6 +33,14 @@ impl Default for Settings {
     }
 }
 
+/// A shard that could not be set up: the machine refuses its ring or its memory.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a shard's ring cannot be set up: {0}. Each shard locks memory: raise the limit (`ulimit -l`), or run fewer \
+     with --shards"
+)]
+pub struct BuildError(String);
+
 /// A shard's sign of life: grows with every tick.
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
@@ -88,8 +96,8 @@ where
             // Registered buffers serve file I/O, which shards do not do; the smallest size saves locked memory.
             .io_memory(64 << 10)
             .make();
-        let executor =
-            built.map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(error.to_string()) })?;
+        let executor = built
+            .map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(BuildError(error.to_string())) })?;
         let run = || {
             executor.run(async move {
                 let wheel = Wheel::new(TICK, super::clock::now());

@@ -146,8 +146,10 @@ pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, 
     x.original_path.clear();
     x.route_name.clear();
     if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) {
-        // The head may be half of this request's and half of the last one's.
+        // The head may be half of this request's and half of the last one's: the log shows that it is not known.
         x.request.clear();
+        x.request.method = Method::from_bytes(b"-").unwrap_or_default();
+        x.request.set_path("-");
     }
     local::refuse(context, conn, x, cause.into(), true).await;
     finish(context, conn, x, started);

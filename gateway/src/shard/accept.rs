@@ -125,11 +125,11 @@ fn serve_all(shard: &Rc<Shard>, state: &Rc<ListenerState>, accepted: &mut Vec<(O
         shard.context.stats.borrow_mut().counters.downstream_connections += 1;
         let counted = shard.accepting.count();
         let (context, state) = (Rc::clone(&shard.context), Rc::clone(state));
-        let draining = Rc::clone(&shard.draining);
+        let drain = Rc::clone(&shard.drain);
         let stream = Stream::from_fd(fd);
         spawn::spawn(
             &shard.context.tasks,
-            connection::serve(context, state, stream, peer, draining, counted),
+            connection::serve(context, state, stream, peer, drain, counted),
         );
     }
 }

@@ -1,6 +1,7 @@
 //! A client's connection from accept to close: the loop that asks the codec for requests and hands them to the proxy.
 
 use super::accept::Counted;
+use crate::downstream::Drain;
 use crate::downstream::h1::{Connection, Next};
 use crate::io::stream::Stream;
 use crate::proxy::http::{self, After, Exchange};
@@ -15,17 +16,10 @@ pub(super) async fn serve(
     listener: Rc<ListenerState>,
     stream: Stream,
     peer: SocketAddr,
-    draining: Rc<Cell<bool>>,
+    drain: Rc<Cell<Drain>>,
     _counted: Counted,
 ) {
-    let mut conn = Connection::new(
-        stream,
-        peer,
-        &context.pool,
-        context.limits,
-        &context.wheel,
-        draining,
-    );
+    let mut conn = Connection::new(stream, peer, &context.pool, context.limits, &context.wheel, drain);
     while conn.wait(&context.settings).await == Next::Request {
         // Boxed, so that a connection which waits does not carry the room of one that works.
         match Box::pin(serve_while_warm(&context, &listener, &mut conn)).await {

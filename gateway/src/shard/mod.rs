@@ -5,6 +5,7 @@ mod connection;
 
 use crate::access_log::{AccessLog, AccessLogSender};
 use crate::clusters::Clusters;
+use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::{self, Tasks};
 use crate::io::timer::Wheel;
@@ -56,14 +57,13 @@ struct Shard {
     outbox: RefCell<Outbox<ToControl>>,
     /// Versions that requests may still use; the last is the present one.
     publications: RefCell<Vec<Arc<Publication>>>,
-    draining: Rc<Cell<bool>>,
+    drain: Rc<Cell<Drain>>,
     drained_sent: Cell<bool>,
 }
 
 /// Runs a shard until control says stop.
 pub async fn run(start: Start, wheel: Wheel) {
     let settings = Rc::new(start.settings);
-    let draining = Rc::new(Cell::new(false));
     let context = Rc::new(Context {
         limits: settings.message_limits(),
         settings,
@@ -83,7 +83,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         listeners: RefCell::default(),
         outbox: RefCell::new(start.outbox),
         publications: RefCell::default(),
-        draining,
+        drain: Rc::default(),
         drained_sent: Cell::new(false),
     });
     let housekeeping = Rc::clone(&shard);
@@ -186,7 +186,11 @@ impl Shard {
     }
 
     fn drain(&self, stop_accepting: bool) {
-        self.draining.set(true);
+        self.drain.set(if stop_accepting {
+            Drain::Closing
+        } else {
+            Drain::Announced
+        });
         if stop_accepting {
             self.listeners.borrow_mut().clear();
         }
@@ -195,7 +199,7 @@ impl Shard {
     }
 
     fn report_drained(&self) {
-        let stopped = self.draining.get() && self.listeners.borrow().is_empty();
+        let stopped = self.drain.get() == Drain::Closing && self.listeners.borrow().is_empty();
         if stopped && self.accepting.connections() == 0 && !self.drained_sent.replace(true) {
             self.context.log.flush();
             self.send(ToControl::Drained);

@@ -80,6 +80,32 @@ impl HeadError {
         }
     }
 
+    /// Envoy's response code detail for it, with what exactly is wrong.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::FirstLine => "http1.codec_error{first_line}",
+            Self::LineEnd => "http1.codec_error{line_end}",
+            Self::FieldName => "http1.codec_error{field_name}",
+            Self::FieldValue => "http1.codec_error{field_value}",
+            Self::Version => "http1.codec_error{version}",
+            Self::RequestLineTooLong => "http1.codec_error{request_line_too_long}",
+            Self::HeaderTooLarge => "http1.codec_error{header_too_large}",
+            Self::TooManyFields => "http1.codec_error{too_many_fields}",
+            Self::Target => "http1.codec_error{target}",
+            Self::Host => "http1.codec_error{host}",
+            Self::ContentLength => "http1.codec_error{content_length}",
+            Self::LengthAndEncoding => "http1.codec_error{length_and_encoding}",
+            Self::TransferEncoding => "http1.codec_error{transfer_encoding}",
+            Self::UnknownCoding => "http1.codec_error{unknown_coding}",
+            Self::Expectation => "http1.codec_error{expectation}",
+            Self::BodyNotAllowed => "http1.codec_error{body_not_allowed}",
+            Self::MaxForwards => "http1.codec_error{max_forwards}",
+            Self::Connect => "http1.codec_error{connect}",
+            Self::Status => "http1.codec_error{status}",
+            Self::Upgrade => "http1.codec_error{upgrade}",
+        }
+    }
+
     /// A short name for metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {

@@ -165,7 +165,8 @@ impl ClusterHandle {
                         continue;
                     };
                     let idled = clock::now().saturating_duration_since(idle_since);
-                    let trusted = idled <= TRUSTED_IDLE && !careful;
+                    // Bytes that nobody asked for would be taken for the next answer.
+                    let trusted = idled <= TRUSTED_IDLE && !careful && connection.stream.is_quiet();
                     if trusted || connection.stream.liveness() == Liveness::Idle {
                         return Start::Reuse(lease, connection);
                     }

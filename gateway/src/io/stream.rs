@@ -99,6 +99,13 @@ impl Stream {
         let _gone_already = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
+    /// Whether nothing has come on an idle connection, as far as the ring has said: no system call. False also when the
+    /// ring was not asked, which [`Self::liveness`] then settles.
+    pub fn is_quiet(&self) -> bool {
+        let mut nobody = Context::from_waker(std::task::Waker::noop());
+        self.poll_read(&mut nobody, &mut []).is_pending()
+    }
+
     /// Looks at an idle connection without waiting.
     pub fn liveness(&self) -> Liveness {
         let mut byte = [0u8; 1];

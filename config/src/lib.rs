@@ -12,12 +12,15 @@
 mod compile;
 pub mod diagnostic;
 mod index;
+mod origins;
 mod registry;
 mod report;
 mod resource;
 pub mod settings;
 mod validate;
 mod yaml;
+
+pub use origins::{Origins, Place};
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;
@@ -55,6 +58,8 @@ pub struct Options {
     pub namespace: String,
     /// Unknown fields are warnings, and unquoted wildcards are repaired.
     pub lenient: bool,
+    /// Name of this machine, for `%HOSTNAME%`.
+    pub hostname: String,
     /// Version of the snapshot.
     pub version: u64,
 }
@@ -66,6 +71,7 @@ impl Default for Options {
             labels: BTreeMap::new(),
             namespace: String::new(),
             lenient: false,
+            hostname: String::new(),
             version: 1,
         }
     }
@@ -76,6 +82,8 @@ impl Default for Options {
 pub struct Compiled {
     /// What the resources without errors mean.
     pub snapshot: Snapshot,
+    /// Where its routes were written.
+    pub origins: Origins,
     /// Everything that is worth saying, in the order of the files.
     pub diagnostics: Vec<Diagnostic>,
     /// Documents of kinds that a gateway does not execute, by kind.
@@ -97,9 +105,10 @@ impl Compiled {
 pub fn compile(sources: &[Source], options: &Options) -> Compiled {
     let mut report = report::Report::new(sources, options.lenient);
     let resources = resource::read_all(&mut report);
-    let snapshot = compile::compile(&resources, options, &mut report);
+    let (snapshot, origins) = compile::compile(&resources, options, &mut report);
     Compiled {
         snapshot,
+        origins,
         diagnostics: report.finish(),
         passed_over: resources.passed_over,
         resources: resources.count,

@@ -6,6 +6,7 @@
 use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::yaml::{Document, Path, Positions};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Most diagnostics of one document that are kept; the rest are counted.
@@ -20,6 +21,48 @@ pub(crate) struct Origin {
     pub(crate) item: Option<usize>,
     /// `Kind namespace/name`.
     pub(crate) resource: Arc<str>,
+}
+
+/// Where a document is in its file.
+#[derive(Debug)]
+pub(crate) struct DocumentPlace {
+    /// Position of the file among the sources.
+    pub(crate) source: usize,
+    line: usize,
+    column: usize,
+    /// The text that was parsed, when the file's own had to be repaired.
+    repaired: Option<Box<str>>,
+}
+
+impl DocumentPlace {
+    /// Line and column in the file, from 1, of what a path names.
+    pub(crate) fn locate(&self, file: &str, item: Option<usize>, path: &Path<'_>) -> Option<(usize, usize)> {
+        let text = match &self.repaired {
+            Some(text) => text,
+            None => crate::yaml::document_at(file, self.line, self.column)?,
+        };
+        let positions = Positions::new(text);
+        Some(find(&positions, (self.line, self.column), item, path, false))
+    }
+}
+
+/// Line and column in the file, from 1, of what a path names in a document that begins behind `start`.
+fn find(
+    positions: &Positions,
+    start: (usize, usize),
+    item: Option<usize>,
+    path: &Path<'_>,
+    of_key: bool,
+) -> (usize, usize) {
+    let positions = match item {
+        Some(item) => positions.inside("items", item),
+        None => Some(positions),
+    };
+    let (line, column) = positions
+        .and_then(|positions| positions.find(path, of_key))
+        .unwrap_or((0, 0));
+    let before = if line == 0 { start.1 } else { 0 };
+    (start.0 + line + 1, before + column + 1)
 }
 
 struct Entry<'a> {
@@ -94,6 +137,20 @@ impl<'a> Report<'a> {
         self.documents.len()
     }
 
+    /// Where the documents are.
+    pub(crate) fn places(&self) -> Vec<DocumentPlace> {
+        let place = |entry: &Entry<'_>| DocumentPlace {
+            source: entry.source,
+            line: entry.document.line,
+            column: entry.document.column,
+            repaired: match &entry.document.text {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(text) => Some(text.as_str().into()),
+            },
+        };
+        self.documents.iter().map(place).collect()
+    }
+
     /// Takes the value of a document out.
     pub(crate) fn take(&mut self, document: usize) -> crate::yaml::Node {
         let entry = self.documents.get_mut(document);
@@ -146,15 +203,9 @@ impl<'a> Report<'a> {
         let positions = entry
             .positions
             .get_or_insert_with(|| Positions::new(&entry.document.text));
-        let positions = match origin.item {
-            Some(item) => positions.inside("items", item),
-            None => Some(&*positions),
-        };
-        let (line, column) = positions
-            .and_then(|positions| positions.find(path, of_key))
-            .unwrap_or((0, 0));
-        let before = if line == 0 { entry.document.column } else { 0 };
-        (entry.file, entry.document.line + line + 1, before + column + 1)
+        let start = (entry.document.line, entry.document.column);
+        let (line, column) = find(positions, start, origin.item, path, of_key);
+        (entry.file, line, column)
     }
 
     /// Reports a problem with the value at `path`.

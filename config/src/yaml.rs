@@ -245,6 +245,14 @@ struct Chunk<'a> {
     column: usize,
 }
 
+/// The document of a file that begins behind a line and column.
+pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str> {
+    split(text)
+        .into_iter()
+        .find(|chunk| (chunk.line, chunk.column) == (line, column))
+        .map(|chunk| chunk.text)
+}
+
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
 pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());

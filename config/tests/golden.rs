@@ -79,11 +79,12 @@ fn matches(out: &mut String, matches: &RouteMatch) {
 }
 
 /// A snapshot as text, in a stable order.
-fn shown(snapshot: &Snapshot) -> String {
+fn shown(compiled: &Compiled, sources: &[Source]) -> String {
+    let snapshot: &Snapshot = &compiled.snapshot;
     let mut out = format!("version {}\n", snapshot.version);
     for listener in &snapshot.listeners {
         let _ = writeln!(out, "listener {} {:?}", listener.key.port, listener.key.bind);
-        for host in listener.routes.virtual_hosts() {
+        for (host_at, host) in listener.routes.virtual_hosts().iter().enumerate() {
             let domains: Vec<String> = host.domains.iter().map(ToString::to_string).collect();
             let redirect = if host.https_redirect {
                 " https redirect"
@@ -91,9 +92,13 @@ fn shown(snapshot: &Snapshot) -> String {
                 ""
             };
             let _ = writeln!(out, "  host {} [{}]{redirect}", host.name, domains.join(", "));
-            for route in &host.routes {
+            for (at, route) in host.routes().iter().enumerate() {
                 let _ = write!(out, "    {} {:?}: ", route.virtual_service, route.name);
                 matches(&mut out, &route.matches);
+                let places = compiled.origins.of_route(sources, &listener.key, host_at, at);
+                for place in places {
+                    let _ = write!(out, " @{}:{}", place.line, place.column);
+                }
                 out.push('\n');
                 match &*route.action {
                     Action::Forward(forward) => {
@@ -159,7 +164,7 @@ fn bookinfo_compiles_to_this_snapshot() {
     );
     assert_eq!(compiled.passed_over.get("Deployment"), Some(&1));
     assert_eq!(compiled.resources, 8);
-    insta::assert_snapshot!(shown(&compiled.snapshot));
+    insta::assert_snapshot!(shown(&compiled, &sources));
 }
 
 #[test]
@@ -170,8 +175,51 @@ fn rules_compile_to_these_routes() {
         "{}",
         render(&compiled.diagnostics, &sources, false)
     );
-    insta::assert_snapshot!(shown(&compiled.snapshot));
+    insta::assert_snapshot!(shown(&compiled, &sources));
     insta::assert_snapshot!("routes_told", told("routes.yaml", &in_istio_system()));
+}
+
+#[test]
+fn delegates_are_joined_with_their_roots() {
+    let options = Options {
+        hostname: "edge-1".to_owned(),
+        ..in_istio_system()
+    };
+    let (compiled, sources) = compiled("delegates.yaml", &options);
+    assert!(
+        !compiled.has_errors(),
+        "{}",
+        render(&compiled.diagnostics, &sources, false)
+    );
+    insta::assert_snapshot!(shown(&compiled, &sources));
+    insta::assert_snapshot!("delegates_told", told("delegates.yaml", &options));
+}
+
+#[test]
+fn what_did_not_change_is_shared_with_the_version_before() {
+    let (before, mut sources) = compiled("bookinfo.yaml", &in_istio_system());
+    let old = "prefix: /static";
+    assert!(sources[0].text.contains(old));
+    sources[0].text = sources[0].text.replace(old, "prefix: /assets");
+    let mut after = compile(&sources, &in_istio_system()).snapshot;
+    after.share_with(&before.snapshot);
+    let (mut same, mut other) = (0, 0);
+    for (key, spec) in &after.clusters {
+        assert!(
+            std::sync::Arc::ptr_eq(spec, &before.snapshot.clusters[key]),
+            "{key}"
+        );
+    }
+    for (new, old) in after.listeners.iter().zip(&before.snapshot.listeners) {
+        for (new, old) in new.routes.virtual_hosts().iter().zip(old.routes.virtual_hosts()) {
+            if std::sync::Arc::ptr_eq(new, old) {
+                same += 1;
+            } else {
+                other += 1;
+            }
+        }
+    }
+    assert_eq!((same > 0, other), (true, 1));
 }
 
 #[test]
@@ -183,7 +231,7 @@ fn policies_are_inherited_block_by_block() {
         render(&compiled.diagnostics, &sources, false)
     );
     assert_eq!(compiled.passed_over.get("ConfigMap"), Some(&1));
-    insta::assert_snapshot!(shown(&compiled.snapshot));
+    insta::assert_snapshot!(shown(&compiled, &sources));
 }
 
 #[test]
@@ -246,8 +294,8 @@ fn todays_defaults_have_no_timeout_and_least_request() {
         defaults: Defaults::Current,
         ..in_istio_system()
     };
-    let (compiled, _) = compiled("bookinfo.yaml", &options);
-    let text = shown(&compiled.snapshot);
+    let (compiled, sources) = compiled("bookinfo.yaml", &options);
+    let text = shown(&compiled, &sources);
     assert!(
         text.contains("timeout None") && text.contains("timeout Some(1.5s)"),
         "{text}"

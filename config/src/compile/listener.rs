@@ -4,10 +4,11 @@
 //! and a VirtualService have in common; routes of several VirtualServices for one host follow each other in the order
 //! of precedence.
 
-use super::Context;
 use super::route::{Site, check_destinations, is_catch_all};
+use super::{Context, delegate};
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, is_exported, name_of, selects};
+use crate::origins::{RouteOrigin, RouteOrigins};
 use crate::report::Report;
 use crate::resource::gateway::{Gateway, Server};
 use crate::resource::virtual_service::VirtualService;
@@ -34,13 +35,20 @@ struct Draft {
     first: Option<usize>,
 }
 
+/// A virtual host whose routes are known.
+struct HostDraft {
+    domains: Vec<HostPattern>,
+    https_redirect: bool,
+    routes: Vec<(Route, RouteOrigin)>,
+}
+
 /// The table of one listener that is being put together.
 #[derive(Default)]
 struct Table<'a> {
     /// What the first server on it speaks, and who that is.
     first: Option<(bool, &'a str)>,
     /// Compiled routes of one VirtualService at one Gateway, once.
-    routes: Vec<Vec<Route>>,
+    routes: Vec<Vec<(Route, RouteOrigin)>>,
     known: HashMap<(usize, usize), usize>,
     drafts: BTreeMap<HostPattern, Draft>,
     /// Patterns in the order in which they came.
@@ -57,10 +65,10 @@ impl Table<'_> {
         self.drafts.entry(pattern.clone()).or_default()
     }
 
-    fn finish(mut self) -> RouteTable {
+    fn finish(mut self) -> (RouteTable, Vec<Vec<RouteOrigin>>) {
         // Hosts with the same routes are one virtual host.
         let mut by_content: HashMap<(Vec<usize>, bool), usize> = HashMap::new();
-        let mut hosts: Vec<VirtualHost> = Vec::new();
+        let mut hosts: Vec<HostDraft> = Vec::new();
         for pattern in std::mem::take(&mut self.order) {
             let Some(Draft {
                 https_redirect,
@@ -75,14 +83,11 @@ impl Table<'_> {
                 .or_insert_with_key(|(parts, _)| {
                     let all = parts.iter().filter_map(|part| self.routes.get(*part)).flatten();
                     // Istio moves what takes everything to the end and reorders nothing else.
-                    let (last, first): (Vec<&Route>, Vec<&Route>) =
-                        all.partition(|route| is_catch_all(route));
-                    let routes = first.into_iter().chain(last).cloned().collect();
-                    hosts.push(VirtualHost {
-                        name: pattern.to_string().into(),
+                    let (last, first): (Vec<_>, Vec<_>) = all.partition(|(route, _)| is_catch_all(route));
+                    hosts.push(HostDraft {
                         domains: Vec::new(),
                         https_redirect,
-                        routes,
+                        routes: first.into_iter().chain(last).cloned().collect(),
                     });
                     hosts.len() - 1
                 });
@@ -90,7 +95,15 @@ impl Table<'_> {
                 host.domains.push(pattern);
             }
         }
-        RouteTable::new(hosts.into_iter().map(Arc::new).collect())
+        let mut origins = Vec::with_capacity(hosts.len());
+        let hosts = hosts.into_iter().map(|host| {
+            let (routes, places) = host.routes.into_iter().unzip();
+            origins.push(places);
+            let name = host.domains.first().map(ToString::to_string).unwrap_or_default();
+            Arc::new(VirtualHost::new(&name, host.domains, host.https_redirect, routes))
+        });
+        let table = RouteTable::new(hosts.collect());
+        (table, origins)
     }
 }
 
@@ -150,7 +163,7 @@ pub(crate) fn compile(
     resources: &Resources,
     context: &Context<'_>,
     report: &mut Report<'_>,
-) -> Vec<Arc<Listener>> {
+) -> (Vec<Arc<Listener>>, RouteOrigins) {
     let options = context.options;
     let bindings = Bindings::new(&resources.virtual_services, &options.namespace);
     let mut tables: BTreeMap<ListenerKey, Table<'_>> = BTreeMap::new();
@@ -215,23 +228,39 @@ pub(crate) fn compile(
         options.namespace.as_str(),
         report,
     );
-    for at in 0..bindings.all.len() {
-        if let Some(written) = bindings.all.get(at).filter(|_| used.contains(&at)) {
+    let used_delegates: HashSet<(&str, &str)> = bindings
+        .all
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| used.contains(at))
+        .flat_map(|(_, root)| {
+            let named =
+                root.spec.http.iter().filter_map(|rule| {
+                    delegate::find(rule, &root.meta, &context.delegates, bindings.all)?.ok()
+                });
+            named.map(|written| (written.meta.namespace.as_str(), written.meta.name.as_str()))
+        })
+        .collect();
+    for (at, written) in bindings.all.iter().enumerate() {
+        let id = (written.meta.namespace.as_str(), written.meta.name.as_str());
+        if used.contains(&at) || used_delegates.contains(&id) {
             check_destinations(written, context, report);
         }
     }
     check_overlaps(&tables, &bindings, report);
-    let listeners = tables
+    let tables = tables
         .into_iter()
         .filter(|(_, table)| matches!(table.first, Some((true, _))));
-    listeners
-        .map(|(key, table)| {
-            Arc::new(Listener {
-                key,
-                routes: Arc::new(table.finish()),
-            })
+    let mut origins = HashMap::new();
+    let listeners = tables.map(|(key, table)| {
+        let (routes, places) = table.finish();
+        origins.insert(key.clone(), places);
+        Arc::new(Listener {
+            key,
+            routes: Arc::new(routes),
         })
-        .collect()
+    });
+    (listeners.collect(), origins)
 }
 
 /// Finds the listener of a server, if the server is one that is served.
@@ -509,7 +538,8 @@ fn check_bindings(
                 report.warn("unknown-gateway", &meta.origin, &list.index(index), message);
             }
         }
-        if used.contains(&at) {
+        // A delegate is found by the rules that name it.
+        if used.contains(&at) || spec.hosts.is_empty() {
             continue;
         }
         if !is_exported(&spec.export_to, &meta.namespace, client) {

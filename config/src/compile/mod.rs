@@ -1,17 +1,22 @@
 //! The compiler: what the resources mean, as one snapshot.
 //!
 //! `cluster` turns services and DestinationRules into clusters, `listener` Gateways into listeners with their
-//! virtual hosts, and `route` the rules of one VirtualService into routes.
+//! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
+//! routes.
 
 pub(crate) mod cluster;
+pub(crate) mod delegate;
 pub(crate) mod listener;
 pub(crate) mod route;
 
 use crate::Options;
 use crate::index::Rules;
+use crate::origins::Origins;
 use crate::registry::Registry;
 use crate::report::Report;
-use crate::resource::Resources;
+use crate::resource::virtual_service::VirtualService;
+use crate::resource::{Resources, Written};
+use delegate::Delegates;
 use isthmus_core::snapshot::Snapshot;
 
 /// What the compiler looks things up in.
@@ -19,18 +24,29 @@ pub(crate) struct Context<'a> {
     pub(crate) options: &'a Options,
     pub(crate) registry: Registry<'a>,
     pub(crate) rules: Rules<'a>,
+    pub(crate) virtual_services: &'a [Written<VirtualService>],
+    pub(crate) delegates: Delegates<'a>,
 }
 
 /// Compiles everything that was written without errors.
-pub(crate) fn compile(resources: &Resources, options: &Options, report: &mut Report<'_>) -> Snapshot {
+pub(crate) fn compile(
+    resources: &Resources,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> (Snapshot, Origins) {
     let context = Context {
         options,
         registry: Registry::new(resources, &options.namespace),
         rules: Rules::new(&resources.destination_rules, &options.namespace),
+        virtual_services: &resources.virtual_services,
+        delegates: delegate::collect(&resources.virtual_services),
     };
-    Snapshot {
+    let (listeners, routes) = listener::compile(resources, &context, report);
+    let snapshot = Snapshot {
         version: options.version,
-        listeners: listener::compile(resources, &context, report),
+        listeners,
         clusters: cluster::compile(&context),
-    }
+    };
+    let documents = report.places();
+    (snapshot, Origins { documents, routes })
 }

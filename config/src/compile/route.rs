@@ -4,9 +4,11 @@
 //! behind one that takes everything are dropped, header operations are put in the order in which they apply.
 
 use super::Context;
+use super::delegate::{self, Broken};
 use crate::Defaults;
 use crate::diagnostic::Severity;
-use crate::index::{GatewayName, expand, selects};
+use crate::index::{GatewayName, expand, name_of, selects};
+use crate::origins::{RouteOrigin, RuleOrigin};
 use crate::report::Report;
 use crate::resource::virtual_service::{
     HeaderOperations as WrittenOperations, HttpDestination, HttpMatch, HttpRoute,
@@ -17,11 +19,11 @@ use crate::validate::virtual_service::{header_value, is_authority};
 use crate::yaml::Path;
 use bytes::Bytes;
 use http::StatusCode;
-use isthmus_core::header::{FieldName, HeaderOperations};
+use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::route::{
     Action, Destination, DirectResponse, Forward, HeaderMatch, HeaderSubject, PathMatch, PathRewrite,
-    QueryMatch, Redirect, RedirectPort, Route, RouteMatch, TextMatch,
+    QueryMatch, Redirect, RedirectPort, RegexRewrite, Route, RouteMatch, TextMatch,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,11 +59,12 @@ pub(crate) fn compile(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
-) -> Vec<Route> {
-    let Written { meta, spec } = written;
+) -> Vec<(Route, RouteOrigin)> {
+    let meta = &written.meta;
     let owner: Arc<str> = meta.id().into();
     let mut routes = Vec::new();
-    'rules: for rule in spec.http.iter().filter(|rule| !rule.has_delegate) {
+    'rules: for source in delegate::rules(written, &context.delegates, context.virtual_services) {
+        let rule = &*source.route;
         // Rules without a rewrite share one action; a prefix rewrite depends on the match.
         let mut shared: Option<Arc<Action>> = None;
         let any = [HttpMatch::default()];
@@ -70,10 +73,10 @@ pub(crate) fn compile(
         } else {
             &rule.matches[..]
         };
-        for matched in matches
-            .iter()
-            .filter(|matched| applies(matched, meta, site, context))
-        {
+        for (at, matched) in matches.iter().enumerate() {
+            if !applies(matched, meta, site, context) {
+                continue;
+            }
             let path = matched.uri.clone();
             let depends = rule
                 .rewrite
@@ -85,7 +88,7 @@ pub(crate) fn compile(
                     .is_some_and(|redirect| redirect.prefix_rewrite.is_some());
             let action = match &shared {
                 Some(action) if !depends => action.clone(),
-                _ => match action(rule, path.as_ref(), meta, site, context) {
+                _ => match action(rule, path.as_ref(), &source.own.meta.namespace, site, context) {
                     Some(action) => shared.insert(Arc::new(action)).clone(),
                     None => continue,
                 },
@@ -93,7 +96,7 @@ pub(crate) fn compile(
             let separator = if matched.name.is_empty() { "" } else { "." };
             let response_headers = match *action {
                 Action::Forward(_) => Vec::new(),
-                _ => steps([operations(&rule.headers.response, false)]),
+                _ => steps([operations(&rule.operations().response, false, context)]),
             };
             let route = Route {
                 name: format!("{}{separator}{}", rule.name, matched.name).into(),
@@ -103,7 +106,12 @@ pub(crate) fn compile(
                 response_headers,
             };
             let last = is_catch_all(&route);
-            routes.push(route);
+            let at_match = (source.root.is_none() && !rule.matches.is_empty()).then_some(at);
+            let origin = RouteOrigin {
+                own: rule_origin(&source.own, at_match),
+                root: source.root.as_ref().map(|root| rule_origin(root, None)),
+            };
+            routes.push((route, origin));
             if last {
                 // Nothing behind it can be reached (Istio drops it, too).
                 break 'rules;
@@ -111,6 +119,15 @@ pub(crate) fn compile(
         }
     }
     routes
+}
+
+fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {
+    RuleOrigin {
+        document: source.meta.origin.document,
+        item: source.meta.origin.item,
+        rule: source.rule,
+        matched,
+    }
 }
 
 /// Whether a match can apply at all: gateway, port, and the labels and namespace of the proxy itself.
@@ -187,7 +204,7 @@ fn route_match(matched: &HttpMatch) -> RouteMatch {
 fn action(
     rule: &HttpRoute,
     path: Option<&TextMatch>,
-    meta: &Meta,
+    namespace: &str,
     site: &Site<'_>,
     context: &Context<'_>,
 ) -> Option<Action> {
@@ -207,12 +224,20 @@ fn action(
         .iter()
         .filter(|destination| only || destination.weight > 0);
     let destinations: Vec<Destination> = several
-        .map(|written| destination(written, rule, only, meta, site, context))
+        .map(|written| destination(written, rule, only, namespace, site, context))
         .collect();
     if destinations.is_empty() {
         return None;
     }
-    let rewrite = rule.rewrite.as_ref().filter(|rewrite| !rewrite.uri.is_empty());
+    let rewrite = match &rule.rewrite {
+        None => None,
+        Some(rewrite) => match &rewrite.uri_regex {
+            Some(written) => Some(PathRewrite::Regex(
+                RegexRewrite::new(&written.pattern, &written.rewrite).ok()?,
+            )),
+            None => (!rewrite.uri.is_empty()).then(|| path_rewrite(&rewrite.uri, path)),
+        },
+    };
     let timeout = match (rule.timeout, context.options.defaults) {
         (Some(timeout), _) => Some(timeout).filter(|timeout| !timeout.is_zero()),
         (None, Defaults::Seed) => Some(SEED_TIMEOUT),
@@ -220,7 +245,7 @@ fn action(
     };
     Some(Action::Forward(Forward {
         destinations,
-        path: rewrite.map(|rewrite| path_rewrite(&rewrite.uri, path)),
+        path: rewrite,
         timeout,
     }))
 }
@@ -269,13 +294,16 @@ fn destination(
     written: &HttpDestination,
     rule: &HttpRoute,
     only: bool,
-    meta: &Meta,
+    namespace: &str,
     site: &Site<'_>,
     context: &Context<'_>,
 ) -> Destination {
     // One destination has the last word over its rule; of several, the rule has (Istio, `headers`).
     let ordered = |own: &WrittenOperations, rule: &WrittenOperations, request| {
-        let (own, rule) = (operations(own, request), operations(rule, request));
+        let (own, rule) = (
+            operations(own, request, context),
+            operations(rule, request, context),
+        );
         if only {
             steps([rule, own])
         } else {
@@ -288,18 +316,17 @@ fn destination(
         .map(|rewrite| rewrite.authority.as_str())
         .filter(|text| !text.is_empty());
     let authority = of_rule
-        .or_else(|| rule.headers.request.authority())
-        .or_else(|| written.headers.request.authority())
-        .and_then(|text| header_value(text).ok());
+        .or_else(|| rule.operations().request.authority())
+        .or_else(|| written.headers.request.authority());
     Destination {
-        cluster: cluster_key(written, meta, site.port, context),
+        cluster: cluster_key(written, namespace, site.port, context),
         weight: if only {
             1
         } else {
             u32::try_from(written.weight).unwrap_or(u32::MAX)
         },
-        request_headers: ordered(&written.headers.request, &rule.headers.request, true),
-        response_headers: ordered(&written.headers.response, &rule.headers.response, false),
+        request_headers: ordered(&written.headers.request, &rule.operations().request, true),
+        response_headers: ordered(&written.headers.response, &rule.operations().response, false),
         authority: authority.map(Into::into),
     }
 }
@@ -307,12 +334,12 @@ fn destination(
 /// The cluster that a destination names: its port, else the only port of the service, else the listener's.
 fn cluster_key(
     written: &HttpDestination,
-    meta: &Meta,
+    namespace: &str,
     listener_port: u16,
     context: &Context<'_>,
 ) -> ClusterKey {
-    let host = expand(&written.host, &meta.namespace);
-    let service = context.registry.find(&host, &meta.namespace);
+    let host = expand(&written.host, namespace);
+    let service = context.registry.find(&host, namespace);
     let only = service.and_then(|service| match &service.ports[..] {
         [only] => Some(only.number),
         _ => None,
@@ -325,12 +352,17 @@ fn cluster_key(
     ClusterKey::outbound(port, &written.subset, &host)
 }
 
-fn operations(written: &WrittenOperations, request: bool) -> HeaderOperations {
+fn operations(written: &WrittenOperations, request: bool, context: &Context<'_>) -> HeaderOperations {
     // The maps are sorted by name already, which is the order that Istio gives them.
     let list = |map: &std::collections::BTreeMap<String, String>| {
         let kept = map.iter().filter(|(name, _)| !(request && is_authority(name)));
         let kept = kept.filter_map(|(name, value)| {
-            Some((FieldName::parse(name)?, Bytes::from(header_value(value).ok()?)))
+            let template = header_value(value, &context.options.hostname).ok()?.template;
+            let value = match template.constant() {
+                Some(text) => HeaderValue::Text(Bytes::from(text.to_owned())),
+                None => HeaderValue::Template(template),
+            };
+            Some((FieldName::parse(name)?, value))
         });
         kept.collect()
     };
@@ -362,17 +394,7 @@ pub(crate) fn check_destinations(
     for (at, rule) in spec.http.iter().enumerate() {
         let rule_path = list.index(at);
         let routes = rule_path.key("route");
-        if rule.has_delegate {
-            let message = "delegation is not executed yet: this rule is left out";
-            report.add_key(
-                Severity::Warning,
-                "not-executed",
-                &meta.origin,
-                &rule_path.key("delegate"),
-                message,
-                None,
-            );
-        }
+        check_delegate(rule, meta, &rule_path, context, report);
         for (at, destination) in rule.route.iter().enumerate() {
             let item = routes.index(at);
             let path = item.key("destination");
@@ -416,6 +438,55 @@ pub(crate) fn check_destinations(
                     help,
                 );
             }
+        }
+    }
+}
+
+/// Reports a delegate that cannot be used, and rules of it that its root excludes.
+fn check_delegate(
+    rule: &HttpRoute,
+    meta: &Meta,
+    path: &Path<'_>,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+) {
+    let Some(found) = delegate::find(rule, meta, &context.delegates, context.virtual_services) else {
+        return;
+    };
+    let path = path.key("delegate");
+    let delegate = match found {
+        Ok(delegate) => delegate,
+        Err(broken) => {
+            let message = match broken {
+                Broken::Missing { id } => format!("no VirtualService is named `{id}`: this rule is left out"),
+                Broken::NotADelegate { id } => {
+                    format!("the VirtualService `{id}` has hosts of its own: this rule is left out")
+                }
+                Broken::NotExported { id } => format!(
+                    "the VirtualService `{id}` is not exported to `{}`: this rule is left out",
+                    meta.namespace
+                ),
+            };
+            return report.warn("unknown-delegate", &meta.origin, &path.key("name"), message);
+        }
+    };
+    let rules = Path::SPEC.key("http");
+    for (at, own) in delegate.spec.http.iter().enumerate() {
+        let own_path = rules.index(at);
+        if own.delegate.is_some() {
+            let message = "a delegate cannot delegate again: this rule is left out";
+            report.warn(
+                "nested-delegate",
+                &delegate.meta.origin,
+                &own_path.key("delegate"),
+                message,
+            );
+        } else if delegate::merge(rule, own).is_none() {
+            let message = format!(
+                "the rule of {} that delegates here excludes this one: it is left out there",
+                name_of(meta)
+            );
+            report.warn("delegate-conflict", &delegate.meta.origin, &own_path, message);
         }
     }
 }

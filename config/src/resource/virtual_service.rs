@@ -6,7 +6,7 @@ use super::duration_of;
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
-use isthmus_core::route::{Regex, TextMatch};
+use isthmus_core::route::{Regex, RegexError, TextMatch};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(crate) struct VirtualService {
 }
 
 /// `http[]`.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct HttpRoute {
     pub(crate) name: String,
     pub(crate) matches: Vec<HttpMatch>,
@@ -31,15 +31,15 @@ pub(crate) struct HttpRoute {
     pub(crate) direct_response: Option<DirectResponse>,
     pub(crate) rewrite: Option<Rewrite>,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) headers: Headers,
+    pub(crate) headers: Option<Headers>,
+    pub(crate) delegate: Option<Delegate>,
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
-    pub(crate) has_delegate: bool,
     pub(crate) has_fault: bool,
 }
 
 /// `http[].match[]`.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct HttpMatch {
     pub(crate) name: String,
     pub(crate) uri: Option<TextMatch>,
@@ -57,7 +57,7 @@ pub(crate) struct HttpMatch {
 }
 
 /// `http[].route[]`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HttpDestination {
     pub(crate) host: String,
     pub(crate) subset: String,
@@ -67,7 +67,7 @@ pub(crate) struct HttpDestination {
 }
 
 /// `http[].redirect`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Redirect {
     pub(crate) uri: String,
     pub(crate) prefix_rewrite: Option<String>,
@@ -79,7 +79,7 @@ pub(crate) struct Redirect {
 }
 
 /// `http[].directResponse`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DirectResponse {
     pub(crate) status: i128,
     pub(crate) text: Option<String>,
@@ -88,22 +88,37 @@ pub(crate) struct DirectResponse {
 }
 
 /// `http[].rewrite`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rewrite {
     pub(crate) uri: String,
     pub(crate) authority: String,
-    pub(crate) has_regex: bool,
+    pub(crate) uri_regex: Option<UriRegexRewrite>,
+}
+
+/// `http[].rewrite.uriRegexRewrite`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct UriRegexRewrite {
+    pub(crate) pattern: String,
+    pub(crate) rewrite: String,
+}
+
+/// `http[].delegate`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Delegate {
+    pub(crate) name: String,
+    /// Empty for the root's own.
+    pub(crate) namespace: String,
 }
 
 /// `headers`, of a rule or a destination.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Headers {
     pub(crate) request: HeaderOperations,
     pub(crate) response: HeaderOperations,
 }
 
 /// `headers.request` or `headers.response`.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct HeaderOperations {
     pub(crate) set: BTreeMap<String, String>,
     pub(crate) add: BTreeMap<String, String>,
@@ -126,8 +141,18 @@ impl VirtualService {
     }
 }
 
+static NO_HEADERS: Headers = Headers {
+    request: HeaderOperations::NONE,
+    response: HeaderOperations::NONE,
+};
+
 impl HttpRoute {
-    fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
+    /// `headers`, empty when nothing is written.
+    pub(crate) fn operations(&self) -> &Headers {
+        self.headers.as_ref().unwrap_or(&NO_HEADERS)
+    }
+
+    pub(crate) fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
         let list = path.key("match");
         let matches = node.list("match").iter().enumerate();
         Self {
@@ -141,19 +166,25 @@ impl HttpRoute {
             rewrite: node.get("rewrite").map(|node| Rewrite {
                 uri: node.text("uri").unwrap_or("").to_owned(),
                 authority: node.text("authority").unwrap_or("").to_owned(),
-                has_regex: node.get("uriRegexRewrite").is_some(),
+                uri_regex: node.get("uriRegexRewrite").map(|node| UriRegexRewrite {
+                    pattern: node.text("match").unwrap_or("").to_owned(),
+                    rewrite: node.text("rewrite").unwrap_or("").to_owned(),
+                }),
             }),
             timeout: duration_of(node, "timeout"),
-            headers: Headers::read(node),
+            headers: node.get("headers").map(Headers::read),
+            delegate: node.get("delegate").map(|node| Delegate {
+                name: node.text("name").unwrap_or("").to_owned(),
+                namespace: node.text("namespace").unwrap_or("").to_owned(),
+            }),
             is_empty: *node == Node::Null,
-            has_delegate: node.get("delegate").is_some(),
             has_fault: node.get("fault").is_some(),
         }
     }
 }
 
 impl HttpMatch {
-    fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
+    pub(crate) fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
         let one = |name: &str, may_be_empty: bool, report: &mut Report<'_>| {
             node.get(name)
                 .map(|value| text_match(value, may_be_empty, &path.key(name), origin, report))
@@ -218,15 +249,20 @@ pub(crate) fn text_match(
         _ => match Regex::new(text) {
             Ok(regex) => TextMatch::Regex(regex),
             Err(error) => {
-                let reason = error.to_string();
-                let reason = reason.lines().last().unwrap_or("").trim_start_matches("error: ");
-                let message = format!("not a regular expression: {reason}");
-                let help = Some("the syntax is that of RE2".to_owned());
-                report.add(Severity::Error, "bad-regex", origin, &path, message, help);
+                regex_error(&error, origin, &path, report);
                 TextMatch::Present
             }
         },
     }
+}
+
+/// Reports a pattern that cannot be compiled.
+pub(crate) fn regex_error(error: &RegexError, origin: &Origin, path: &Path<'_>, report: &mut Report<'_>) {
+    let reason = error.to_string();
+    let reason = reason.lines().last().unwrap_or("").trim_start_matches("error: ");
+    let message = format!("not a regular expression: {reason}");
+    let help = Some("the syntax is that of RE2".to_owned());
+    report.add(Severity::Error, "bad-regex", origin, path, message, help);
 }
 
 impl HttpDestination {
@@ -239,7 +275,7 @@ impl HttpDestination {
                 .get("port")
                 .map(|port| port.int("number").unwrap_or(0)),
             weight: node.int("weight").unwrap_or(0),
-            headers: Headers::read(node),
+            headers: node.get("headers").map(Headers::read).unwrap_or_default(),
         }
     }
 }
@@ -274,8 +310,7 @@ impl DirectResponse {
 }
 
 impl Headers {
-    fn read(node: &Node) -> Self {
-        let headers = node.get("headers").unwrap_or(&Node::Null);
+    fn read(headers: &Node) -> Self {
         let operations = |name| headers.get(name).map(HeaderOperations::read).unwrap_or_default();
         Self {
             request: operations("request"),
@@ -285,6 +320,12 @@ impl Headers {
 }
 
 impl HeaderOperations {
+    const NONE: Self = Self {
+        set: BTreeMap::new(),
+        add: BTreeMap::new(),
+        remove: Vec::new(),
+    };
+
     fn read(node: &Node) -> Self {
         Self {
             set: node.text_map("set"),

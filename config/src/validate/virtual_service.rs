@@ -6,12 +6,14 @@ use crate::index::{GatewayName, expand};
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
 use crate::resource::virtual_service::{
-    DirectResponse, HeaderOperations, Headers, HttpMatch, HttpRoute, Redirect, VirtualService,
+    DirectResponse, HeaderOperations, Headers, HttpMatch, HttpRoute, Redirect, UriRegexRewrite,
+    VirtualService, regex_error,
 };
 use crate::yaml::Path;
 use isthmus_core::header::{FieldName, is_value_byte};
 use isthmus_core::name::HostPattern;
-use isthmus_core::route::TextMatch;
+use isthmus_core::route::{RegexRewrite, RewriteError, TextMatch};
+use isthmus_core::substitution::{Constants, Parsed, Template};
 use std::collections::HashSet;
 
 /// Largest body of a direct response (Istio).
@@ -65,7 +67,7 @@ impl Validate for VirtualService {
         let all = self
             .http
             .iter()
-            .position(|rule| rule.matches.is_empty() && !rule.has_delegate);
+            .position(|rule| rule.matches.is_empty() && rule.delegate.is_none());
         if let Some(all) = all.filter(|all| all + 1 < self.http.len()) {
             let message =
                 format!("http[{all}] takes every request: this rule and those behind it are never reached");
@@ -153,7 +155,7 @@ impl HttpRoute {
         ];
         let mut written = actions.iter().filter(|(_, there)| *there).map(|(name, _)| *name);
         match (written.next(), written.next()) {
-            (None, _) if !self.has_delegate => {
+            (None, _) if self.delegate.is_none() => {
                 report.error(
                     "missing-field",
                     origin,
@@ -161,7 +163,7 @@ impl HttpRoute {
                     "a rule needs one of route, redirect and directResponse",
                 );
             }
-            (Some(first), None) if self.has_delegate && first != "directResponse" => {
+            (Some(first), None) if self.delegate.is_some() && first != "directResponse" => {
                 let message = format!("`{first}` and `delegate` exclude each other");
                 report.error("exclusive-fields", origin, &path.key(first), message);
             }
@@ -191,7 +193,7 @@ impl HttpRoute {
         }
         if let Some(rewrite) = &self.rewrite {
             let path = path.key("rewrite");
-            if rewrite.has_regex && !rewrite.uri.is_empty() {
+            if rewrite.uri_regex.is_some() && !rewrite.uri.is_empty() {
                 report.error(
                     "exclusive-fields",
                     origin,
@@ -199,7 +201,10 @@ impl HttpRoute {
                     "`uri` and `uriRegexRewrite` exclude each other",
                 );
             }
-            if !rewrite.has_regex && rewrite.uri.is_empty() && rewrite.authority.is_empty() {
+            if let Some(written) = &rewrite.uri_regex {
+                written.validate(&path.key("uriRegexRewrite"), origin, report);
+            }
+            if rewrite.uri_regex.is_none() && rewrite.uri.is_empty() && rewrite.authority.is_empty() {
                 report.error(
                     "missing-field",
                     origin,
@@ -207,13 +212,13 @@ impl HttpRoute {
                     "one of uri, uriRegexRewrite and authority is needed",
                 );
             }
-            if !rewrite.authority.is_empty() && self.headers.request.authority().is_some() {
+            if !rewrite.authority.is_empty() && self.operations().request.authority().is_some() {
                 let message = "the authority is also set by headers.request";
                 report.error("exclusive-fields", origin, &path.key("authority"), message);
             }
         }
         crate::resource::check_duration(self.timeout, true, &path.key("timeout"), origin, report);
-        self.headers.validate(path, origin, report);
+        self.operations().validate(path, origin, report);
         self.validate_destinations(path, meta, report);
     }
 
@@ -266,6 +271,26 @@ impl HttpRoute {
             let message =
                 format!("the weights add up to {total}, not 100: they are taken as shares of {total}");
             report.warn("weights", origin, &list, message);
+        }
+    }
+}
+
+impl UriRegexRewrite {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+        for (name, text) in [("match", &self.pattern), ("rewrite", &self.rewrite)] {
+            if text.is_empty() {
+                report.error(
+                    "missing-field",
+                    origin,
+                    &path.key(name),
+                    format!("`{name}` is required"),
+                );
+            }
+        }
+        match RegexRewrite::new(&self.pattern, &self.rewrite) {
+            Ok(_) => {}
+            Err(RewriteError::Pattern(error)) => regex_error(&error, origin, &path.key("match"), report),
+            Err(error) => report.error("bad-value", origin, &path.key("rewrite"), error.to_string()),
         }
     }
 }
@@ -480,16 +505,14 @@ impl HeaderOperations {
                 if !(request && is_authority(name)) {
                     check_name(name, &path, origin, report);
                 }
-                match header_value(value) {
-                    Ok(_) => {}
-                    Err(reason) => {
-                        let code = if reason.ends_with("yet") {
-                            "not-executed"
-                        } else {
-                            "bad-header"
-                        };
-                        report.error(code, origin, &path, reason);
+                match header_value(value, "") {
+                    Ok(parsed) => {
+                        for name in parsed.unknown {
+                            let message = format!("no variable is named `{name}`: it gives nothing");
+                            report.warn("unknown-variable", origin, &path, message);
+                        }
                     }
+                    Err(reason) => report.error("bad-header", origin, &path, reason),
                 }
             }
         }
@@ -513,28 +536,12 @@ fn check_name(name: &str, path: &Path<'_>, origin: &Origin, report: &mut Report<
     }
 }
 
-/// The text of a header value: `%%` is a percent sign, any other `%` begins a substitution.
-pub(crate) fn header_value(written: &str) -> Result<String, String> {
+/// A header value with its substitutions: `%%` is a percent sign, any other `%` begins one.
+pub(crate) fn header_value(written: &str, hostname: &str) -> Result<Parsed, String> {
     if !written.bytes().all(is_value_byte) {
         return Err("a header value has no control characters".to_owned());
     }
-    let mut out = String::with_capacity(written.len());
-    let mut rest = written;
-    while let Some((before, after)) = rest.split_once('%') {
-        out.push_str(before);
-        rest = match after.strip_prefix('%') {
-            Some(after) => after,
-            None => {
-                return Err(match after.split_once('%') {
-                    Some((name, _)) => format!("the substitution `%{name}%` is not executed yet"),
-                    None => "a percent sign is written `%%`".to_owned(),
-                });
-            }
-        };
-        out.push('%');
-    }
-    out.push_str(rest);
-    Ok(out)
+    Template::parse(written, Constants { hostname }).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -552,15 +559,13 @@ mod tests {
     }
 
     #[test]
-    fn header_values_know_the_escape_only() {
-        assert_eq!(header_value("100%%"), Ok("100%".into()));
-        assert_eq!(header_value("a"), Ok("a".into()));
-        assert!(
-            header_value("%REQ(x)%")
-                .unwrap_err()
-                .ends_with("not executed yet")
-        );
-        assert!(header_value("100%").is_err());
-        assert!(header_value("a\r\nb").is_err());
+    fn header_values_have_substitutions() {
+        let constant =
+            |text| header_value(text, "edge").map(|parsed| parsed.template.constant().map(str::to_owned));
+        assert_eq!(constant("100%%"), Ok(Some("100%".to_owned())));
+        assert_eq!(constant("on %HOSTNAME%"), Ok(Some("on edge".to_owned())));
+        assert_eq!(constant("%REQ(x)%"), Ok(None));
+        assert!(constant("100%").is_err());
+        assert!(constant("a\r\nb").is_err());
     }
 }

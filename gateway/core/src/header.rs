@@ -4,6 +4,7 @@
 //! has, so that the questions a gateway asks of every message (its length? which host? close?) compare one byte and
 //! not strings. Names keep the case they arrived in; comparisons ignore it (RFC 9110, 5.1).
 
+use crate::substitution::{Facts, Template};
 use bytes::Bytes;
 use std::fmt;
 
@@ -325,6 +326,26 @@ impl HeaderList {
         });
     }
 
+    fn write(&mut self, name: &FieldName, value: &HeaderValue, replace: bool, facts: &Facts<'_>) {
+        let filled;
+        let value = match value {
+            HeaderValue::Text(text) => &text[..],
+            HeaderValue::Template(template) => {
+                let mut bytes = Vec::new();
+                template.write(facts, self, &mut bytes);
+                filled = bytes;
+                &filled[..]
+            }
+        };
+        if value.is_empty() {
+            return;
+        }
+        if replace {
+            self.remove_named(name);
+        }
+        self.append_resolved(name.id, name.text.as_bytes(), value);
+    }
+
     /// Whether any line of a well-known list field has this token (RFC 9110, 5.6.1), whatever its case.
     pub fn has_token(&self, id: HeaderId, token: &[u8]) -> bool {
         self.get_all(id)
@@ -348,9 +369,18 @@ pub struct HeaderOperations {
     /// Fields to remove.
     pub remove: Vec<FieldName>,
     /// Fields to overwrite.
-    pub set: Vec<(FieldName, Bytes)>,
+    pub set: Vec<(FieldName, HeaderValue)>,
     /// Lines to append.
-    pub add: Vec<(FieldName, Bytes)>,
+    pub add: Vec<(FieldName, HeaderValue)>,
+}
+
+/// What a route writes into a field.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HeaderValue {
+    /// Always the same.
+    Text(Bytes),
+    /// Filled in from the exchange.
+    Template(Template),
 }
 
 impl HeaderOperations {
@@ -360,16 +390,15 @@ impl HeaderOperations {
     }
 
     /// Carries the operations out. An empty value sets and adds nothing (Envoy `keep_empty_value` is off).
-    pub fn apply(&self, headers: &mut HeaderList) {
+    pub fn apply(&self, headers: &mut HeaderList, facts: &Facts<'_>) {
         for name in &self.remove {
             headers.remove_named(name);
         }
-        for (name, value) in self.set.iter().filter(|(_, value)| !value.is_empty()) {
-            headers.remove_named(name);
-            headers.append_resolved(name.id, name.text.as_bytes(), value);
+        for (name, value) in &self.set {
+            headers.write(name, value, true, facts);
         }
-        for (name, value) in self.add.iter().filter(|(_, value)| !value.is_empty()) {
-            headers.append_resolved(name.id, name.text.as_bytes(), value);
+        for (name, value) in &self.add {
+            headers.write(name, value, false, facts);
         }
     }
 }
@@ -431,17 +460,18 @@ mod tests {
 
     #[test]
     fn operations_run_in_the_order_remove_set_add() {
+        let text = |text: &'static str| HeaderValue::Text(Bytes::from_static(text.as_bytes()));
         let mut headers = list(&[("a", "1"), ("b", "1"), ("c", "1")]);
         HeaderOperations {
             remove: vec![name("a"), name("c")],
-            set: vec![(name("b"), "2".into()), (name("c"), "2".into())],
+            set: vec![(name("b"), text("2")), (name("c"), text("2"))],
             add: vec![
-                (name("c"), "3".into()),
-                (name("d"), "3".into()),
-                (name("e"), "".into()),
+                (name("c"), text("3")),
+                (name("d"), text("3")),
+                (name("e"), text("")),
             ],
         }
-        .apply(&mut headers);
+        .apply(&mut headers, &crate::substitution::tests::facts());
         assert_eq!(headers.to_string(), "b: 2\nc: 2\nc: 3\nd: 3\n");
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Hosts are compared without case and without a port; patterns are exact names, `*.suffix`, or `*`.
 
+use foldhash::fast::FixedState;
+use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -22,7 +24,11 @@ impl HostPattern {
     /// Reads `*`, `*.suffix` or a name, and lowers its case. A star elsewhere is taken as part of an exact name,
     /// which then never matches: refusing it is the validator's task.
     pub fn parse(text: &str) -> Self {
-        let text = text.to_ascii_lowercase();
+        Self::as_written(&text.to_ascii_lowercase())
+    }
+
+    /// Like [`Self::parse`], but keeps the case.
+    pub fn as_written(text: &str) -> Self {
         match text.strip_prefix('*') {
             Some("") => Self::Any,
             Some(suffix) if suffix.starts_with('.') => Self::Suffix(suffix.into()),
@@ -48,6 +54,21 @@ impl HostPattern {
             (Self::Suffix(_), Self::Exact(_)) => false,
             (Self::Suffix(mine), Self::Suffix(theirs)) => mine.ends_with(&**theirs),
         }
+    }
+
+    /// Whether the patterns have any name in common (Istio `host.Name.Matches`).
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.intersection(other).is_some()
+    }
+
+    /// The order in which patterns are asked: names before wildcards, then the longer, then by the alphabet (Istio
+    /// `host.MoreSpecific`).
+    pub fn by_specificity(&self, other: &Self) -> Ordering {
+        let key = |pattern: &Self| {
+            let text = pattern.to_string();
+            (!matches!(pattern, Self::Exact(_)), Reverse(text.len()), text)
+        };
+        key(self).cmp(&key(other))
     }
 
     /// The names that both patterns have in common: the narrower of the two, if they overlap at all.
@@ -76,16 +97,16 @@ impl fmt::Display for HostPattern {
 /// virtual host domains). The cost grows with the number of labels of the host, not with the number of patterns.
 #[derive(Debug, Clone)]
 pub struct HostIndex<T> {
-    exact: HashMap<Box<str>, T>,
-    suffix: HashMap<Box<str>, T>,
+    exact: HashMap<Box<str>, T, FixedState>,
+    suffix: HashMap<Box<str>, T, FixedState>,
     any: Option<T>,
 }
 
 impl<T> Default for HostIndex<T> {
     fn default() -> Self {
         Self {
-            exact: HashMap::new(),
-            suffix: HashMap::new(),
+            exact: HashMap::default(),
+            suffix: HashMap::default(),
             any: None,
         }
     }
@@ -187,13 +208,13 @@ impl PartialEq for ClusterKey {
 impl Eq for ClusterKey {}
 
 impl PartialOrd for ClusterKey {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for ClusterKey {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         self.name.cmp(&other.name)
     }
 }

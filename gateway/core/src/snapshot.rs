@@ -1,11 +1,16 @@
 //! A snapshot: everything that an operator's resources mean at one moment, immutable.
 //!
 //! The compiler makes it on the control thread; shards read it. Its parts are reference counted, so that a part that
-//! did not change is the same part in the next version, and what hangs on it (connections, counters) survives.
+//! did not change is the same part in the next version ([`Snapshot::share_with`]), and what hangs on it (connections,
+//! counters) survives.
 
 use crate::cluster::ClusterSpec;
 use crate::listener::Listener;
 use crate::name::ClusterMap;
+use crate::route::{RouteTable, VirtualHost};
+use foldhash::fast::FixedState;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 /// One version of the whole configuration.
@@ -17,4 +22,101 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     /// Every cluster that a route may name and the registry knows.
     pub clusters: ClusterMap<Arc<ClusterSpec>>,
+}
+
+/// The hash by which equal parts of two versions are found; it is the same for the same value within one build of the
+/// program.
+pub fn content_hash<T: Hash>(value: &T) -> u64 {
+    FixedState::default().hash_one(value)
+}
+
+impl Snapshot {
+    /// Takes the parts of an earlier version in place of those that are equal to them.
+    pub fn share_with(&mut self, before: &Self) {
+        for (key, spec) in &mut self.clusters {
+            if let Some(known) = before.clusters.get(key) {
+                if known == spec {
+                    *spec = Arc::clone(known);
+                } else if known.endpoints == spec.endpoints {
+                    Arc::make_mut(spec).endpoints = Arc::clone(&known.endpoints);
+                }
+            }
+        }
+        for listener in &mut self.listeners {
+            if let Some(known) = before.listeners.iter().find(|known| known.key == listener.key) {
+                share_listener(listener, known);
+            }
+        }
+    }
+}
+
+fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
+    let known: HashMap<u64, &Arc<VirtualHost>> = before
+        .routes
+        .virtual_hosts()
+        .iter()
+        .map(|host| (host.content(), host))
+        .collect();
+    let hosts: Vec<Arc<VirtualHost>> = listener
+        .routes
+        .virtual_hosts()
+        .iter()
+        .map(|host| match known.get(&host.content()) {
+            // The hash alone is no proof.
+            Some(known) if *known == host => Arc::clone(known),
+            _ => Arc::clone(host),
+        })
+        .collect();
+    let same = before.routes.virtual_hosts();
+    if same.len() == hosts.len()
+        && same
+            .iter()
+            .zip(&hosts)
+            .all(|(known, host)| Arc::ptr_eq(known, host))
+    {
+        *listener = Arc::clone(before);
+    } else {
+        *listener = Arc::new(Listener {
+            key: listener.key.clone(),
+            routes: Arc::new(RouteTable::new(hosts)),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listener::ListenerKey;
+    use crate::name::HostPattern;
+
+    fn snapshot(hosts: &[(&str, bool)]) -> Snapshot {
+        let hosts = hosts.iter().map(|(name, redirect)| {
+            let domains = vec![HostPattern::parse(name)];
+            Arc::new(VirtualHost::new(name, domains, *redirect, Vec::new()))
+        });
+        Snapshot {
+            listeners: vec![Arc::new(Listener {
+                key: ListenerKey { port: 80, bind: None },
+                routes: Arc::new(RouteTable::new(hosts.collect())),
+            })],
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_did_not_change_is_the_same_part() {
+        let before = snapshot(&[("a.com", false), ("b.com", false)]);
+        let mut same = snapshot(&[("a.com", false), ("b.com", false)]);
+        same.share_with(&before);
+        assert!(Arc::ptr_eq(&same.listeners[0], &before.listeners[0]));
+
+        let mut after = snapshot(&[("a.com", true), ("b.com", false), ("c.com", false)]);
+        after.share_with(&before);
+        let hosts = |snapshot: &Snapshot| snapshot.listeners[0].routes.virtual_hosts().to_vec();
+        let (old, new) = (hosts(&before), hosts(&after));
+        assert!(!Arc::ptr_eq(&old[0], &new[0]));
+        assert!(new[0].https_redirect);
+        assert!(Arc::ptr_eq(&old[1], &new[1]));
+        assert_eq!(after.listeners[0].routes.find_host("c.com"), Some(2));
+    }
 }

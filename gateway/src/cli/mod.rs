@@ -83,6 +83,7 @@ impl ResourceArgs {
             labels: self.labels.0.clone(),
             namespace: self.namespace.clone(),
             lenient: self.lenient,
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             version: 1,
         }
     }

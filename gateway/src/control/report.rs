@@ -104,7 +104,7 @@ pub(super) fn config_dump(publication: Option<&Arc<Publication>>) -> String {
                         "name": host.name,
                         "domains": host.domains.iter().map(ToString::to_string).collect::<Vec<_>>(),
                         "https_redirect": host.https_redirect,
-                        "routes": host.routes.iter().map(route).collect::<Vec<_>>(),
+                        "routes": host.routes().iter().map(route).collect::<Vec<_>>(),
                     })
                 })
                 .collect();

@@ -4,7 +4,7 @@
 
 use glommio::net::TcpStream;
 use rustix::net::{RecvFlags, SendFlags};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -24,6 +24,8 @@ pub enum Liveness {
 /// A connection. Both directions can be used at the same time, each by one task.
 pub struct Stream {
     stream: RefCell<TcpStream>,
+    /// This end's address, once it was asked for: a connection keeps it, and every access-log line names it.
+    local: Cell<Option<SocketAddr>>,
 }
 
 impl Stream {
@@ -39,6 +41,7 @@ impl Stream {
         let _unimportant = stream.set_nodelay(true);
         Self {
             stream: RefCell::new(stream),
+            local: Cell::new(None),
         }
     }
 
@@ -117,7 +120,10 @@ impl Stream {
 
     /// The address of this end.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.stream.borrow().local_addr().ok()
+        if self.local.get().is_none() {
+            self.local.set(self.stream.borrow().local_addr().ok());
+        }
+        self.local.get()
     }
 
     /// The address of the other end.

@@ -4,6 +4,7 @@
 //! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
 //! on at the same time. Whatever happens ends in one [`Outcome`], which is counted and logged once.
 
+use super::fields;
 use super::local::{self, Answer};
 use super::{Context, ListenerState};
 use crate::access_log::Record;
@@ -27,11 +28,14 @@ use isthmus_core::route::{Action, Destination, Forward};
 use isthmus_core::stats::Finished;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
+
+/// What clients speak to the listeners that there are.
+pub(super) const SCHEME: &str = "http";
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,7 +75,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn cluster_key(&self) -> &Option<ClusterKey> {
+    pub(super) fn cluster_key(&self) -> &Option<ClusterKey> {
         self.cluster
             .as_ref()
             .map_or(&self.unknown_cluster, |handle| handle.key())
@@ -89,8 +93,12 @@ pub struct Exchange {
     to_upstream: MessageWriter,
     /// The route's time-out, over all attempts.
     route_timer: Timer,
-    original_path: String,
-    route_name: String,
+    /// When the request began.
+    pub(super) started: Instant,
+    /// The client's address, as far as it can be trusted.
+    pub(super) client: IpAddr,
+    pub(super) original_path: String,
+    pub(super) route_name: String,
 }
 
 impl Exchange {
@@ -103,6 +111,8 @@ impl Exchange {
             trailers: HeaderList::default(),
             to_upstream: MessageWriter::default(),
             route_timer: context.wheel.timer(),
+            started: clock::now(),
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             original_path: String::new(),
             route_name: String::new(),
         }
@@ -133,6 +143,7 @@ pub async fn serve(
     x.original_path.clear();
     x.route_name.clear();
     x.route_timer.clear();
+    x.started = started;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
     finish(context, conn, x, started);
@@ -142,6 +153,7 @@ pub async fn serve(
 /// Answers bytes that are no request, and counts and logs them as one.
 pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, cause: Cause) -> After {
     let started = clock::now();
+    x.started = started;
     x.outcome = Outcome::default();
     x.original_path.clear();
     x.route_name.clear();
@@ -193,7 +205,6 @@ fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Insta
 }
 
 async fn route(context: &Context, listener: &ListenerState, conn: &mut Connection, x: &mut Exchange) {
-    const SCHEME: &str = "http";
     if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
         return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
     }
@@ -230,7 +241,7 @@ async fn route(context: &Context, listener: &ListenerState, conn: &mut Connectio
         port: listener.key.port,
         trusted_proxies: context.settings.trusted_proxies,
     };
-    forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
+    x.client = forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
 
     let routes = Rc::clone(&listener.routes.borrow());
     let Some(pin) = routes.find(&x.request.host) else {
@@ -317,7 +328,7 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
 }
 
 /// Makes the request what its destination is to get.
-fn rewrite(x: &mut Exchange, forward: &Forward, destination: &Destination) {
+fn rewrite(conn: &Connection, x: &mut Exchange, forward: &Forward, destination: &Destination) {
     let request = &mut x.request;
     if let Some(rewrite) = &forward.path {
         let path = rewrite.apply(request);
@@ -334,12 +345,10 @@ fn rewrite(x: &mut Exchange, forward: &Forward, destination: &Destination) {
             .append_known(HeaderId::XEnvoyOriginalHost, request.authority.as_bytes());
         request.set_authority(authority);
     }
-    for operations in &destination.request_headers {
-        operations.apply(&mut request.headers);
-    }
+    fields::change_request(conn, x, SCHEME, &destination.request_headers);
     if let Some(timeout) = forward.timeout {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        request.headers.set(
+        x.request.headers.set(
             HeaderId::XEnvoyExpectedRqTimeoutMs,
             itoa::Buffer::new().format(ms).as_bytes(),
         );
@@ -355,7 +364,7 @@ async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Excha
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
     x.outcome.cluster = Some(Rc::clone(&cluster));
-    rewrite(x, forward, destination);
+    rewrite(conn, x, forward, destination);
     if conn.reader.is_body_done() {
         x.route_timer.set(forward.timeout.unwrap_or_default());
     }
@@ -871,10 +880,8 @@ fn begin_response(
     destination: &Destination,
     sending: Sending,
 ) -> bool {
+    fields::change_response(conn, x, SCHEME, &destination.response_headers);
     let head = &mut x.response;
-    for operations in &destination.response_headers {
-        operations.apply(&mut head.headers);
-    }
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }

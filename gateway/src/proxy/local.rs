@@ -1,7 +1,8 @@
 //! Answers that the gateway gives itself: errors, redirects, direct responses.
 
 use super::Context;
-use super::http::{After, Exchange};
+use super::fields;
+use super::http::{After, Exchange, SCHEME};
 use crate::downstream::h1::Connection;
 use crate::io::clock;
 use crate::io::h1::Chunk;
@@ -70,9 +71,8 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
     if !answer.body.is_empty() && !bodyless {
         head.headers.append_known(HeaderId::ContentType, b"text/plain");
     }
-    for operations in answer.operations {
-        operations.apply(&mut head.headers);
-    }
+    fields::change_response(conn, x, SCHEME, answer.operations);
+    let head = &mut x.response;
     head.headers
         .append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());
     if !context.settings.pass_server_header {

@@ -1,6 +1,7 @@
 //! The proxy: what happens between a request's head and its answer's last byte. The only room where the client's side
 //! and the upstream's side meet.
 
+mod fields;
 pub mod http;
 mod local;
 
@@ -16,6 +17,7 @@ use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
 use isthmus_core::stats::ShardStats;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -78,16 +80,18 @@ pub struct ListenerRoutes {
 impl ListenerRoutes {
     /// Routes for a listener; virtual hosts that `before` had too keep their pin.
     pub fn new(table: Arc<RouteTable>, before: Option<&Self>) -> Self {
-        let known = |host: &Arc<VirtualHost>| {
-            let pins = &before?.pins;
-            pins.iter().find(|pin| Arc::ptr_eq(&pin.host, host)).cloned()
-        };
+        let before = before.map_or(&[][..], |before| &before.pins);
+        let known: HashMap<*const VirtualHost, &Rc<VirtualHostPin>> =
+            before.iter().map(|pin| (Arc::as_ptr(&pin.host), pin)).collect();
         let pin = |host: &Arc<VirtualHost>| {
-            known(host).unwrap_or_else(|| {
-                Rc::new(VirtualHostPin {
-                    host: Arc::clone(host),
+            known
+                .get(&Arc::as_ptr(host))
+                .map(|pin| Rc::clone(pin))
+                .unwrap_or_else(|| {
+                    Rc::new(VirtualHostPin {
+                        host: Arc::clone(host),
+                    })
                 })
-            })
         };
         let pins = table.virtual_hosts().iter().map(pin).collect();
         Self { table, pins }

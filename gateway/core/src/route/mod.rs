@@ -2,337 +2,33 @@
 //!
 //! In comes a request's head; out goes the first matching [`Route`] of the most specific virtual host, as Istio and
 //! Envoy order them: hosts exact, then longest suffix, then `*`; inside a virtual host in the order of the compiled
-//! list. The compiler has already resolved names, merged resources and dropped what can never apply here.
+//! list. The compiler has already resolved names, merged resources and dropped what can never apply here. `matcher`
+//! holds what a rule asks for, `index` finds the rules that a path may belong to.
 
-use crate::header::{FieldName, HeaderOperations};
+mod index;
+mod matcher;
+mod rewrite;
+
+pub use matcher::{
+    HeaderMatch, HeaderSubject, PathMatch, QueryMatch, REGEX_COMPILED_MAX, REGEX_PATTERN_MAX, Regex,
+    RegexError, RouteMatch, Scratch, TextMatch,
+};
+
+pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
+
+use crate::header::HeaderOperations;
 use crate::message::RequestHead;
 use crate::name::{ClusterKey, HostIndex, HostPattern};
 use crate::random::Random;
+use crate::snapshot::content_hash;
 use bytes::Bytes;
 use http::StatusCode;
-use regex_automata::meta;
-use std::collections::HashMap;
-use std::fmt;
+use index::{Ask, PathIndex};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest pattern that is accepted (Istio's limit for `regex`).
-pub const REGEX_PATTERN_MAX: usize = 1024;
-/// Most memory that one compiled pattern may take, so that a pattern like `(a{100}){100}` is refused.
-pub const REGEX_COMPILED_MAX: usize = 1 << 20;
-
-/// A compiled regular expression that must match the whole text (RE2 syntax; linear in the text).
-#[derive(Clone)]
-pub struct Regex {
-    pattern: Arc<str>,
-    program: meta::Regex,
-}
-
-/// Why a pattern was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum RegexError {
-    /// Longer than [`REGEX_PATTERN_MAX`].
-    #[error("the pattern has {0} bytes; {REGEX_PATTERN_MAX} are allowed")]
-    TooLong(usize),
-    /// Not a pattern, or too large when compiled.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl Regex {
-    /// Compiles a pattern.
-    pub fn new(pattern: &str) -> Result<Self, RegexError> {
-        if pattern.len() > REGEX_PATTERN_MAX {
-            return Err(RegexError::TooLong(pattern.len()));
-        }
-        // Parsed alone first, so that `a)|(b` cannot close the group that anchors it.
-        let config = meta::Config::new()
-            .nfa_size_limit(Some(REGEX_COMPILED_MAX))
-            .utf8_empty(false);
-        let build = |text: &str| {
-            meta::Builder::new()
-                .configure(config.clone())
-                .build(text)
-                .map_err(|error| {
-                    let text = match error.syntax_error() {
-                        Some(syntax) => syntax.to_string(),
-                        None => error.to_string(),
-                    };
-                    RegexError::Invalid(text)
-                })
-        };
-        build(pattern)?;
-        let program = build(&format!("^(?:{pattern})$"))?;
-        Ok(Self {
-            pattern: pattern.into(),
-            program,
-        })
-    }
-
-    /// The pattern as written.
-    pub fn pattern(&self) -> &str {
-        &self.pattern
-    }
-
-    fn matches(&self, text: &[u8], scratch: &mut Scratch) -> bool {
-        let cache = match scratch.caches.get_mut(&self.pattern) {
-            Some(cache) => cache,
-            None => scratch
-                .caches
-                .entry(self.pattern.clone())
-                .or_insert_with(|| self.program.create_cache()),
-        };
-        self.program
-            .search_half_with(cache, &regex_automata::Input::new(text).earliest(true))
-            .is_some()
-    }
-}
-
-impl fmt::Debug for Regex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Regex({:?})", self.pattern)
-    }
-}
-
-impl PartialEq for Regex {
-    fn eq(&self, other: &Self) -> bool {
-        self.pattern == other.pattern
-    }
-}
-
-/// Working memory of look-ups; each shard has one, so that matching a regex takes no lock.
-#[derive(Default)]
-pub struct Scratch {
-    caches: HashMap<Arc<str>, meta::Cache>,
-}
-
-impl Scratch {
-    /// Forgets the caches, which belong to the patterns of one snapshot.
-    pub fn clear(&mut self) {
-        self.caches.clear();
-    }
-}
-
-impl fmt::Debug for Scratch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Scratch({} patterns)", self.caches.len())
-    }
-}
-
-/// How a text must look (Istio `StringMatch`).
-#[derive(Debug, Clone, PartialEq)]
-pub enum TextMatch {
-    /// Equal.
-    Exact(Box<str>),
-    /// Starting so.
-    Prefix(Box<str>),
-    /// Matched as a whole.
-    Regex(Regex),
-    /// There at all (`{}`, or the regex `*`).
-    Present,
-}
-
-impl TextMatch {
-    /// Whether `text` looks so.
-    pub fn matches(&self, text: &[u8], scratch: &mut Scratch) -> bool {
-        match self {
-            Self::Exact(wanted) => text == wanted.as_bytes(),
-            Self::Prefix(prefix) => text.starts_with(prefix.as_bytes()),
-            Self::Regex(regex) => regex.matches(text, scratch),
-            Self::Present => true,
-        }
-    }
-}
-
-/// How the path must look: compared without its query.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PathMatch {
-    /// The text; `Present` is any path.
-    pub text: TextMatch,
-    /// Compare exact and prefix without case (`ignoreUriCase`).
-    pub ignore_case: bool,
-}
-
-impl PathMatch {
-    /// Any path.
-    pub const ANY: Self = Self {
-        text: TextMatch::Present,
-        ignore_case: false,
-    };
-
-    fn matches(&self, path: &str, scratch: &mut Scratch) -> bool {
-        if !self.ignore_case {
-            return self.text.matches(path.as_bytes(), scratch);
-        }
-        match &self.text {
-            TextMatch::Exact(wanted) => path.eq_ignore_ascii_case(wanted),
-            TextMatch::Prefix(prefix) => path
-                .as_bytes()
-                .get(..prefix.len())
-                .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())),
-            TextMatch::Regex(_) | TextMatch::Present => self.text.matches(path.as_bytes(), scratch),
-        }
-    }
-}
-
-/// How one header field must look.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HeaderMatch {
-    /// Which field; `host` and `:authority` mean the authority, `:method`, `:path` and `:scheme` what they say.
-    pub subject: HeaderSubject,
-    /// What its value must be. Several lines of one field are one value, joined by commas (RFC 9110, 5.2).
-    pub text: TextMatch,
-    /// Whether the match is turned round (`withoutHeaders`): an absent field then matches, whatever the text
-    /// (`Present` inverted means that the field must be absent).
-    pub inverted: bool,
-}
-
-/// What a header match looks at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeaderSubject {
-    /// A field.
-    Field(FieldName),
-    /// The authority with its port.
-    Authority,
-    /// The method.
-    Method,
-    /// Path and query.
-    Path,
-    /// `http` or `https`.
-    Scheme,
-}
-
-impl HeaderMatch {
-    fn matches(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> bool {
-        let found = match &self.subject {
-            HeaderSubject::Authority => Some(self.text.matches(request.authority.as_bytes(), scratch)),
-            HeaderSubject::Method => Some(self.text.matches(request.method.as_str().as_bytes(), scratch)),
-            HeaderSubject::Path => Some(self.text.matches(request.path.as_bytes(), scratch)),
-            HeaderSubject::Scheme => Some(self.text.matches(scheme.as_bytes(), scratch)),
-            HeaderSubject::Field(name) => {
-                let mut values = request.headers.get_named(name);
-                match (values.next(), values.next()) {
-                    (None, _) => None,
-                    (Some(only), None) => Some(self.text.matches(only, scratch)),
-                    (Some(first), Some(second)) => {
-                        let mut joined = first.to_vec();
-                        for value in std::iter::once(second).chain(values) {
-                            joined.push(b',');
-                            joined.extend_from_slice(value);
-                        }
-                        Some(self.text.matches(&joined, scratch))
-                    }
-                }
-            }
-        };
-        match (found, self.inverted) {
-            (Some(found), inverted) => found != inverted,
-            // Istio treats an absent field as empty for `withoutHeaders`, so it matches the negation of any
-            // text but the empty one.
-            (None, true) => self.text == TextMatch::Present || !self.text.matches(b"", scratch),
-            (None, false) => false,
-        }
-    }
-}
-
-/// How one query parameter must look: its first value, as written (not decoded), is compared.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QueryMatch {
-    /// The parameter's name.
-    pub name: Box<str>,
-    /// Its value.
-    pub text: TextMatch,
-}
-
-impl QueryMatch {
-    fn matches(&self, request: &RequestHead, scratch: &mut Scratch) -> bool {
-        let parameters = request.query().unwrap_or("").split('&');
-        let mut pairs = parameters.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let value = pairs
-            .find(|(name, _)| *name == &*self.name)
-            .map(|(_, value)| value);
-        value.is_some_and(|value| self.text.matches(value.as_bytes(), scratch))
-    }
-}
-
-/// All that one match of a rule asks for (Istio `HTTPMatchRequest`): every part must hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RouteMatch {
-    /// Path.
-    pub path: PathMatch,
-    /// Method.
-    pub method: Option<TextMatch>,
-    /// Scheme of the listener.
-    pub scheme: Option<TextMatch>,
-    /// Authority with its port.
-    pub authority: Option<TextMatch>,
-    /// Header fields.
-    pub headers: Vec<HeaderMatch>,
-    /// Query parameters.
-    pub query: Vec<QueryMatch>,
-}
-
-impl RouteMatch {
-    /// Takes every request.
-    pub const ANY: Self = Self {
-        path: PathMatch::ANY,
-        method: None,
-        scheme: None,
-        authority: None,
-        headers: Vec::new(),
-        query: Vec::new(),
-    };
-
-    /// Whether a request meets every part.
-    pub fn matches(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> bool {
-        let text = |wanted: &Option<TextMatch>, actual: &str, scratch: &mut Scratch| {
-            wanted
-                .as_ref()
-                .is_none_or(|wanted| wanted.matches(actual.as_bytes(), scratch))
-        };
-        self.path.matches(request.path_only(), scratch)
-            && text(&self.method, request.method.as_str(), scratch)
-            && text(&self.scheme, scheme, scratch)
-            && text(&self.authority, &request.authority, scratch)
-            && self
-                .headers
-                .iter()
-                .all(|header| header.matches(request, scheme, scratch))
-            && self.query.iter().all(|query| query.matches(request, scratch))
-    }
-}
-
-/// What happens to the path on its way (Istio `rewrite.uri`, `redirect.uri`, `redirect.prefixRewrite`). The query
-/// stays.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum PathRewrite {
-    /// The first `matched` bytes are replaced.
-    Prefix {
-        /// Length of the matched prefix.
-        matched: usize,
-        /// What replaces it.
-        with: Box<str>,
-    },
-    /// The whole path is replaced.
-    Whole(Box<str>),
-}
-
-impl PathRewrite {
-    /// The new path and query.
-    pub fn apply(&self, request: &RequestHead) -> String {
-        let query = request.path.get(request.path_len..).unwrap_or("");
-        match self {
-            Self::Prefix { matched, with } => {
-                let rest = request.path_only().get(*matched..).unwrap_or("");
-                format!("{with}{rest}{query}")
-            }
-            Self::Whole(path) => format!("{path}{query}"),
-        }
-    }
-}
-
 /// One destination of a route with its share.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// The cluster; one that the snapshot does not have answers 503 NC.
     pub cluster: ClusterKey,
@@ -347,7 +43,7 @@ pub struct Destination {
 }
 
 /// Sends requests to upstreams.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// At least one.
     pub destinations: Vec<Destination>,
@@ -457,7 +153,7 @@ pub struct DirectResponse {
 }
 
 /// What a rule does with the requests that it takes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Send on.
     Forward(Forward),
@@ -468,7 +164,7 @@ pub enum Action {
 }
 
 /// One match of one rule of a VirtualService, compiled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Route {
     /// `http[].name`, with `.` and the match's name when it has one: what access logs call the route.
     pub name: Box<str>,
@@ -483,7 +179,7 @@ pub struct Route {
 }
 
 /// The routes of one set of hosts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct VirtualHost {
     /// The first of its domains.
     pub name: Box<str>,
@@ -491,16 +187,58 @@ pub struct VirtualHost {
     pub domains: Vec<HostPattern>,
     /// Every request is redirected to https with 301 (Gateway `tls.httpsRedirect`).
     pub https_redirect: bool,
-    /// In order of priority.
-    pub routes: Vec<Route>,
+    routes: Vec<Route>,
+    index: PathIndex,
+    content: u64,
 }
 
+impl PartialEq for VirtualHost {
+    fn eq(&self, other: &Self) -> bool {
+        // The index follows from the routes, and a difference in the hash from one in the rest.
+        self.content == other.content
+            && self.name == other.name
+            && self.domains == other.domains
+            && self.https_redirect == other.https_redirect
+            && self.routes == other.routes
+    }
+}
+
+impl Eq for VirtualHost {}
+
 impl VirtualHost {
+    /// A virtual host; `routes` are in order of priority.
+    pub fn new(name: &str, domains: Vec<HostPattern>, https_redirect: bool, routes: Vec<Route>) -> Self {
+        Self {
+            content: content_hash(&(name, &domains, https_redirect, &routes)),
+            name: name.into(),
+            domains,
+            https_redirect,
+            index: PathIndex::new(&routes),
+            routes,
+        }
+    }
+
+    /// Hash of everything in it: equal hosts of two versions have the same.
+    pub fn content(&self) -> u64 {
+        self.content
+    }
+
+    /// The routes in order of priority.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// The first route that takes the request; `scheme` is the listener's.
     pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        self.routes
-            .iter()
-            .find(|route| route.matches.matches(request, scheme, scratch))
+        let found = self.index.find(
+            request.path_only().as_bytes(),
+            &self.routes,
+            |route, ask| match ask {
+                Ask::All => route.matches.matches(request, scheme, scratch),
+                Ask::BeyondPath => route.matches.matches_beyond_path(request, scheme, scratch),
+            },
+        );
+        self.routes.get(found?)
     }
 }
 
@@ -537,6 +275,7 @@ impl RouteTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::FieldName;
 
     fn request(method: &str, authority: &str, path: &str, headers: &[(&str, &str)]) -> RequestHead {
         let mut head = RequestHead::default();
@@ -689,20 +428,6 @@ mod tests {
             ..https
         };
         assert_eq!(at(&port, "a:1"), "https://a/p?q");
-    }
-
-    #[test]
-    fn prefix_rewrite_replaces_only_what_matched() {
-        let rewrite = PathRewrite::Prefix {
-            matched: 4,
-            with: "/".into(),
-        };
-        assert_eq!(rewrite.apply(&request("GET", "h", "/foo/bar?x", &[])), "//bar?x");
-        assert_eq!(rewrite.apply(&request("GET", "h", "/foo", &[])), "/");
-        assert_eq!(
-            PathRewrite::Whole("/n".into()).apply(&request("GET", "h", "/foo?x", &[])),
-            "/n?x"
-        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod validate;
 mod yaml;
 
 pub use origins::{Origins, Place};
+pub use resource::schema::{FieldInfo, KINDS, Status, fields};
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;

@@ -45,6 +45,25 @@ impl Node {
     }
 
     /// The entries of a map; none for anything else.
+    /// The value of a key, to change it.
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
+        match self {
+            Self::Map(entries) => entries
+                .iter_mut()
+                .find(|(key, _)| same_name(key, name))
+                .map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
+    /// The items of a list of a key, to change them.
+    pub(crate) fn list_mut(&mut self, name: &str) -> &mut [Node] {
+        match self.get_mut(name) {
+            Some(Self::List(items)) => items,
+            _ => &mut [],
+        }
+    }
+
     pub(crate) fn entries(&self) -> &[(String, Node)] {
         match self {
             Self::Map(entries) => entries,
@@ -73,6 +92,16 @@ impl Node {
             Self::Int(number) => Some(*number),
             Self::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => Some(*number as i128),
             Self::Text(text) if text.len() < 32 => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// A number, also one that is written as text.
+    pub(crate) fn as_number(&self) -> Option<f64> {
+        match self {
+            Self::Int(number) => Some(*number as f64),
+            Self::Float(number) => Some(*number),
+            Self::Text(text) if text.len() < 32 => text.parse().ok().filter(|number: &f64| number.is_finite()),
             _ => None,
         }
     }

@@ -110,9 +110,6 @@ pub(crate) fn rules<'a>(
             Some(Ok(delegate)) => {
                 let root = resolved(rule, &written.meta.namespace);
                 for (at, own) in delegate.spec.http.iter().enumerate() {
-                    if own.delegate.is_some() {
-                        continue;
-                    }
                     let own_rule = resolved(own, &delegate.meta.namespace);
                     if let Some(merged) = merge(&root, &own_rule) {
                         rules.push(Rule {

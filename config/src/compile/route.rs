@@ -473,15 +473,7 @@ fn check_delegate(
     let rules = Path::SPEC.key("http");
     for (at, own) in delegate.spec.http.iter().enumerate() {
         let own_path = rules.index(at);
-        if own.delegate.is_some() {
-            let message = "a delegate cannot delegate again: this rule is left out";
-            report.warn(
-                "nested-delegate",
-                &delegate.meta.origin,
-                &own_path.key("delegate"),
-                message,
-            );
-        } else if delegate::merge(rule, own).is_none() {
+        if delegate::merge(rule, own).is_none() {
             let message = format!(
                 "the rule of {} that delegates here excludes this one: it is left out there",
                 name_of(meta)

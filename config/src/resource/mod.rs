@@ -11,12 +11,12 @@ pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
 pub(crate) mod workload;
 
-use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
 use destination_rule::DestinationRule;
 use gateway::Gateway;
 use kubernetes::{EndpointSlice, Service};
+use schema::KINDS;
 use service_entry::ServiceEntry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -71,22 +71,12 @@ pub(crate) struct Resources {
 
 /// Kinds of Istio's networking group that a gateway does not execute.
 const OTHER_NETWORKING: [&str; 3] = ["EnvoyFilter", "ProxyConfig", "Sidecar"];
-/// Kinds of Istio's networking group that it does.
-const NETWORKING: [&str; 6] = [
-    "Gateway",
-    "VirtualService",
-    "DestinationRule",
-    "ServiceEntry",
-    "WorkloadEntry",
-    "WorkloadGroup",
-];
-
 /// Says so when a document that is passed over was meant for a gateway: a kind or version of Istio's own group that
 /// does not exist is a mistake, and a policy that is not enforced must not go unnoticed.
 fn tell_passed_over(version: &str, kind: &str, origin: &Origin, root: &Path<'_>, report: &mut Report<'_>) {
     let group = version.split('/').next().unwrap_or("");
-    let known = NETWORKING.iter().chain(&OTHER_NETWORKING).copied();
-    if group == "networking.istio.io" && NETWORKING.contains(&kind) {
+    let known = KINDS.iter().chain(&OTHER_NETWORKING).copied();
+    if group == "networking.istio.io" && KINDS.contains(&kind) {
         let message = format!("`{version}` is no version of {kind}");
         let help = Some("write networking.istio.io/v1, v1beta1 or v1alpha3".to_owned());
         let severity = report.strict();
@@ -114,9 +104,9 @@ pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
     let mut resources = Resources::default();
     let mut seen = HashMap::new();
     for document in 0..report.len() {
-        let node = report.take(document);
+        let mut node = report.take(document);
         read(
-            &node,
+            &mut node,
             Origin {
                 document,
                 item: None,
@@ -148,7 +138,7 @@ fn sort<T>(list: &mut [Written<T>]) {
 }
 
 fn read(
-    node: &Node,
+    node: &mut Node,
     mut origin: Origin,
     resources: &mut Resources,
     seen: &mut HashMap<String, Origin>,
@@ -162,7 +152,8 @@ fn read(
         let message = format!("expected a resource, found {}", node.describe());
         return report.error("not-a-resource", &origin, &root, message);
     }
-    let (Some(version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+    let text = |name| node.text(name).map(str::to_owned);
+    let (Some(version), Some(kind)) = (text("apiVersion"), text("kind")) else {
         let missing = if node.text("kind").is_none() {
             "kind"
         } else {
@@ -171,8 +162,9 @@ fn read(
         let message = format!("a resource needs `{missing}`");
         return report.error("not-a-resource", &origin, &root, message);
     };
+    let (version, kind) = (version.as_str(), kind.as_str());
     if version == "v1" && kind == "List" && origin.item.is_none() {
-        for (item, node) in node.list("items").iter().enumerate() {
+        for (item, node) in node.list_mut("items").iter_mut().enumerate() {
             let origin = Origin {
                 item: Some(item),
                 ..origin.clone()
@@ -200,6 +192,10 @@ fn read(
         *resources.passed_over.entry(kind.to_owned()).or_default() += 1;
         return;
     }
+    if istio && let Some(spec) = node.get_mut("spec") {
+        schema::name_numbers(kind, spec);
+    }
+    let node = &*node;
     let metadata = node.get("metadata").unwrap_or(&Node::Null);
     let name = metadata.text("name").unwrap_or("").to_owned();
     let namespace = metadata
@@ -253,6 +249,10 @@ fn read(
         );
     }
     let spec = node.get("spec").unwrap_or(&Node::Null);
+    if istio {
+        report.begin_validation();
+        crate::validate::written::check(kind, spec, &meta, report);
+    }
     let lists = resources;
     lists.count += 1;
     let refused = &mut lists.refused;
@@ -294,14 +294,6 @@ fn read(
             report,
             |_, _| WorkloadEntry::read(spec),
         ),
-        "WorkloadGroup" => {
-            report.warn(
-                "not-executed",
-                &meta.origin,
-                &root.key("kind"),
-                "WorkloadGroup is not executed yet",
-            );
-        }
         "Service" => keep(&mut lists.services, refused, meta, before, report, |_, _| {
             Service::read(spec)
         }),
@@ -433,24 +425,6 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// The duration of a field; the schema has already refused a wrong one.
 pub(crate) fn duration_of(node: &Node, name: &str) -> Option<Duration> {
     node.text(name).and_then(|text| duration(text).ok())
-}
-
-/// Reports a duration that is not a whole number of milliseconds, at least one (Istio's `ValidateDuration`).
-pub(crate) fn check_duration(
-    value: Option<Duration>,
-    zero_allowed: bool,
-    path: &Path<'_>,
-    origin: &Origin,
-    report: &mut Report<'_>,
-) {
-    let Some(value) = value else { return };
-    if value.is_zero() && zero_allowed {
-        return;
-    }
-    if value < Duration::from_millis(1) || !value.as_nanos().is_multiple_of(1_000_000) {
-        let message = "must be a whole number of milliseconds, at least 1ms";
-        report.add(Severity::Error, "bad-duration", origin, path, message, None);
-    }
 }
 
 #[cfg(test)]

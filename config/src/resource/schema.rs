@@ -2,14 +2,17 @@
 //!
 //! The list itself is data, in `schema.txt`, whose head explains its form. [`check`] walks a document along it and
 //! reports everything that is wrong with single fields: unknown and missing ones, values of the wrong kind, and
-//! those that this gateway does not execute yet. What then reads the document need not look again.
+//! those that this gateway does not execute yet. What then reads the document need not look again. [`fields`] lists all
+//! paths with their status, for people.
 
 use super::duration;
 use crate::diagnostic::{Severity, nearest};
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path, same_name};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 static TEXT: &str = include_str!("schema.txt");
 
@@ -18,10 +21,10 @@ static TEXT: &str = include_str!("schema.txt");
 enum Kind {
     Text,
     Bool,
-    Int,
-    Uint,
-    Number,
-    Duration,
+    /// A whole number from the first to the second.
+    Int(i128, i128),
+    Number(f64, f64),
+    Duration(Length),
     Bytes,
     Enum(Vec<&'static str>),
     Object(Vec<Field>),
@@ -32,11 +35,132 @@ enum Kind {
     Gone(&'static str),
 }
 
+/// Which durations are allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    /// Whole milliseconds, at least one.
+    Milliseconds,
+    /// The same, or none at all.
+    MillisecondsOrNone,
+    /// Whole seconds.
+    Seconds,
+    Any,
+}
+
+/// What this gateway does with a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// What is written happens.
+    Executed,
+    /// It may be written, and nothing comes of it.
+    WithoutEffect {
+        /// Why.
+        why: &'static str,
+        /// Whether a hint says so when it is written.
+        told: bool,
+    },
+    /// It is checked, and a warning says that it is not executed.
+    NotYet,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Executed => "executed",
+            Self::WithoutEffect { .. } => "without effect",
+            Self::NotYet => "not yet",
+        })
+    }
+}
+
+/// A field of a resource, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldInfo {
+    /// Kind of the resource.
+    pub kind: &'static str,
+    /// Path in `spec`: `[]` after a list, `{}` after a map, `*` after what is required.
+    pub path: String,
+    /// What may be written.
+    pub holds: String,
+    /// What is done with it.
+    pub status: Status,
+}
+
+/// The kinds of Istio's networking group, whose fields are all known.
+pub const KINDS: [&str; 6] = [
+    "Gateway",
+    "VirtualService",
+    "DestinationRule",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// Every field of Istio's kinds, as the CRDs name them.
+pub fn fields() -> Vec<FieldInfo> {
+    let mut out = Vec::new();
+    for kind in KINDS {
+        if let Some(fields) = shapes().get(kind) {
+            list_fields(kind, fields, "", Status::Executed, &mut out);
+        }
+    }
+    out
+}
+
+/// Lists fields below `before`; what lies in something that has no effect has none, either.
+fn list_fields(kind: &'static str, fields: &[Field], before: &str, above: Status, out: &mut Vec<FieldInfo>) {
+    for field in fields {
+        if matches!(field.kind, Kind::Gone(_)) || !field.in_crd {
+            continue;
+        }
+        let status = match above {
+            Status::Executed => field.status,
+            above => above,
+        };
+        let star = if field.starred { "*" } else { "" };
+        let (suffix, inner) = match &field.kind {
+            Kind::List(item) => ("[]", &**item),
+            Kind::Map(item) => ("{}", &**item),
+            other => ("", other),
+        };
+        let path = format!("{before}{}{star}{suffix}", field.name);
+        out.push(FieldInfo {
+            kind,
+            path: path.clone(),
+            holds: holds(&field.kind),
+            status,
+        });
+        let inner = match inner {
+            Kind::Object(fields) => &fields[..],
+            Kind::Shape(name) => shapes().get(name).map_or(&[][..], Vec::as_slice),
+            _ => &[],
+        };
+        list_fields(kind, inner, &format!("{path}."), status, out);
+    }
+}
+
+fn holds(kind: &Kind) -> String {
+    match kind {
+        Kind::Text | Kind::Gone(_) => "text".to_owned(),
+        Kind::Bool => "true or false".to_owned(),
+        Kind::Int(..) | Kind::Number(..) => "number".to_owned(),
+        Kind::Duration(_) => "duration".to_owned(),
+        Kind::Bytes => "base64".to_owned(),
+        Kind::Enum(words) => words.join(", "),
+        Kind::Object(_) | Kind::Shape(_) => "fields".to_owned(),
+        Kind::List(item) => format!("list of {}", holds(item)),
+        Kind::Map(item) => format!("map of {}", holds(item)),
+    }
+}
+
 #[derive(Debug)]
 struct Field {
     name: &'static str,
-    executed: bool,
+    status: Status,
     required: bool,
+    /// Whether the CRD requires it.
+    starred: bool,
+    in_crd: bool,
     kind: Kind,
 }
 
@@ -72,8 +196,9 @@ fn read_fields<'a>(mut lines: Lines<'a>, level: usize) -> (Vec<Field>, Lines<'a>
         }
         let (inner, after) = read_fields(after, level + 1);
         lines = after;
+        let (line, why) = line.split_once(" # ").unwrap_or((line, ""));
         let (head, kind) = line.split_once(' ').unwrap_or((line, "text"));
-        let name = head.trim_start_matches(['+', '-']).trim_end_matches('*');
+        let name = head.trim_start_matches(['+', '-', '~', '^']).trim_end_matches(['*', '?']);
         let kind = if head.starts_with('-') {
             Kind::Gone(kind)
         } else {
@@ -81,8 +206,17 @@ fn read_fields<'a>(mut lines: Lines<'a>, level: usize) -> (Vec<Field>, Lines<'a>
         };
         fields.push(Field {
             name,
-            executed: head.starts_with('+'),
+            status: match head.get(..1) {
+                Some("+") => Status::Executed,
+                Some("~") => Status::WithoutEffect {
+                    why,
+                    told: !head.starts_with("~~"),
+                },
+                _ => Status::NotYet,
+            },
             required: head.ends_with('*'),
+            starred: head.contains('*'),
+            in_crd: !head.starts_with('^'),
             kind,
         });
     }
@@ -100,16 +234,82 @@ fn read_kind(text: &'static str, inner: Vec<Field>) -> Kind {
     if let Some(words) = text.strip_prefix("enum:") {
         return Kind::Enum(words.split('|').collect());
     }
-    match (text, text.strip_prefix('=')) {
-        (_, Some(shape)) => Kind::Shape(shape),
-        ("object", _) => Kind::Object(inner),
-        ("bool", _) => Kind::Bool,
-        ("int", _) => Kind::Int,
-        ("uint", _) => Kind::Uint,
-        ("number", _) => Kind::Number,
-        ("duration", _) => Kind::Duration,
-        ("bytes", _) => Kind::Bytes,
+    if let Some(shape) = text.strip_prefix('=') {
+        return Kind::Shape(shape);
+    }
+    let (name, range) = text.split_once(':').unwrap_or((text, ""));
+    let (low, high) = range.split_once("..").unwrap_or(("", ""));
+    let bounds = |min: i128, max: i128| Kind::Int(low.parse().unwrap_or(min), high.parse().unwrap_or(max));
+    match name {
+        "object" => Kind::Object(inner),
+        "bool" => Kind::Bool,
+        "int" => bounds(i32::MIN.into(), i32::MAX.into()),
+        "uint" => bounds(0, u32::MAX.into()),
+        "number" => Kind::Number(
+            low.parse().unwrap_or(f64::NEG_INFINITY),
+            high.parse().unwrap_or(f64::INFINITY),
+        ),
+        "duration" => Kind::Duration(match range {
+            "0" => Length::MillisecondsOrNone,
+            "s" => Length::Seconds,
+            "any" => Length::Any,
+            _ => Length::Milliseconds,
+        }),
+        "bytes" => Kind::Bytes,
         _ => Kind::Text,
+    }
+}
+
+impl Length {
+    /// What is wrong with a duration (Istio's `ValidateDuration`).
+    fn fault(self, value: Duration) -> Option<&'static str> {
+        let whole = |unit: Duration| value >= unit && value.as_nanos().is_multiple_of(unit.as_nanos());
+        match self {
+            Self::Milliseconds if !whole(Duration::from_millis(1)) => {
+                Some("must be a whole number of milliseconds, at least 1ms")
+            }
+            Self::MillisecondsOrNone if !value.is_zero() && !whole(Duration::from_millis(1)) => {
+                Some("must be a whole number of milliseconds, or 0s")
+            }
+            Self::Seconds if !whole(Duration::from_secs(1)) => {
+                Some("must be a whole number of seconds, at least 1s")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Puts the words of enumerations in the place of their numbers, which jsonpb takes as well.
+pub(crate) fn name_numbers(kind: &str, spec: &mut Node) {
+    if let Some(fields) = shapes().get(kind) {
+        name_in_fields(fields, spec);
+    }
+}
+
+fn name_in_fields(fields: &[Field], node: &mut Node) {
+    let Node::Map(entries) = node else { return };
+    for (key, value) in entries {
+        if let Some(field) = fields.iter().find(|field| same_name(key, field.name)) {
+            name_in_value(&field.kind, value);
+        }
+    }
+}
+
+fn name_in_value(kind: &Kind, value: &mut Node) {
+    match (kind, &mut *value) {
+        (Kind::Enum(words), Node::Int(number)) => {
+            let word = usize::try_from(*number).ok().and_then(|at| words.get(at));
+            if let Some(word) = word {
+                *value = Node::Text((*word).to_owned());
+            }
+        }
+        (Kind::Object(fields), _) => name_in_fields(fields, value),
+        (Kind::Shape(name), _) => name_in_fields(shapes().get(name).map_or(&[][..], Vec::as_slice), value),
+        (Kind::List(item), Node::List(items)) => items.iter_mut().for_each(|value| name_in_value(item, value)),
+        (Kind::Map(item), Node::Map(entries)) => {
+            entries.iter_mut().for_each(|(_, value)| name_in_value(item, value));
+        }
+        _ => {}
     }
 }
 
@@ -183,18 +383,10 @@ impl Walk<'_, '_> {
                     .add_key(severity, "removed-field", self.origin, &path, message, help);
                 continue;
             }
-            if live && !field.executed {
-                let message = format!("`{}` is not executed yet", field.name);
-                self.report.add_key(
-                    Severity::Warning,
-                    "not-executed",
-                    self.origin,
-                    &path,
-                    message,
-                    None,
-                );
+            if live {
+                self.tell_status(field, &path);
             }
-            self.value(&field.kind, value, &path, live && field.executed);
+            self.value(&field.kind, value, &path, live && field.status == Status::Executed);
         }
         for field in fields.iter().filter(|field| field.required) {
             let written = entries
@@ -206,6 +398,22 @@ impl Walk<'_, '_> {
                     .error("missing-field", self.origin, &path.key(field.name), message);
             }
         }
+    }
+
+    fn tell_status(&mut self, field: &Field, path: &Path<'_>) {
+        let (severity, code, message) = match field.status {
+            Status::Executed | Status::WithoutEffect { told: false, .. } => return,
+            Status::WithoutEffect { why, .. } => {
+                let message = format!("`{}` has no effect: {why}", field.name);
+                (Severity::Hint, "no-effect", message)
+            }
+            Status::NotYet => {
+                let message = format!("`{}` is not executed yet", field.name);
+                (Severity::Warning, "not-executed", message)
+            }
+        };
+        self.report
+            .add_key(severity, code, self.origin, path, message, None);
     }
 
     fn value(&mut self, kind: &Kind, value: &Node, path: &Path<'_>, live: bool) {
@@ -247,16 +455,25 @@ impl Walk<'_, '_> {
             (Kind::Text | Kind::Bytes, Node::Text(_)) | (Kind::Bool, Node::Bool(_)) | (Kind::Gone(_), _) => {}
             (Kind::Text | Kind::Bytes, _) => self.wrong(path, "text", value),
             (Kind::Bool, _) => self.wrong(path, "true or false", value),
-            (Kind::Int, _) => self.whole(value, path, i32::MIN.into(), i32::MAX.into()),
-            (Kind::Uint, _) => self.whole(value, path, 0, u32::MAX.into()),
-            (Kind::Number, Node::Int(_) | Node::Float(_)) => {}
-            (Kind::Number, _) => self.wrong(path, "a number", value),
-            (Kind::Duration, Node::Text(text)) => {
-                if let Err(reason) = duration(text) {
-                    self.report.error("bad-duration", self.origin, path, reason);
+            (Kind::Int(min, max), _) => self.whole(value, path, *min, *max),
+            (Kind::Number(min, max), _) => match value.as_number() {
+                Some(number) if (*min..=*max).contains(&number) => {}
+                Some(number) => {
+                    let message = format!("{number} is not within {min} and {max}");
+                    self.report.error("bad-value", self.origin, path, message);
+                }
+                None => self.wrong(path, "a number", value),
+            },
+            (Kind::Duration(length), Node::Text(text)) => {
+                let fault = match duration(text) {
+                    Ok(value) => length.fault(value).map(str::to_owned),
+                    Err(reason) => Some(reason),
+                };
+                if let Some(fault) = fault {
+                    self.report.error("bad-duration", self.origin, path, fault);
                 }
             }
-            (Kind::Duration, _) => self.wrong(path, "a duration such as 10s or 1h30m", value),
+            (Kind::Duration(_), _) => self.wrong(path, "a duration such as 10s or 1h30m", value),
             (Kind::Enum(words), Node::Text(text)) if words.contains(&text.as_str()) => {}
             (Kind::Enum(words), Node::Text(text)) => {
                 let message = format!("`{}` is none of {}", shortened(text), words.join(", "));
@@ -324,6 +541,31 @@ mod tests {
             paths(fields, "", &mut out);
         }
         assert!(out.len() > 649, "{}", out.len());
+    }
+
+    #[test]
+    fn the_paths_are_those_of_the_crds() {
+        let Some(corpus) = crate::tests::corpus() else {
+            return;
+        };
+        let text = std::fs::read_to_string(corpus.join("crd/fields.json")).unwrap();
+        let table: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let of_crds: HashSet<String> = table["fields"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| format!("{} {}", row["kind"].as_str().unwrap(), row["path"].as_str().unwrap()))
+            .collect();
+        let listed = fields();
+        let ours: HashSet<String> = listed
+            .iter()
+            .map(|field| format!("{} {}", field.kind, field.path))
+            .collect();
+        assert_eq!((ours.len(), of_crds.len()), (listed.len(), 649));
+        let missing: Vec<_> = of_crds.difference(&ours).collect();
+        let more: Vec<_> = ours.difference(&of_crds).collect();
+        assert!(missing.is_empty(), "not typed: {missing:#?}");
+        assert!(more.is_empty(), "in no CRD: {more:#?}");
     }
 
     #[test]

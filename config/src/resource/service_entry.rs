@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct ServiceEntry {
     pub(crate) hosts: Vec<String>,
-    pub(crate) addresses: Vec<String>,
     pub(crate) ports: Vec<ServicePort>,
     pub(crate) resolution: Resolution,
     pub(crate) endpoints: Vec<WorkloadEntry>,
@@ -46,7 +45,6 @@ impl ServiceEntry {
         });
         Self {
             hosts: spec.texts("hosts"),
-            addresses: spec.texts("addresses"),
             ports: ports.collect(),
             resolution: match spec.text("resolution") {
                 Some("STATIC") => Resolution::Static,

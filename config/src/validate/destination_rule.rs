@@ -3,7 +3,7 @@
 use super::{Validate, check_export_to, check_port, host_fault, is_label};
 use crate::report::{Origin, Report};
 use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
-use crate::resource::{Meta, check_duration};
+use crate::resource::Meta;
 use crate::yaml::Path;
 use std::collections::HashSet;
 
@@ -66,22 +66,6 @@ impl TrafficPolicy {
 
 impl Blocks {
     fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
-        if let Some(pool) = &self.connection_pool {
-            let path = path.key("connectionPool");
-            check_duration(
-                pool.connect_timeout,
-                false,
-                &path.key("tcp").key("connectTimeout"),
-                origin,
-                report,
-            );
-            let http = path.key("http");
-            check_duration(pool.idle_timeout, false, &http.key("idleTimeout"), origin, report);
-            if pool.max_requests_per_connection < 0 {
-                let path = http.key("maxRequestsPerConnection");
-                report.error("bad-value", origin, &path, "must not be negative");
-            }
-        }
         let simple = self
             .load_balancer
             .as_ref()

@@ -1,18 +1,21 @@
-//! Validation of single resources: Istio's own rules for the fields that are executed.
+//! Validation of single resources: Istio's own rules.
 //!
-//! The schema has checked each field for itself; here is what several fields, or a value's grammar, must obey. What
-//! concerns several resources is found by the compiler.
+//! The schema has checked each field for itself; here is what several fields, or a value's grammar, must obey. Rules
+//! for what is executed stand with the typed resources; `written` has those for the rest. What concerns several
+//! resources is found by the compiler.
 
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
+pub(crate) mod written;
 
+use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
 use crate::resource::kubernetes::{EndpointSlice, Service};
 use crate::yaml::Path;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 /// A resource that can be checked for itself.
@@ -85,6 +88,53 @@ pub(crate) fn host_fault(host: &str) -> Option<String> {
         }
     }
     None
+}
+
+/// What is wrong with the path of a unix socket, behind `unix://`.
+pub(crate) fn unix_fault(socket: &str) -> Option<String> {
+    let shown = || crate::resource::schema::shortened(socket);
+    match socket.strip_prefix('@') {
+        Some("") => Some("an abstract socket needs a name behind the `@`".to_owned()),
+        Some(_) => None,
+        None if !socket.starts_with('/') => Some(format!("`{}` is not an absolute path", shown())),
+        None if socket.ends_with('/') => Some(format!("`{}` is a directory, not a socket", shown())),
+        None => None,
+    }
+}
+
+/// Checks the grammar of labels (Kubernetes: a name with a domain before it, and a value of at most 63 characters).
+pub(crate) fn check_labels(
+    labels: &BTreeMap<String, String>,
+    path: &Path<'_>,
+    origin: &Origin,
+    report: &mut Report<'_>,
+) {
+    for (key, value) in labels {
+        let (domain, name) = key.rsplit_once('/').unwrap_or(("", key));
+        let good_domain =
+            !key.contains('/') || (domain.len() <= 253 && domain.split('.').all(is_label));
+        let path = path.key(key);
+        if !good_domain || !is_qualified(name) {
+            let message = format!("`{}` is not the name of a label", crate::resource::schema::shortened(key));
+            report.add_key(Severity::Error, "bad-value", origin, &path, message, None);
+        }
+        if !value.is_empty() && !is_qualified(value) {
+            let shown = crate::resource::schema::shortened(value);
+            let message = format!("`{shown}` is not the value of a label");
+            report.error("bad-value", origin, &path, message);
+        }
+    }
+}
+
+/// Letters, digits, and inner `-`, `_` and `.`, at most 63.
+fn is_qualified(text: &str) -> bool {
+    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    text.len() <= 63
+        && edge(text.bytes().next())
+        && edge(text.bytes().last())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Whether the leftmost label has a star and something else, as in `*bar.com`.

@@ -108,17 +108,6 @@ impl ServiceEntry {
                 report.warn("not-executed", origin, &resolution, message);
             }
         }
-        if !self.addresses.is_empty() {
-            let message = "`addresses` concern clients in a mesh: this gateway finds services by host";
-            report.add(
-                crate::diagnostic::Severity::Hint,
-                "no-effect",
-                origin,
-                &Path::SPEC.key("addresses"),
-                message,
-                None,
-            );
-        }
         let ports: HashSet<&str> = self.ports.iter().map(|port| port.name.as_str()).collect();
         for (at, endpoint) in self.endpoints.iter().enumerate() {
             let path = list.index(at);

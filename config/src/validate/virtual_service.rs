@@ -125,7 +125,7 @@ fn dotted(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').filter_map(|(at, _)| name.get(at..))
 }
 
-fn check_gateway(name: &str, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
+pub(super) fn check_gateway(name: &str, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
     match GatewayName::parse(name, &meta.namespace) {
         None => {
             let message = format!(
@@ -217,7 +217,6 @@ impl HttpRoute {
                 report.error("exclusive-fields", origin, &path.key("authority"), message);
             }
         }
-        crate::resource::check_duration(self.timeout, true, &path.key("timeout"), origin, report);
         self.operations().validate(path, origin, report);
         self.validate_destinations(path, meta, report);
     }

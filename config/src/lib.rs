@@ -21,7 +21,7 @@ mod validate;
 mod yaml;
 
 pub use origins::{Origins, Place};
-pub use resource::schema::{FieldInfo, KINDS, Status, fields};
+pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields};
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;

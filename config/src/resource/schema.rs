@@ -107,6 +107,47 @@ pub fn fields() -> Vec<FieldInfo> {
     out
 }
 
+/// What is executed of each kind, as the table of the README: what has a status of its own, not what lies below it.
+pub fn feature_table() -> String {
+    let all = fields();
+    let mut out = String::from("| Kind | Fields | Executed | Not executed yet | Without effect |\n|---|---|---|---|---|\n");
+    for kind in KINDS {
+        let of_kind: Vec<&FieldInfo> = all.iter().filter(|field| field.kind == kind).collect();
+        let executed = of_kind
+            .iter()
+            .filter(|field| field.status == Status::Executed)
+            .count();
+        let list = |wanted: fn(Status) -> bool| {
+            let tops = of_kind.iter().filter(|field| {
+                let above = field.path.rsplit_once('.').map(|(above, _)| above);
+                let inside = above.is_some_and(|above| {
+                    of_kind
+                        .iter()
+                        .any(|other| other.path == above && wanted(other.status))
+                });
+                wanted(field.status) && !inside
+            });
+            // A policy is written in four places; its shortest path stands for all of them.
+            let mut names: Vec<String> = Vec::new();
+            for top in tops {
+                let policy = ["subsets[].trafficPolicy.", "trafficPolicy.portLevelSettings[]."];
+                let copied = policy.iter().any(|start| top.path.starts_with(start));
+                if !copied {
+                    names.push(format!("`{}`", top.path.replace('*', "")));
+                }
+            }
+            names.join(", ")
+        };
+        out.push_str(&format!(
+            "| {kind} | {} | {executed} | {} | {} |\n",
+            of_kind.len(),
+            list(|status| status == Status::NotYet),
+            list(|status| matches!(status, Status::WithoutEffect { .. })),
+        ));
+    }
+    out
+}
+
 /// Lists fields below `before`; what lies in something that has no effect has none, either.
 fn list_fields(kind: &'static str, fields: &[Field], before: &str, above: Status, out: &mut Vec<FieldInfo>) {
     for field in fields {

@@ -5,11 +5,13 @@ use clap::CommandFactory;
 use isthmus_core::limits::Settings;
 use std::process::ExitCode;
 
-pub(super) fn run(topic: Option<&str>) -> ExitCode {
+pub(super) fn run(topic: Option<&str>, filter: Option<&str>) -> ExitCode {
     let mut cli = Cli::command();
+    cli.build();
     match topic {
         None => print(&cli.render_long_help().to_string()),
         Some("settings") => print(&settings()),
+        Some("fields") => print(&fields(filter.unwrap_or(""))),
         Some(name) => match cli.find_subcommand_mut(name) {
             Some(command) => print(&command.render_long_help().to_string()),
             None => {
@@ -23,6 +25,24 @@ pub(super) fn run(topic: Option<&str>) -> ExitCode {
         },
     }
     ExitCode::SUCCESS
+}
+
+/// One line a field: kind, path, what it holds, what is done with it, and why when that is nothing.
+fn fields(filter: &str) -> String {
+    let mut text = String::new();
+    let wanted = filter.to_ascii_lowercase();
+    for field in isthmus_config::fields() {
+        let name = format!("{} {}", field.kind, field.path);
+        if !name.to_ascii_lowercase().contains(&wanted) {
+            continue;
+        }
+        let why = match field.status {
+            isthmus_config::Status::WithoutEffect { why, .. } => format!(": {why}"),
+            _ => String::new(),
+        };
+        text.push_str(&format!("{name}  ({})  {}{why}\n", field.holds, field.status));
+    }
+    text
 }
 
 fn settings() -> String {

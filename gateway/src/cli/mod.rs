@@ -40,10 +40,12 @@ enum Command {
     Check(check::Args),
     /// Print the version.
     Version,
-    /// Explain a command, or a topic: settings.
+    /// Explain a command, or a topic: settings, fields.
     Help {
-        /// `settings`, or the name of a command.
+        /// `settings`, `fields`, or the name of a command.
         topic: Option<String>,
+        /// Of the fields, those whose kind or path has this in it.
+        filter: Option<String>,
     },
 }
 
@@ -267,7 +269,7 @@ pub fn main() -> ExitCode {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;
         }
-        Command::Help { topic } => return help::run(topic.as_deref()),
+        Command::Help { topic, filter } => return help::run(topic.as_deref(), filter.as_deref()),
     };
     let (status, text) = exit.status();
     if let Some(text) = text {

@@ -1,5 +1,6 @@
 //! How resources refer to each other: short names, gateway names, visibility, and which DestinationRule applies.
 
+use crate::Options;
 use crate::resource::destination_rule::{Blocks, DestinationRule, Subset, TrafficPolicy};
 use crate::resource::{Meta, Written};
 use crate::validate::is_label;
@@ -9,8 +10,6 @@ use std::net::IpAddr;
 
 /// Domain of Kubernetes services.
 pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
-/// Namespace of mesh-wide defaults (Istio MeshConfig `rootNamespace`).
-pub(crate) const ROOT_NAMESPACE: &str = "istio-system";
 
 /// The whole name of a host, in lower case: one without a dot is a service of the rule's own namespace.
 pub(crate) fn expand(host: &str, namespace: &str) -> String {
@@ -78,6 +77,11 @@ pub(crate) fn is_exported(export_to: &[String], own: &str, to: &str) -> bool {
         })
 }
 
+/// `exportTo` as it counts: what is written, else the mesh's default.
+pub(crate) fn export_to<'a>(written: &'a [String], default: &'a [String]) -> &'a [String] {
+    if written.is_empty() { default } else { written }
+}
+
 /// DestinationRules of one host in one namespace, merged.
 #[derive(Debug)]
 pub(crate) struct Rule<'a> {
@@ -132,22 +136,41 @@ pub(crate) struct Rules<'a> {
     /// By namespace: rules that are exported to the client.
     exported: HashMap<&'a str, HostIndex<usize>>,
     client: &'a str,
+    root: &'a str,
 }
 
 impl<'a> Rules<'a> {
-    /// Sorts the rules; `client` is the gateway's namespace.
-    pub(crate) fn new(rules: &'a [Written<DestinationRule>], client: &'a str) -> Self {
+    /// Sorts the rules that concern a gateway.
+    pub(crate) fn new(rules: &'a [Written<DestinationRule>], options: &'a Options) -> Self {
+        let client = options.namespace.as_str();
         let mut all = Self {
             client,
+            root: &options.mesh.root_namespace,
             ..Self::default()
         };
         let mut by_key: HashMap<(&str, HostPattern, Vec<&str>), usize> = HashMap::new();
-        for Written { meta, spec } in rules {
+        // Those with a selector come before the others of their host.
+        let (general, selective): (Vec<_>, Vec<_>) = rules
+            .iter()
+            .partition(|written| written.spec.workload_selector.is_none());
+        for Written { meta, spec } in selective.into_iter().chain(general) {
             let namespace = meta.namespace.as_str();
+            let shown_to = export_to(&spec.export_to, &options.mesh.destination_rule_export_to);
+            // A rule with a selector is for clients of its own namespace that have these labels (Istio
+            // `workloadSelector`): for a gateway, its own.
+            if let Some(selector) = &spec.workload_selector
+                && !(selects(selector, &options.labels) && namespace == client)
+            {
+                continue;
+            }
             let pattern = HostPattern::parse(&expand(&spec.host, namespace));
             // Rules that are shown to different namespaces are kept apart.
-            let mut shown: Vec<&str> = spec.export_to.iter().map(String::as_str).collect();
+            let mut shown: Vec<&str> = shown_to.iter().map(String::as_str).collect();
             shown.sort_unstable();
+            // Rules with a selector are more specific than those without, and not merged with them.
+            if spec.workload_selector.is_some() {
+                shown.push(&meta.name);
+            }
             let at = *by_key
                 .entry((namespace, pattern.clone(), shown))
                 .or_insert_with(|| {
@@ -167,14 +190,11 @@ impl<'a> Rules<'a> {
                 }
             }
             // The first of a pattern stays, which is the oldest.
-            let private = spec
-                .export_to
-                .iter()
-                .any(|entry| entry == "." || entry == namespace);
-            if namespace != ROOT_NAMESPACE || private {
+            let private = shown_to.iter().any(|entry| entry == "." || entry == namespace);
+            if namespace != all.root || private {
                 let _older = all.own.entry(namespace).or_default().insert(pattern.clone(), at);
             }
-            if is_exported(&spec.export_to, namespace, client) {
+            if is_exported(shown_to, namespace, client) {
                 let _older = all.exported.entry(namespace).or_default().insert(pattern, at);
             }
         }
@@ -186,11 +206,7 @@ impl<'a> Rules<'a> {
         let client = self.own.get(self.client).and_then(|index| index.find(host));
         let found = client
             .or_else(|| self.exported.get(namespace).and_then(|index| index.find(host)))
-            .or_else(|| {
-                self.exported
-                    .get(ROOT_NAMESPACE)
-                    .and_then(|index| index.find(host))
-            });
+            .or_else(|| self.exported.get(self.root).and_then(|index| index.find(host)));
         found.and_then(|at| self.merged.get(*at))
     }
 }

@@ -12,6 +12,7 @@
 mod compile;
 pub mod diagnostic;
 mod index;
+pub mod mesh;
 mod origins;
 mod registry;
 mod report;
@@ -21,7 +22,7 @@ mod validate;
 mod yaml;
 
 pub use origins::{Origins, Place};
-pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields};
+pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;
@@ -59,6 +60,8 @@ pub struct Options {
     pub namespace: String,
     /// Unknown fields are warnings, and unquoted wildcards are repaired.
     pub lenient: bool,
+    /// What holds for the whole mesh.
+    pub mesh: mesh::MeshConfig,
     /// Name of this machine, for `%HOSTNAME%`.
     pub hostname: String,
     /// Version of the snapshot.
@@ -72,6 +75,7 @@ impl Default for Options {
             labels: BTreeMap::new(),
             namespace: String::new(),
             lenient: false,
+            mesh: mesh::MeshConfig::default(),
             hostname: String::new(),
             version: 1,
         }

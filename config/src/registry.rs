@@ -3,12 +3,14 @@
 //! Kubernetes Services with their EndpointSlices, and ServiceEntries with their endpoints or WorkloadEntries, become
 //! one form: a host, ports, and for each port endpoints with labels.
 
-use crate::index::{CLUSTER_DOMAIN, is_exported, selects};
+use crate::Options;
+use crate::index::{CLUSTER_DOMAIN, export_to, is_exported, selects};
 use crate::resource::kubernetes::EndpointSlice;
 use crate::resource::service_entry::ServiceEntry;
 use crate::resource::workload::WorkloadEntry;
 use crate::resource::{Meta, Resources, Written};
 use isthmus_core::endpoint::Endpoint;
+use isthmus_core::protocol::Protocol;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
@@ -25,6 +27,7 @@ pub(crate) struct Service<'a> {
 #[derive(Debug)]
 pub(crate) struct Port<'a> {
     pub(crate) number: u16,
+    pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Endpoint)>,
 }
 
@@ -40,7 +43,7 @@ type Workloads<'a> = HashMap<&'a str, Vec<&'a WorkloadEntry>>;
 
 impl<'a> Registry<'a> {
     /// Collects the services that are exported to the gateway's namespace.
-    pub(crate) fn new(resources: &'a Resources, client: &str) -> Self {
+    pub(crate) fn new(resources: &'a Resources, options: &Options) -> Self {
         let mut registry = Self::default();
         let mut workloads = Workloads::new();
         for Written { meta, spec } in &resources.workload_entries {
@@ -88,6 +91,7 @@ impl<'a> Registry<'a> {
                     .filter_map(|entry| endpoint(entry, &port.name, target));
                 Some(Port {
                     number: u16::try_from(port.number).ok()?,
+                    protocol: Protocol::of_service_port(&port.name, &port.app_protocol, &port.transport),
                     endpoints: of_slices.chain(of_workloads).collect(),
                 })
             });
@@ -99,7 +103,8 @@ impl<'a> Registry<'a> {
             });
         }
         for Written { meta, spec } in &resources.service_entries {
-            if is_exported(&spec.export_to, &meta.namespace, client) {
+            let shown_to = export_to(&spec.export_to, &options.mesh.service_export_to);
+            if is_exported(shown_to, &meta.namespace, &options.namespace) {
                 registry.add_entry(meta, spec, &workloads);
             }
         }
@@ -132,6 +137,7 @@ impl<'a> Registry<'a> {
                     .filter_map(|entry| endpoint(entry, &port.name, target));
                 Some(Port {
                     number: u16::try_from(port.number).ok()?,
+                    protocol: Protocol::parse(&port.protocol),
                     endpoints: endpoints.collect(),
                 })
             });

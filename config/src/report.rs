@@ -23,6 +23,18 @@ pub(crate) struct Origin {
     pub(crate) resource: Arc<str>,
 }
 
+#[cfg(test)]
+impl Origin {
+    /// The first document of nothing.
+    pub(crate) fn for_test() -> Self {
+        Self {
+            document: 0,
+            item: None,
+            resource: "".into(),
+        }
+    }
+}
+
 /// Where a document is in its file.
 #[derive(Debug)]
 pub(crate) struct DocumentPlace {

@@ -8,14 +8,14 @@ use crate::yaml::{Node, Path};
 use isthmus_core::limits::{SettingValue, Settings};
 use std::collections::HashSet;
 
-/// Reads a settings file. `file` is its name in diagnostics. Every problem is reported at once.
-pub fn load(text: &str, file: &str) -> Result<Settings, Vec<Diagnostic>> {
+/// Reads a settings file over what holds without it (`settings`). `file` is its name in diagnostics. Every problem is
+/// reported at once.
+pub fn load(text: &str, file: &str, mut settings: Settings) -> Result<Settings, Vec<Diagnostic>> {
     let sources = [Source {
         name: file.to_owned(),
         text: text.to_owned(),
     }];
     let mut report = Report::new(&sources, false);
-    let mut settings = Settings::default();
     for document in 0..report.len() {
         let origin = Origin {
             document,
@@ -90,11 +90,11 @@ mod tests {
     #[test]
     fn settings_are_read_by_their_names() {
         let text = "idleTimeout: 1m30s\nheaderCount: 50\npassServerHeader: true\npathNormalization: NONE\n";
-        let settings = load(text, "s.yaml").unwrap();
+        let settings = load(text, "s.yaml", Settings::default()).unwrap();
         assert_eq!(settings.idle_timeout, Duration::from_secs(90));
         assert_eq!(settings.header_count, 50);
         assert!(settings.pass_server_header);
-        assert_eq!(load("", "s.yaml"), Ok(Settings::default()));
+        assert_eq!(load("", "s.yaml", Settings::default()), Ok(Settings::default()));
     }
 
     #[test]
@@ -102,6 +102,7 @@ mod tests {
         let found = load(
             "# c\nidleTimeot: 1s\nheaderCount: many\nheaderCount: -1\n",
             "s.yaml",
+            Settings::default(),
         )
         .unwrap_err();
         let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
@@ -119,6 +120,6 @@ mod tests {
             lines[3].starts_with("s.yaml:4:14: error[wrong-type]"),
             "{lines:?}"
         );
-        assert!(load("- a", "s.yaml").is_err());
+        assert!(load("- a", "s.yaml", Settings::default()).is_err());
     }
 }

@@ -101,7 +101,9 @@ impl Node {
         match self {
             Self::Int(number) => Some(*number as f64),
             Self::Float(number) => Some(*number),
-            Self::Text(text) if text.len() < 32 => text.parse().ok().filter(|number: &f64| number.is_finite()),
+            Self::Text(text) if text.len() < 32 => {
+                text.parse().ok().filter(|number: &f64| number.is_finite())
+            }
             _ => None,
         }
     }

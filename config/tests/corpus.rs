@@ -2,6 +2,12 @@
 //!
 //! The corpus is no part of the project. Where it is missing these tests say so loudly, and fail when CI is set.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helpers as well"
+)]
+
 use isthmus_config::diagnostic::render;
 use isthmus_config::{Options, compile, read_paths};
 use std::path::{Path, PathBuf};
@@ -62,7 +68,9 @@ fn documents(text: &str) -> Vec<String> {
 
 fn lines_of_json(path: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// Every document with a verdict of Istio's: its name, its text, whether it is valid, and whether it is one that was
@@ -133,9 +141,16 @@ fn verdicts_are_those_of_istio() {
         .keys()
         .filter(|name| !disagreements.contains_key(*name))
         .collect();
-    eprintln!("{} of {} verdicts agree", all.len() - disagreements.len(), all.len());
+    eprintln!(
+        "{} of {} verdicts agree",
+        all.len() - disagreements.len(),
+        all.len()
+    );
     assert!(unexplained.is_empty(), "not in verdicts.tsv: {unexplained:#?}");
-    assert!(settled.is_empty(), "in verdicts.tsv, but they agree: {settled:#?}");
+    assert!(
+        settled.is_empty(),
+        "in verdicts.tsv, but they agree: {settled:#?}"
+    );
     assert_eq!(all.len(), 1039);
     assert!(disagreements.len() * 50 <= all.len(), "{}", disagreements.len());
 }

@@ -1,7 +1,10 @@
 //! Typing mistakes: one edit in the name of each field that Istio's kinds have must be found, at its line and column,
 //! with the right name beside it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers as well")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers as well"
+)]
 
 use isthmus_config::{FieldInfo, Options, Source, compile, fields};
 use isthmus_core::random::Random;
@@ -20,7 +23,10 @@ fn document(field: &FieldInfo, typo: &str) -> (String, usize, usize) {
     let mut place = (0, 0);
     for (at, step) in steps.iter().enumerate() {
         let last = at + 1 == steps.len();
-        let name = step.trim_end_matches("[]").trim_end_matches("{}").trim_end_matches('*');
+        let name = step
+            .trim_end_matches("[]")
+            .trim_end_matches("{}")
+            .trim_end_matches('*');
         let name = if last { typo } else { name };
         let lead = if dash {
             format!("{}- ", " ".repeat(indent - 2))
@@ -75,7 +81,9 @@ fn siblings<'a>(all: &'a [FieldInfo], field: &FieldInfo) -> BTreeSet<String> {
 
 fn name_of(path: &str) -> &str {
     let last = path.rsplit('.').next().unwrap_or(path);
-    last.trim_end_matches("[]").trim_end_matches("{}").trim_end_matches('*')
+    last.trim_end_matches("[]")
+        .trim_end_matches("{}")
+        .trim_end_matches('*')
 }
 
 fn same(a: &str, b: &str) -> bool {
@@ -97,7 +105,10 @@ fn a_typing_mistake_in_any_field_is_found_and_named() {
             let typo = edit(name, kind, &mut random);
             let valid = typo.is_empty() || known.iter().any(|known| same(known, &typo));
             // Without letters it is no name, and what YAML reads as something else is another mistake.
-            if valid || typo.parse::<f64>().is_ok() || ["y", "n", "no", "on", "off", "yes"].contains(&typo.as_str()) {
+            if valid
+                || typo.parse::<f64>().is_ok()
+                || ["y", "n", "no", "on", "off", "yes"].contains(&typo.as_str())
+            {
                 continue;
             }
             typos += 1;
@@ -112,7 +123,10 @@ fn a_typing_mistake_in_any_field_is_found_and_named() {
                 .iter()
                 .find(|found| matches!(found.code, "unknown-field" | "removed-field"));
             let Some(found) = found else {
-                panic!("{} {}: `{typo}` is not found\n{}", field.kind, field.path, source.text);
+                panic!(
+                    "{} {}: `{typo}` is not found\n{}",
+                    field.kind, field.path, source.text
+                );
             };
             assert_eq!((found.line, found.column), (line, column), "{}", source.text);
             let expected = format!("did you mean `{name}`?");
@@ -120,7 +134,10 @@ fn a_typing_mistake_in_any_field_is_found_and_named() {
             if same(written, &expected) {
                 right += 1;
             } else {
-                missed.insert(format!("{typo} for {name}: {}", found.help.as_deref().unwrap_or("nothing")));
+                missed.insert(format!(
+                    "{typo} for {name}: {}",
+                    found.help.as_deref().unwrap_or("nothing")
+                ));
             }
         }
     }

@@ -191,6 +191,7 @@ fn options(args: &Args, ready_file: PathBuf) -> Result<run::Options, String> {
     Ok(run::Options {
         paths: Vec::new(),
         compile: isthmus_config::Options::default(),
+        mesh_config: None,
         settings: None,
         shards: Some(executor::granted_parallelism().min(SHARDS_MAX)),
         access_log: if args.access_log {

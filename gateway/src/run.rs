@@ -6,10 +6,11 @@ use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
 use crate::shard;
-use isthmus_config::diagnostic;
+use isthmus_config::diagnostic::{self, Diagnostic};
+use isthmus_config::mesh::MeshConfig;
 use isthmus_config::{Compiled, Source};
 use isthmus_core::limits::Settings;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -27,6 +28,8 @@ pub struct Options {
     pub paths: Vec<PathBuf>,
     /// How resources are compiled.
     pub compile: isthmus_config::Options,
+    /// The file of MeshConfig.
+    pub mesh_config: Option<PathBuf>,
     /// The settings file.
     pub settings: Option<PathBuf>,
     /// Number of shards; None for the cores that are granted.
@@ -77,7 +80,6 @@ fn compile(sources: &[Source], options: &isthmus_config::Options) -> Result<Comp
     let color = std::io::stderr().is_terminal();
     let text = diagnostic::render(&compiled.diagnostics, sources, color);
     if !text.is_empty() {
-        use std::io::Write;
         let _closed = std::io::stderr().write_all(text.as_bytes());
     }
     if compiled.has_errors() {
@@ -100,49 +102,72 @@ fn compile(sources: &[Source], options: &isthmus_config::Options) -> Result<Comp
     Ok(compiled)
 }
 
-fn load_settings(path: Option<&PathBuf>) -> Result<Settings, Exit> {
-    let Some(path) = path else {
-        return Ok(Settings::default());
+/// Reads what holds for the process: MeshConfig, and over it the settings. What there is to say about both is printed;
+/// an error among it ends the run.
+pub(crate) fn load_process(
+    mesh_config: Option<&PathBuf>,
+    settings: Option<&PathBuf>,
+) -> Result<(MeshConfig, Settings), Exit> {
+    let read = |path: &PathBuf| {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Source { name, text }),
+            Err(error) => Err(Exit::Configuration(format!("{name}: {error}"))),
+        }
     };
-    let name = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Exit::Configuration(format!("{name}: {error}")))?;
-    isthmus_config::settings::load(&text, &name).map_err(|found| {
-        let sources = [Source {
-            name: name.clone(),
-            text: text.clone(),
-        }];
-        Exit::Configuration(diagnostic::render(
-            &found,
-            &sources,
-            std::io::stderr().is_terminal(),
-        ))
-    })
+    let refuse = |source: &Source, found: &[Diagnostic]| {
+        let color = std::io::stderr().is_terminal();
+        let text = diagnostic::render(found, std::slice::from_ref(source), color);
+        let _closed = std::io::stderr().write_all(text.as_bytes());
+        let wrong = found
+            .iter()
+            .any(|found| found.severity == diagnostic::Severity::Error);
+        if wrong {
+            Err(Exit::Configuration(format!("{} has errors", source.name)))
+        } else {
+            Ok(())
+        }
+    };
+    let (mut mesh, mut base) = (MeshConfig::default(), Settings::default());
+    if let Some(path) = mesh_config {
+        let source = read(path)?;
+        let loaded = isthmus_config::mesh::load(&source.text, &source.name);
+        refuse(&source, &loaded.diagnostics)?;
+        (mesh, base) = (loaded.mesh, loaded.settings);
+    }
+    if let Some(path) = settings {
+        let source = read(path)?;
+        match isthmus_config::settings::load(&source.text, &source.name, base.clone()) {
+            Ok(settings) => base = settings,
+            Err(found) => refuse(&source, &found)?,
+        }
+    }
+    Ok((mesh, base))
 }
 
 /// Runs the gateway on files until it is told to end.
-pub fn run(options: Options) -> Exit {
-    let compiled = match load(&options) {
-        Ok(compiled) => compiled,
+pub fn run(mut options: Options) -> Exit {
+    let process = load_process(options.mesh_config.as_ref(), options.settings.as_ref());
+    let (mesh, settings) = match process {
+        Ok(process) => process,
         Err(exit) => return exit,
     };
-    run_compiled(options, compiled)
+    options.compile.mesh = mesh;
+    match load(&options) {
+        Ok(compiled) => run_compiled(options, compiled, settings),
+        Err(exit) => exit,
+    }
 }
 
-/// Runs the gateway on resources that are at hand.
+/// Runs the gateway on resources that are at hand, with default settings.
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
-    let compiled = match compile(sources, &options.compile) {
-        Ok(compiled) => compiled,
-        Err(exit) => return exit,
-    };
-    run_compiled(options, compiled)
+    match compile(sources, &options.compile) {
+        Ok(compiled) => run_compiled(options, compiled, Settings::default()),
+        Err(exit) => exit,
+    }
 }
 
-fn run_compiled(options: Options, compiled: Compiled) -> Exit {
-    let settings = match load_settings(options.settings.as_ref()) {
-        Ok(settings) => settings,
-        Err(exit) => return exit,
-    };
+fn run_compiled(options: Options, compiled: Compiled, settings: Settings) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }

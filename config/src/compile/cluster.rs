@@ -1,14 +1,15 @@
 //! Clusters: one for each port of each service, and one for each subset of it.
 
 use super::Context;
-use crate::Defaults;
 use crate::index::selects;
 use crate::registry::{Port, Service};
 use crate::resource::destination_rule::{Blocks, Subset};
+use crate::{Defaults, Options};
 use isthmus_core::cluster::balancer::BalancerKind;
-use isthmus_core::cluster::{CONNECT_TIMEOUT, ClusterSpec, IDLE_TIMEOUT};
+use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::protocol::Protocol;
 use std::sync::Arc;
 
 /// Compiles the clusters of all services. Of several services with one name the first has its ports.
@@ -16,7 +17,8 @@ pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
     let mut clusters = ClusterMap::default();
     for service in context.registry.services() {
         let rule = context.rules.find(&service.host, service.namespace);
-        for port in &service.ports {
+        // Datagrams are not routed.
+        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
             let subsets = rule
                 .map_or(&[][..], |rule| &rule.subsets[..])
                 .iter()
@@ -25,7 +27,7 @@ pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
                 let blocks = rule
                     .map(|rule| rule.blocks(port.number, subset))
                     .unwrap_or_default();
-                let spec = cluster(service, port, subset, &blocks, context.options.defaults);
+                let spec = cluster(service, port, subset, &blocks, context.options);
                 clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
             }
         }
@@ -38,7 +40,7 @@ fn cluster(
     port: &Port<'_>,
     subset: Option<&Subset>,
     blocks: &Blocks,
-    defaults: Defaults,
+    options: &Options,
 ) -> ClusterSpec {
     let taken = port
         .endpoints
@@ -56,10 +58,11 @@ fn cluster(
             &service.host,
         ),
         endpoints: Arc::new(EndpointSet::new(taken.map(|(_, endpoint)| endpoint.clone()))),
-        balancer: balancer(simple, defaults),
+        protocol: port.protocol,
+        balancer: balancer(simple, options.defaults),
         connect_timeout: pool
             .and_then(|pool| pool.connect_timeout)
-            .unwrap_or(CONNECT_TIMEOUT),
+            .unwrap_or(options.mesh.connect_timeout),
         idle_timeout: pool.and_then(|pool| pool.idle_timeout).unwrap_or(IDLE_TIMEOUT),
         max_requests_per_connection: pool.map_or(0, |pool| {
             u32::try_from(pool.max_requests_per_connection).unwrap_or(0)

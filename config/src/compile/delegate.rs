@@ -5,7 +5,8 @@
 //! delegate does not say, the root says. Names are resolved where they were written, because the two may live in
 //! different namespaces.
 
-use crate::index::{GatewayName, is_exported};
+use crate::index::{GatewayName, export_to, is_exported};
+use crate::mesh::MeshConfig;
 use crate::resource::virtual_service::{HttpMatch, HttpRoute, VirtualService};
 use crate::resource::{Meta, Written};
 use isthmus_core::route::TextMatch;
@@ -63,6 +64,7 @@ pub(crate) fn find<'a>(
     root: &Meta,
     delegates: &Delegates<'a>,
     all: &[Written<VirtualService>],
+    mesh: &MeshConfig,
 ) -> Option<Result<&'a Written<VirtualService>, Broken>> {
     let named = rule.delegate.as_ref()?;
     let namespace = if named.namespace.is_empty() {
@@ -73,7 +75,15 @@ pub(crate) fn find<'a>(
     let id = || format!("{namespace}/{}", named.name);
     let found = delegates.get(&(namespace, named.name.as_str())).copied();
     Some(match found {
-        Some(found) if is_exported(&found.spec.export_to, namespace, &root.namespace) => Ok(found),
+        Some(found)
+            if is_exported(
+                export_to(&found.spec.export_to, &mesh.virtual_service_export_to),
+                namespace,
+                &root.namespace,
+            ) =>
+        {
+            Ok(found)
+        }
         Some(_) => Err(Broken::NotExported { id: id() }),
         None => {
             let other = all
@@ -93,6 +103,7 @@ pub(crate) fn rules<'a>(
     written: &'a Written<VirtualService>,
     delegates: &Delegates<'a>,
     all: &[Written<VirtualService>],
+    mesh: &MeshConfig,
 ) -> Vec<Rule<'a>> {
     let mut rules = Vec::with_capacity(written.spec.http.len());
     for (at, rule) in written.spec.http.iter().enumerate() {
@@ -100,7 +111,7 @@ pub(crate) fn rules<'a>(
             meta: &written.meta,
             rule: at,
         };
-        match find(rule, &written.meta, delegates, all) {
+        match find(rule, &written.meta, delegates, all, mesh) {
             None => rules.push(Rule {
                 route: Cow::Borrowed(rule),
                 own: here,
@@ -289,12 +300,7 @@ mod tests {
 
     fn reading<T>(read: impl FnOnce(&Path<'_>, &Origin, &mut Report<'_>) -> T) -> T {
         let mut report = Report::new(&[], false);
-        let origin = Origin {
-            document: 0,
-            item: None,
-            resource: "".into(),
-        };
-        read(&Path::SPEC, &origin, &mut report)
+        read(&Path::SPEC, &Origin::for_test(), &mut report)
     }
 
     fn one(value: &serde_json::Value) -> HttpMatch {

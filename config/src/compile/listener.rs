@@ -6,8 +6,9 @@
 
 use super::route::{Site, check_destinations, is_catch_all};
 use super::{Context, delegate};
+use crate::Options;
 use crate::diagnostic::Severity;
-use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, is_exported, name_of, selects};
+use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
 use crate::origins::{RouteOrigin, RouteOrigins};
 use crate::report::Report;
 use crate::resource::gateway::{Gateway, Server};
@@ -115,14 +116,15 @@ struct Bindings<'a> {
 }
 
 impl<'a> Bindings<'a> {
-    fn new(all: &'a [Written<VirtualService>], client: &str) -> Self {
+    fn new(all: &'a [Written<VirtualService>], options: &Options) -> Self {
         let mut bindings = Self {
             by_gateway: HashMap::new(),
             mesh: Vec::new(),
             all,
         };
         for (at, Written { meta, spec }) in all.iter().enumerate() {
-            if !is_exported(&spec.export_to, &meta.namespace, client) {
+            let shown_to = export_to(&spec.export_to, &options.mesh.virtual_service_export_to);
+            if !is_exported(shown_to, &meta.namespace, &options.namespace) {
                 continue;
             }
             if spec.gateways.is_empty() && !spec.hosts.is_empty() {
@@ -165,7 +167,7 @@ pub(crate) fn compile(
     report: &mut Report<'_>,
 ) -> (Vec<Arc<Listener>>, RouteOrigins) {
     let options = context.options;
-    let bindings = Bindings::new(&resources.virtual_services, &options.namespace);
+    let bindings = Bindings::new(&resources.virtual_services, options);
     let mut tables: BTreeMap<ListenerKey, Table<'_>> = BTreeMap::new();
     let mut used = HashSet::new();
     let mut mesh_door = false;
@@ -220,24 +222,16 @@ pub(crate) fn compile(
         }
         check_unserved(&bound, &served, &id, spec, &bindings, report);
     }
-    check_bindings(
-        resources,
-        &bindings,
-        &used,
-        mesh_door,
-        options.namespace.as_str(),
-        report,
-    );
+    check_bindings(resources, &bindings, &used, mesh_door, options, report);
     let used_delegates: HashSet<(&str, &str)> = bindings
         .all
         .iter()
         .enumerate()
         .filter(|(at, _)| used.contains(at))
         .flat_map(|(_, root)| {
-            let named =
-                root.spec.http.iter().filter_map(|rule| {
-                    delegate::find(rule, &root.meta, &context.delegates, bindings.all)?.ok()
-                });
+            let named = root.spec.http.iter().filter_map(|rule| {
+                delegate::find(rule, &root.meta, &context.delegates, bindings.all, &options.mesh)?.ok()
+            });
             named.map(|written| (written.meta.namespace.as_str(), written.meta.name.as_str()))
         })
         .collect();
@@ -516,9 +510,10 @@ fn check_bindings(
     bindings: &Bindings<'_>,
     used: &HashSet<usize>,
     mesh_door: bool,
-    client: &str,
+    options: &Options,
     report: &mut Report<'_>,
 ) {
+    let client = &options.namespace;
     let gateways: HashSet<String> = resources
         .gateways
         .iter()
@@ -542,7 +537,8 @@ fn check_bindings(
         if used.contains(&at) || spec.hosts.is_empty() {
             continue;
         }
-        if !is_exported(&spec.export_to, &meta.namespace, client) {
+        let shown_to = export_to(&spec.export_to, &options.mesh.virtual_service_export_to);
+        if !is_exported(shown_to, &meta.namespace, client) {
             let message = format!("not exported to `{client}`, the namespace of this gateway: passed over");
             report.add(
                 Severity::Hint,
@@ -567,5 +563,40 @@ fn check_bindings(
                 Some(help),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Origin;
+
+    #[test]
+    fn hosts_are_those_of_a_namespace_as_in_istio() {
+        let Some(corpus) = crate::tests::corpus() else {
+            return;
+        };
+        let text = std::fs::read_to_string(corpus.join("model-tables/TestNamesForNamespace.json")).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let texts = |value: &serde_json::Value| -> Vec<String> {
+            let list = value.as_array().into_iter().flatten();
+            list.map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        for row in &rows {
+            let server = Server {
+                port: 80,
+                port_name: String::new(),
+                protocol: String::new(),
+                has_target_port: false,
+                bind: String::new(),
+                hosts: texts(&row["hosts"]),
+                tls: None,
+            };
+            let meta = Meta::for_test("gateway", "infra", Origin::for_test());
+            let found = hosts_for(&server, &meta, row["namespace"].as_str());
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found, texts(&row["want"]), "{row}");
+        }
+        assert_eq!(rows.len(), 6);
     }
 }

@@ -36,8 +36,8 @@ pub(crate) fn compile(
 ) -> (Snapshot, Origins) {
     let context = Context {
         options,
-        registry: Registry::new(resources, &options.namespace),
-        rules: Rules::new(&resources.destination_rules, &options.namespace),
+        registry: Registry::new(resources, options),
+        rules: Rules::new(&resources.destination_rules, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
     };

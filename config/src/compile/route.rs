@@ -63,7 +63,12 @@ pub(crate) fn compile(
     let meta = &written.meta;
     let owner: Arc<str> = meta.id().into();
     let mut routes = Vec::new();
-    'rules: for source in delegate::rules(written, &context.delegates, context.virtual_services) {
+    'rules: for source in delegate::rules(
+        written,
+        &context.delegates,
+        context.virtual_services,
+        &context.options.mesh,
+    ) {
         let rule = &*source.route;
         // Rules without a rewrite share one action; a prefix rewrite depends on the match.
         let mut shared: Option<Arc<Action>> = None;
@@ -450,7 +455,13 @@ fn check_delegate(
     context: &Context<'_>,
     report: &mut Report<'_>,
 ) {
-    let Some(found) = delegate::find(rule, meta, &context.delegates, context.virtual_services) else {
+    let Some(found) = delegate::find(
+        rule,
+        meta,
+        &context.delegates,
+        context.virtual_services,
+        &context.options.mesh,
+    ) else {
         return;
     };
     let path = path.key("delegate");

@@ -10,6 +10,7 @@ use std::time::Duration;
 pub(crate) struct DestinationRule {
     pub(crate) host: String,
     pub(crate) export_to: Vec<String>,
+    pub(crate) workload_selector: Option<BTreeMap<String, String>>,
     pub(crate) policy: Option<TrafficPolicy>,
     pub(crate) subsets: Vec<Subset>,
 }
@@ -65,6 +66,9 @@ impl DestinationRule {
         Self {
             host: spec.text("host").unwrap_or("").to_owned(),
             export_to: spec.texts("exportTo"),
+            workload_selector: spec
+                .get("workloadSelector")
+                .map(|selector| selector.text_map("matchLabels")),
             policy: spec.get("trafficPolicy").map(TrafficPolicy::read),
             subsets: subsets.collect(),
         }

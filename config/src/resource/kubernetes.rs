@@ -1,10 +1,11 @@
-//! Kubernetes Service, EndpointSlice and Endpoints as written, as far as a gateway needs them.
+//! Kubernetes Service, EndpointSlice, Endpoints and Secret as written, as far as a gateway needs them.
 //!
 //! Their schema is Kubernetes' affair: fields that are not read here are passed over without a word.
 
 use super::Meta;
 use crate::yaml::Node;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 /// The label of an EndpointSlice that names its Service.
@@ -22,6 +23,10 @@ pub(crate) struct Service {
 pub(crate) struct ServicePort {
     pub(crate) name: String,
     pub(crate) number: i128,
+    /// `appProtocol`, empty when it is not said.
+    pub(crate) app_protocol: String,
+    /// `protocol`: TCP when it is not said.
+    pub(crate) transport: String,
     /// `targetPort` when it is a number.
     pub(crate) target_port: Option<i128>,
 }
@@ -51,11 +56,45 @@ impl Service {
         let ports = spec.list("ports").iter().map(|node| ServicePort {
             name: node.text("name").unwrap_or("").to_owned(),
             number: node.int("port").unwrap_or(0),
+            app_protocol: node.text("appProtocol").unwrap_or("").to_owned(),
+            transport: node.text("protocol").unwrap_or("TCP").to_owned(),
             target_port: node.get("targetPort").and_then(Node::as_int),
         });
         Self {
             ports: ports.collect(),
             selector: spec.text_map("selector"),
+        }
+    }
+}
+
+/// A Secret. Its values are never shown.
+pub(crate) struct Secret {
+    /// `kubernetes.io/tls` for a certificate with its key.
+    pub(crate) kind: String,
+    /// By key: the value, or None when it is not base64.
+    pub(crate) values: BTreeMap<String, Option<Vec<u8>>>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({}, keys {:?})", self.kind, self.values.keys())
+    }
+}
+
+impl Secret {
+    pub(crate) fn read(node: &Node) -> Self {
+        let encoded = node
+            .text_map("data")
+            .into_iter()
+            .map(|(key, value)| (key, crate::validate::virtual_service::base64(&value)));
+        // As the API server does, plain text replaces what is encoded under the same key.
+        let plain = node
+            .text_map("stringData")
+            .into_iter()
+            .map(|(key, value)| (key, Some(value.into_bytes())));
+        Self {
+            kind: node.text("type").unwrap_or("").to_owned(),
+            values: encoded.chain(plain).collect(),
         }
     }
 }

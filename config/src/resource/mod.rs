@@ -15,7 +15,7 @@ use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
 use destination_rule::DestinationRule;
 use gateway::Gateway;
-use kubernetes::{EndpointSlice, Service};
+use kubernetes::{EndpointSlice, Secret, Service};
 use schema::KINDS;
 use service_entry::ServiceEntry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -46,6 +46,20 @@ impl Meta {
     }
 }
 
+#[cfg(test)]
+impl Meta {
+    pub(crate) fn for_test(name: &str, namespace: &str, origin: Origin) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created: None,
+            origin,
+        }
+    }
+}
+
 /// A resource without errors.
 #[derive(Debug)]
 pub(crate) struct Written<T> {
@@ -63,12 +77,15 @@ pub(crate) struct Resources {
     pub(crate) workload_entries: Vec<Written<WorkloadEntry>>,
     pub(crate) services: Vec<Written<Service>>,
     pub(crate) endpoint_slices: Vec<Written<EndpointSlice>>,
+    pub(crate) secrets: Vec<Written<Secret>>,
     pub(crate) passed_over: BTreeMap<String, usize>,
     pub(crate) count: usize,
     /// `Kind namespace/name` of resources that are left out for their errors.
     pub(crate) refused: HashSet<Arc<str>>,
 }
 
+/// Group and version of the kinds that are this gateway's own.
+const OWN_VERSION: &str = "isthmus.dev/v1alpha1";
 /// Kinds of Istio's networking group that a gateway does not execute.
 const OTHER_NETWORKING: [&str; 3] = ["EnvoyFilter", "ProxyConfig", "Sidecar"];
 /// Says so when a document that is passed over was meant for a gateway: a kind or version of Istio's own group that
@@ -91,6 +108,11 @@ fn tell_passed_over(version: &str, kind: &str, origin: &Origin, root: &Path<'_>,
     } else if group == "networking.istio.io" && !OTHER_NETWORKING.contains(&kind) {
         let help = crate::diagnostic::nearest(kind, known).map(|name| format!("did you mean `{name}`?"));
         let message = format!("networking.istio.io has no kind `{kind}`");
+        let severity = report.strict();
+        report.add(severity, "unknown-kind", origin, &root.key("kind"), message, help);
+    } else if group == "isthmus.dev" {
+        let message = format!("there is no kind `{kind}` of `{version}`");
+        let help = Some(format!("there is HealthCheckPolicy of `{OWN_VERSION}`"));
         let severity = report.strict();
         report.add(severity, "unknown-kind", origin, &root.key("kind"), message, help);
     } else if matches!(group, "security.istio.io" | "networking.istio.io") {
@@ -173,18 +195,22 @@ fn read(
         }
         return;
     }
-    let istio = matches!(
-        version,
-        "networking.istio.io/v1alpha3" | "networking.istio.io/v1beta1" | "networking.istio.io/v1"
-    );
+    // Kinds whose every field is in the schema: Istio's, and our own.
+    let istio = match kind {
+        "HealthCheckPolicy" => version == OWN_VERSION,
+        _ => matches!(
+            version,
+            "networking.istio.io/v1alpha3" | "networking.istio.io/v1beta1" | "networking.istio.io/v1"
+        ),
+    };
     let kubernetes = match kind {
-        "Service" | "Endpoints" => version == "v1",
+        "Service" | "Endpoints" | "Secret" => version == "v1",
         "EndpointSlice" => matches!(version, "discovery.k8s.io/v1" | "discovery.k8s.io/v1beta1"),
         _ => false,
     };
     let ours = match kind {
         "Gateway" | "VirtualService" | "DestinationRule" | "ServiceEntry" | "WorkloadEntry"
-        | "WorkloadGroup" => istio,
+        | "WorkloadGroup" | "HealthCheckPolicy" => istio,
         _ => kubernetes,
     };
     if !ours {
@@ -296,6 +322,9 @@ fn read(
         ),
         "Service" => keep(&mut lists.services, refused, meta, before, report, |_, _| {
             Service::read(spec)
+        }),
+        "Secret" => keep(&mut lists.secrets, refused, meta, before, report, |_, _| {
+            Secret::read(node)
         }),
         "EndpointSlice" => keep(
             &mut lists.endpoint_slices,

@@ -107,10 +107,21 @@ pub fn fields() -> Vec<FieldInfo> {
     out
 }
 
+/// Every field of MeshConfig that concerns a gateway.
+pub fn mesh_fields() -> Vec<FieldInfo> {
+    let mut out = Vec::new();
+    if let Some(fields) = shapes().get("MeshConfig") {
+        list_fields("MeshConfig", fields, "", Status::Executed, &mut out);
+    }
+    out
+}
+
 /// What is executed of each kind, as the table of the README: what has a status of its own, not what lies below it.
 pub fn feature_table() -> String {
     let all = fields();
-    let mut out = String::from("| Kind | Fields | Executed | Not executed yet | Without effect |\n|---|---|---|---|---|\n");
+    let mut out = String::from(
+        "| Kind | Fields | Executed | Not executed yet | Without effect |\n|---|---|---|---|---|\n",
+    );
     for kind in KINDS {
         let of_kind: Vec<&FieldInfo> = all.iter().filter(|field| field.kind == kind).collect();
         let executed = of_kind
@@ -239,7 +250,9 @@ fn read_fields<'a>(mut lines: Lines<'a>, level: usize) -> (Vec<Field>, Lines<'a>
         lines = after;
         let (line, why) = line.split_once(" # ").unwrap_or((line, ""));
         let (head, kind) = line.split_once(' ').unwrap_or((line, "text"));
-        let name = head.trim_start_matches(['+', '-', '~', '^']).trim_end_matches(['*', '?']);
+        let name = head
+            .trim_start_matches(['+', '-', '~', '^'])
+            .trim_end_matches(['*', '?']);
         let kind = if head.starts_with('-') {
             Kind::Gone(kind)
         } else {
@@ -346,9 +359,13 @@ fn name_in_value(kind: &Kind, value: &mut Node) {
         }
         (Kind::Object(fields), _) => name_in_fields(fields, value),
         (Kind::Shape(name), _) => name_in_fields(shapes().get(name).map_or(&[][..], Vec::as_slice), value),
-        (Kind::List(item), Node::List(items)) => items.iter_mut().for_each(|value| name_in_value(item, value)),
+        (Kind::List(item), Node::List(items)) => {
+            items.iter_mut().for_each(|value| name_in_value(item, value))
+        }
         (Kind::Map(item), Node::Map(entries)) => {
-            entries.iter_mut().for_each(|(_, value)| name_in_value(item, value));
+            entries
+                .iter_mut()
+                .for_each(|(_, value)| name_in_value(item, value));
         }
         _ => {}
     }
@@ -427,7 +444,12 @@ impl Walk<'_, '_> {
             if live {
                 self.tell_status(field, &path);
             }
-            self.value(&field.kind, value, &path, live && field.status == Status::Executed);
+            self.value(
+                &field.kind,
+                value,
+                &path,
+                live && field.status == Status::Executed,
+            );
         }
         for field in fields.iter().filter(|field| field.required) {
             let written = entries
@@ -595,7 +617,13 @@ mod tests {
             .as_array()
             .unwrap()
             .iter()
-            .map(|row| format!("{} {}", row["kind"].as_str().unwrap(), row["path"].as_str().unwrap()))
+            .map(|row| {
+                format!(
+                    "{} {}",
+                    row["kind"].as_str().unwrap(),
+                    row["path"].as_str().unwrap()
+                )
+            })
             .collect();
         let listed = fields();
         let ours: HashSet<String> = listed

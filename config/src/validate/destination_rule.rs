@@ -2,8 +2,8 @@
 
 use super::{Validate, check_export_to, check_port, host_fault, is_label};
 use crate::report::{Origin, Report};
-use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
 use crate::resource::Meta;
+use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
 use crate::yaml::Path;
 use std::collections::HashSet;
 

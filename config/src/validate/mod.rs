@@ -13,7 +13,7 @@ pub(crate) mod written;
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
-use crate::resource::kubernetes::{EndpointSlice, Service};
+use crate::resource::kubernetes::{EndpointSlice, Secret, Service};
 use crate::yaml::Path;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -26,6 +26,31 @@ pub(crate) trait Validate {
 
 impl Validate for Service {
     fn validate(&self, _: &Meta, _: &mut Report<'_>) {}
+}
+
+impl Validate for Secret {
+    fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
+        let data = Path::Root.key("data");
+        for (key, value) in &self.values {
+            if value.is_none() {
+                let path = data.key(key);
+                report.error("bad-value", &meta.origin, &path, "not base64 text");
+            }
+        }
+        if self.kind == "kubernetes.io/tls" {
+            for key in ["tls.crt", "tls.key"] {
+                if self
+                    .values
+                    .get(key)
+                    .and_then(Option::as_ref)
+                    .is_none_or(Vec::is_empty)
+                {
+                    let message = format!("a Secret of type kubernetes.io/tls needs `{key}`");
+                    report.error("missing-field", &meta.origin, &data.key(key), message);
+                }
+            }
+        }
+    }
 }
 
 impl Validate for EndpointSlice {
@@ -111,11 +136,13 @@ pub(crate) fn check_labels(
 ) {
     for (key, value) in labels {
         let (domain, name) = key.rsplit_once('/').unwrap_or(("", key));
-        let good_domain =
-            !key.contains('/') || (domain.len() <= 253 && domain.split('.').all(is_label));
+        let good_domain = !key.contains('/') || (domain.len() <= 253 && domain.split('.').all(is_label));
         let path = path.key(key);
         if !good_domain || !is_qualified(name) {
-            let message = format!("`{}` is not the name of a label", crate::resource::schema::shortened(key));
+            let message = format!(
+                "`{}` is not the name of a label",
+                crate::resource::schema::shortened(key)
+            );
             report.add_key(Severity::Error, "bad-value", origin, &path, message, None);
         }
         if !value.is_empty() && !is_qualified(value) {

@@ -449,7 +449,7 @@ impl DirectResponse {
 }
 
 /// Decodes base64, standard or URL-safe, padded or not (as jsonpb takes `bytes`).
-fn base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=');
     let mut out = Vec::with_capacity(text.len() * 3 / 4 + 3);
     let (mut bits, mut count) = (0u32, 0);

@@ -77,6 +77,7 @@ pub(crate) fn check(kind: &str, spec: &Node, meta: &Meta, report: &mut Report<'_
         "ServiceEntry" => check.service_entry(spec),
         "WorkloadEntry" => check.workload(spec, &Path::SPEC),
         "WorkloadGroup" => check.workload_group(spec),
+        "HealthCheckPolicy" => check.health_check_policy(spec),
         _ => {}
     }
 }
@@ -102,8 +103,14 @@ impl Check<'_, '_> {
     fn exclusive(&mut self, path: &Path<'_>, a: &str, b: &str) {
         let message = format!("`{a}` and `{b}` exclude each other");
         let path = path.key(b);
-        self.report
-            .add_key(Severity::Error, "exclusive-fields", &self.meta.origin, &path, message, None);
+        self.report.add_key(
+            Severity::Error,
+            "exclusive-fields",
+            &self.meta.origin,
+            &path,
+            message,
+            None,
+        );
     }
 
     /// At most one of the fields may be written; the second one that is gets the blame.
@@ -116,7 +123,12 @@ impl Check<'_, '_> {
 
     /// Checks labels that are written in a map.
     fn labels(&mut self, node: &Node, path: &Path<'_>, name: &str) {
-        check_labels(&node.text_map(name), &path.key(name), &self.meta.origin, self.report);
+        check_labels(
+            &node.text_map(name),
+            &path.key(name),
+            &self.meta.origin,
+            self.report,
+        );
     }
 
     /// A selector that Istio compares whole: no empty keys, no wildcards.
@@ -168,7 +180,8 @@ impl Check<'_, '_> {
                 "tlsCertificates",
             ];
             for name in FORBIDDEN.iter().filter(|name| has(tls, name)) {
-                let message = format!("mode ISTIO_MUTUAL has its own certificates: `{name}` must not be written");
+                let message =
+                    format!("mode ISTIO_MUTUAL has its own certificates: `{name}` must not be written");
                 self.error("exclusive-fields", &path.key(name), message);
             }
             return;
@@ -188,13 +201,15 @@ impl Check<'_, '_> {
         if !mutual && mode != "SIMPLE" {
             if let Some(name) = source {
                 let message = format!("mode {mode} uses no certificates: `{name}` has no effect");
-                self.report.warn("no-effect", &self.meta.origin, &path.key(name), message);
+                self.report
+                    .warn("no-effect", &self.meta.origin, &path.key(name), message);
             }
             return;
         }
         if has_text(tls, "caCrl") && mode == "SIMPLE" {
             let message = "mode SIMPLE verifies no client certificate: `caCrl` has no effect";
-            self.report.warn("no-effect", &self.meta.origin, &path.key("caCrl"), message);
+            self.report
+                .warn("no-effect", &self.meta.origin, &path.key("caCrl"), message);
         }
         match source {
             Some("credentialName" | "credentialNames") => return,
@@ -281,8 +296,12 @@ impl Check<'_, '_> {
         }
         if has(rule, "mirrorPercent") {
             let message = "`mirrorPercent` is an old spelling of `mirrorPercentage`";
-            self.report
-                .warn("old-spelling", &self.meta.origin, &path.key("mirrorPercent"), message);
+            self.report.warn(
+                "old-spelling",
+                &self.meta.origin,
+                &path.key("mirrorPercent"),
+                message,
+            );
         }
     }
 
@@ -313,8 +332,14 @@ impl Check<'_, '_> {
                     .map(|name| format!("did you mean `{name}`?"));
                 let message = format!("`{shown}` is no condition to retry on, nor a status code");
                 let origin = &self.meta.origin;
-                self.report
-                    .add(Severity::Error, "bad-value", origin, &path.key("retryOn"), message, help);
+                self.report.add(
+                    Severity::Error,
+                    "bad-value",
+                    origin,
+                    &path.key("retryOn"),
+                    message,
+                    help,
+                );
             }
         }
     }
@@ -347,13 +372,16 @@ impl Check<'_, '_> {
             {
                 let help = crate::diagnostic::nearest(name, GRPC_STATUSES)
                     .map(|name| format!("did you mean `{name}`?"));
-                let message = format!(
-                    "`{}` is no gRPC status",
-                    crate::resource::schema::shortened(name)
-                );
+                let message = format!("`{}` is no gRPC status", crate::resource::schema::shortened(name));
                 let origin = &self.meta.origin;
-                self.report
-                    .add(Severity::Error, "bad-value", origin, &path.key("grpcStatus"), message, help);
+                self.report.add(
+                    Severity::Error,
+                    "bad-value",
+                    origin,
+                    &path.key("grpcStatus"),
+                    message,
+                    help,
+                );
             }
         }
     }
@@ -366,7 +394,11 @@ impl Check<'_, '_> {
             .and_then(Node::as_number);
         if value.is_some_and(|value| value > 0.0 && value < 0.0001) {
             let path = path.key("percentage");
-            self.error("bad-value", &path.key("value"), "a percentage is 0, or from 0.0001 to 100");
+            self.error(
+                "bad-value",
+                &path.key("value"),
+                "a percentage is 0, or from 0.0001 to 100",
+            );
         }
     }
 
@@ -375,7 +407,10 @@ impl Check<'_, '_> {
         for (at, origin) in cors.list("allowOrigins").iter().enumerate() {
             let forms = ["exact", "prefix", "regex"];
             if !forms.iter().any(|form| has_text(origin, form)) {
-                self.missing(&origins.index(at), "an origin needs one of exact, prefix and regex");
+                self.missing(
+                    &origins.index(at),
+                    "an origin needs one of exact, prefix and regex",
+                );
             }
             if let Some(pattern) = origin.text("regex")
                 && let Err(error) = isthmus_core::route::Regex::new(pattern)
@@ -480,7 +515,11 @@ impl Check<'_, '_> {
             total += weight.max(0);
         }
         if rule.list("route").len() > 1 && total == 0 {
-            self.error("weights", &routes, "of several destinations at least one needs a weight");
+            self.error(
+                "weights",
+                &routes,
+                "of several destinations at least one needs a weight",
+            );
         }
     }
 
@@ -539,7 +578,11 @@ impl Check<'_, '_> {
             let list = Path::SPEC.key("exportTo");
             let own = |entry: &String| entry == "." || *entry == self.meta.namespace;
             if shown.len() > 1 {
-                self.error("bad-value", &list, "with a workloadSelector only one entry is allowed");
+                self.error(
+                    "bad-value",
+                    &list,
+                    "with a workloadSelector only one entry is allowed",
+                );
             } else if !shown.iter().all(own) {
                 let message = "with a workloadSelector only the rule's own namespace is allowed";
                 self.error("bad-value", &list.index(0), message);
@@ -562,7 +605,11 @@ impl Check<'_, '_> {
             self.port(tunnel, &path, "targetPort");
             let protocol = tunnel.text("protocol").unwrap_or("");
             if !["", "CONNECT", "POST"].contains(&protocol) {
-                self.error("bad-value", &path.key("protocol"), "a tunnel speaks CONNECT or POST");
+                self.error(
+                    "bad-value",
+                    &path.key("protocol"),
+                    "a tunnel speaks CONNECT or POST",
+                );
             }
         }
         self.blocks(policy, path);
@@ -605,10 +652,13 @@ impl Check<'_, '_> {
                 );
             }
             if has(outlier, "consecutiveErrors") {
-                let message =
-                    "`consecutiveErrors` is an old spelling: it counts 502, 503 and 504, as `consecutiveGatewayErrors`";
-                self.report
-                    .warn("old-spelling", &self.meta.origin, &path.key("consecutiveErrors"), message);
+                let message = "`consecutiveErrors` is an old spelling: it counts 502, 503 and 504, as `consecutiveGatewayErrors`";
+                self.report.warn(
+                    "old-spelling",
+                    &self.meta.origin,
+                    &path.key("consecutiveErrors"),
+                    message,
+                );
             }
         }
         if let Some(balancer) = policy.get("loadBalancer") {
@@ -639,9 +689,15 @@ impl Check<'_, '_> {
                 match maglev.int("tableSize").unwrap_or(0) {
                     0 => self.missing(&path, "`tableSize` is required"),
                     size if size >= MAGLEV_TABLE_MAX => {
-                        self.error("bad-value", &path, format!("must be smaller than {MAGLEV_TABLE_MAX}"));
+                        self.error(
+                            "bad-value",
+                            &path,
+                            format!("must be smaller than {MAGLEV_TABLE_MAX}"),
+                        );
                     }
-                    size if !is_prime(size) => self.error("bad-value", &path, format!("{size} is not a prime number")),
+                    size if !is_prime(size) => {
+                        self.error("bad-value", &path, format!("{size} is not a prime number"))
+                    }
                     _ => {}
                 }
             }
@@ -730,7 +786,11 @@ impl Check<'_, '_> {
             }
             for (name, text) in [("from", from), ("to", to)] {
                 if text.contains(['*', '/']) {
-                    self.error("bad-value", &path.key(name), "a failover names regions, without `*` and `/`");
+                    self.error(
+                        "bad-value",
+                        &path.key(name),
+                        "a failover names regions, without `*` and `/`",
+                    );
                 }
             }
         }
@@ -743,11 +803,23 @@ impl Check<'_, '_> {
             let parts: Vec<&str> = text.split('/').collect();
             let stars = text.matches('*').count();
             if stars > 1 || (stars == 1 && !text.ends_with('*')) {
-                self.error("bad-value", path, "a wildcard may only stand at the end of a locality");
+                self.error(
+                    "bad-value",
+                    path,
+                    "a wildcard may only stand at the end of a locality",
+                );
             } else if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) {
-                self.error("bad-value", path, "a locality is region, region/zone or region/zone/subzone");
+                self.error(
+                    "bad-value",
+                    path,
+                    "a locality is region, region/zone or region/zone/subzone",
+                );
             } else if seen.iter().any(|known| overlaps(known, &parts)) {
-                self.error("duplicate-value", path, format!("`{text}` overlaps with a locality before it"));
+                self.error(
+                    "duplicate-value",
+                    path,
+                    format!("`{text}` overlaps with a locality before it"),
+                );
             } else {
                 seen.push(parts);
             }
@@ -857,8 +929,14 @@ impl Check<'_, '_> {
                     crate::resource::schema::shortened(name)
                 );
                 let path = list.key(name);
-                self.report
-                    .add_key(Severity::Error, "bad-value", &self.meta.origin, &path, message, None);
+                self.report.add_key(
+                    Severity::Error,
+                    "bad-value",
+                    &self.meta.origin,
+                    &path,
+                    message,
+                    None,
+                );
             }
         }
     }
@@ -880,9 +958,33 @@ impl Check<'_, '_> {
                 );
             }
         }
-        let Some(probe) = spec.get("probe") else { return };
-        let path = Path::SPEC.key("probe");
-        self.at_most_one(probe, &path, &["httpGet", "tcpSocket", "exec", "grpc"]);
+        if let Some(probe) = spec.get("probe") {
+            self.probe(probe, &Path::SPEC.key("probe"));
+        }
+    }
+
+    fn health_check_policy(&mut self, spec: &Node) {
+        if let Some(fault) = spec.text("host").and_then(host_fault) {
+            self.error("bad-host", &Path::SPEC.key("host"), fault);
+        }
+        if let Some(probe) = spec.get("probe") {
+            let path = Path::SPEC.key("probe");
+            self.probe(probe, &path);
+            if has(probe, "exec") {
+                let message =
+                    "a gateway cannot run commands beside an endpoint: write httpGet, tcpSocket or grpc";
+                self.error("bad-value", &path.key("exec"), message);
+            } else if !["httpGet", "tcpSocket", "grpc"]
+                .iter()
+                .any(|name| has(probe, name))
+            {
+                self.missing(&path, "a probe needs one of httpGet, tcpSocket and grpc");
+            }
+        }
+    }
+
+    fn probe(&mut self, probe: &Node, path: &Path<'_>) {
+        self.at_most_one(probe, path, &["httpGet", "tcpSocket", "exec", "grpc"]);
         for name in ["httpGet", "tcpSocket", "grpc"] {
             if let Some(method) = probe.get(name) {
                 self.port(method, &path.key(name), "port");
@@ -965,14 +1067,20 @@ mod tests {
             ("a/b/c", "a/b", true),
             ("a", "ab", false),
         ] {
-            assert_eq!(overlaps(&parts(earlier), &parts(later)), expected, "{earlier} {later}");
+            assert_eq!(
+                overlaps(&parts(earlier), &parts(later)),
+                expected,
+                "{earlier} {later}"
+            );
         }
     }
 
     #[test]
     fn small_things_are_recognized() {
         assert!(is_subnet("10.0.0.0/8") && is_subnet("::1") && is_subnet("::/0"));
-        assert!(!is_subnet("10.0.0.0/33") && !is_subnet("a/8") && !is_subnet("1.2.3/8") && !is_subnet("1.2.3.4/"));
+        assert!(
+            !is_subnet("10.0.0.0/33") && !is_subnet("a/8") && !is_subnet("1.2.3/8") && !is_subnet("1.2.3.4/")
+        );
         assert!(is_prime(65_537) && is_prime(2) && !is_prime(1) && !is_prime(65_536));
     }
 }

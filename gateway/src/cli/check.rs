@@ -32,7 +32,18 @@ pub(super) fn run(args: &Args) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let compiled = isthmus_config::compile(&sources, &args.resources.compile_options());
+    let resources = &args.resources;
+    let process = crate::run::load_process(resources.mesh_config.as_ref(), resources.settings.as_ref());
+    let mut options = resources.compile_options();
+    match process {
+        Ok((mesh, _)) => options.mesh = mesh,
+        Err(exit) => {
+            let (status, text) = exit.status();
+            let _closed = writeln!(std::io::stderr().lock(), "isthmus: {}", text.unwrap_or(""));
+            return ExitCode::from(status);
+        }
+    }
+    let compiled = isthmus_config::compile(&sources, &options);
     let count = |severity| {
         compiled
             .diagnostics

@@ -11,7 +11,8 @@ pub(super) fn run(topic: Option<&str>, filter: Option<&str>) -> ExitCode {
     match topic {
         None => print(&cli.render_long_help().to_string()),
         Some("settings") => print(&settings()),
-        Some("fields") => print(&fields(filter.unwrap_or(""))),
+        Some("mesh-config") => print(&listed(&isthmus_config::mesh_fields(), "")),
+        Some("fields") => print(&listed(&isthmus_config::fields(), filter.unwrap_or(""))),
         Some(name) => match cli.find_subcommand_mut(name) {
             Some(command) => print(&command.render_long_help().to_string()),
             None => {
@@ -28,10 +29,10 @@ pub(super) fn run(topic: Option<&str>, filter: Option<&str>) -> ExitCode {
 }
 
 /// One line a field: kind, path, what it holds, what is done with it, and why when that is nothing.
-fn fields(filter: &str) -> String {
+fn listed(fields: &[isthmus_config::FieldInfo], filter: &str) -> String {
     let mut text = String::new();
     let wanted = filter.to_ascii_lowercase();
-    for field in isthmus_config::fields() {
+    for field in fields {
         let name = format!("{} {}", field.kind, field.path);
         if !name.to_ascii_lowercase().contains(&wanted) {
             continue;

@@ -40,9 +40,9 @@ enum Command {
     Check(check::Args),
     /// Print the version.
     Version,
-    /// Explain a command, or a topic: settings, fields.
+    /// Explain a command, or a topic: settings, fields, mesh-config.
     Help {
-        /// `settings`, `fields`, or the name of a command.
+        /// `settings`, `fields`, `mesh-config`, or the name of a command.
         topic: Option<String>,
         /// Of the fields, those whose kind or path has this in it.
         filter: Option<String>,
@@ -70,6 +70,12 @@ struct ResourceArgs {
     /// What holds when nothing is written: the defaults of Istio 1.1's concept pages, or today's.
     #[arg(long, value_enum, env = "ISTHMUS_DEFAULTS", default_value = "seed")]
     defaults: DefaultsArg,
+    /// Istio's MeshConfig, for what of it concerns a gateway; see `isthmus help mesh-config`.
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_MESH_CONFIG")]
+    mesh_config: Option<PathBuf>,
+    /// Limits and time-outs; see `isthmus help settings`.
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_SETTINGS")]
+    settings: Option<PathBuf>,
     /// Take unknown fields as warnings, and repair what can be repaired.
     #[arg(long, env = "ISTHMUS_LENIENT")]
     lenient: bool,
@@ -85,6 +91,7 @@ impl ResourceArgs {
             labels: self.labels.0.clone(),
             namespace: self.namespace.clone(),
             lenient: self.lenient,
+            mesh: isthmus_config::mesh::MeshConfig::default(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             version: 1,
         }
@@ -159,9 +166,6 @@ struct RunArgs {
         default_value = "0.0.0.0:15020"
     )]
     metrics: SocketAddr,
-    /// Limits and time-outs; see `isthmus help settings`.
-    #[arg(long, value_name = "FILE", env = "ISTHMUS_SETTINGS")]
-    settings: Option<PathBuf>,
     /// How long new connections are accepted after TERM.
     #[arg(long, value_name = "DURATION", env = "ISTHMUS_DRAIN_DELAY", default_value = "5s", value_parser = parse_duration)]
     drain_delay: Duration,
@@ -198,7 +202,8 @@ impl RunArgs {
         run::Options {
             paths: self.resources.files.clone(),
             compile: self.resources.compile_options(),
-            settings: self.settings.clone(),
+            mesh_config: self.resources.mesh_config.clone(),
+            settings: self.resources.settings.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
                 "off" => Target::Off,

@@ -9,6 +9,7 @@ pub mod pool;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
+use crate::protocol::Protocol;
 use crate::random::Random;
 use crate::shared::{ClusterShared, Permit};
 use balancer::{Balancer, BalancerKind, Load};
@@ -29,6 +30,8 @@ pub struct ClusterSpec {
     pub key: ClusterKey,
     /// Its endpoints.
     pub endpoints: Arc<EndpointSet>,
+    /// What its endpoints speak.
+    pub protocol: Protocol,
     /// How endpoints are picked.
     pub balancer: BalancerKind,
     /// How long a connect may take.
@@ -272,6 +275,7 @@ mod tests {
         Arc::new(ClusterSpec {
             key: ClusterKey::outbound(80, "", "h"),
             endpoints: Arc::new(EndpointSet::new(endpoints)),
+            protocol: Protocol::Http,
             balancer: BalancerKind::RoundRobin,
             connect_timeout: CONNECT_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,

@@ -154,7 +154,7 @@ pub fn run(mut options: Options) -> Exit {
     };
     options.compile.mesh = mesh;
     match load(&options) {
-        Ok(compiled) => run_compiled(options, compiled, settings),
+        Ok(compiled) => run_compiled(options, compiled, &settings),
         Err(exit) => exit,
     }
 }
@@ -162,12 +162,12 @@ pub fn run(mut options: Options) -> Exit {
 /// Runs the gateway on resources that are at hand, with default settings.
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
     match compile(sources, &options.compile) {
-        Ok(compiled) => run_compiled(options, compiled, Settings::default()),
+        Ok(compiled) => run_compiled(options, compiled, &Settings::default()),
         Err(exit) => exit,
     }
 }
 
-fn run_compiled(options: Options, compiled: Compiled, settings: Settings) -> Exit {
+fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }
@@ -176,7 +176,7 @@ fn run_compiled(options: Options, compiled: Compiled, settings: Settings) -> Exi
         .shards
         .unwrap_or_else(executor::granted_parallelism)
         .max(1);
-    let connections_max = connections_per_shard(&settings, raise_open_files(), count);
+    let connections_max = connections_per_shard(settings, raise_open_files(), count);
 
     let log = match access_log::Writer::start(&options.access_log, options.access_log_format) {
         Ok(log) => log,

@@ -21,7 +21,8 @@ const TRIES_MAX: usize = 32;
 #[derive(Debug, Clone, Default)]
 pub(super) struct PathIndex {
     exact_case: Trie,
-    any_case: Trie,
+    /// Few virtual hosts have one.
+    any_case: Option<Box<Trie>>,
 }
 
 /// What a rule must still be asked when its turn comes.
@@ -120,7 +121,7 @@ impl PathIndex {
         }
         Self {
             exact_case: Trie::new(exact_case, false),
-            any_case: Trie::new(any_case, true),
+            any_case: (!any_case.is_empty()).then(|| Box::new(Trie::new(any_case, true))),
         }
     }
 
@@ -134,8 +135,8 @@ impl PathIndex {
     ) -> Option<usize> {
         let mut best = NONE;
         self.exact_case.find(path, routes, &mut takes, &mut best);
-        if !self.any_case.nodes.is_empty() {
-            self.any_case.find(path, routes, &mut takes, &mut best);
+        if let Some(any_case) = &self.any_case {
+            any_case.find(path, routes, &mut takes, &mut best);
         }
         (best != NONE).then_some(best as usize)
     }

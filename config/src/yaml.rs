@@ -18,6 +18,10 @@ pub(crate) const DEPTH_MAX: usize = 64;
 const NODES_MAX: usize = 1_000_000;
 /// Most bytes of text of one document, each alias counted as what it stands for.
 const TEXT_BYTES_MAX: usize = 4 * DOCUMENT_BYTES_MAX;
+/// Most documents of one file. 100,000 routes, each in a document of its own, must fit.
+const DOCUMENTS_MAX: usize = 200_000;
+/// Most unquoted stars of one document that are told.
+const STARS_TOLD_MAX: usize = 200;
 /// Bytes of paths that the parser may format while positions are looked for: see [`Positions`].
 const LOCATE_BYTES_MAX: usize = 256 << 20;
 
@@ -44,7 +48,6 @@ impl Node {
         found.filter(|value| **value != Node::Null)
     }
 
-    /// The entries of a map; none for anything else.
     /// The value of a key, to change it.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
         match self {
@@ -64,6 +67,7 @@ impl Node {
         }
     }
 
+    /// The entries of a map; none for anything else.
     pub(crate) fn entries(&self) -> &[(String, Node)] {
         match self {
             Self::Map(entries) => entries,
@@ -160,7 +164,9 @@ pub(crate) fn same_name(written: &str, name: &str) -> bool {
     if written == name {
         return true;
     }
-    if !written.contains('_') {
+    // Underscores stand between words, and a spelling with them has no capitals.
+    let words = !written.contains("__") && !written.starts_with('_') && !written.ends_with('_');
+    if !words || !written.contains('_') || written.contains(|c: char| c.is_ascii_uppercase()) {
         return false;
     }
     let mut upper = false;
@@ -287,8 +293,19 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
 pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    for chunk in split(text) {
+    for (number, chunk) in split(text).into_iter().enumerate() {
         let Chunk { text, line, column } = chunk;
+        if number == DOCUMENTS_MAX {
+            errors.push(SyntaxError {
+                code: "too-many",
+                line: line + 1,
+                column: column + 1,
+                message: format!("a file has at most {DOCUMENTS_MAX} documents: the rest is not read"),
+                help: None,
+                repaired: false,
+            });
+            break;
+        }
         if text.len() > DOCUMENT_BYTES_MAX {
             errors.push(SyntaxError {
                 code: "too-large",
@@ -330,7 +347,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 let file_column = |at_line: usize, at: usize| if at_line == 0 { at + column } else { at } + 1;
                 match here {
                     // All of them at once, so that one run of the editor suffices.
-                    Some(_) => errors.extend(stars.iter().map(|star| SyntaxError {
+                    Some(_) => errors.extend(stars.iter().take(STARS_TOLD_MAX).map(|star| SyntaxError {
                         code: "unquoted-wildcard",
                         line: line + star.line + 1,
                         column: file_column(star.line, star.column),
@@ -394,6 +411,13 @@ struct Fault {
     message: String,
 }
 
+/// The only door to the parser. A document must have passed [`too_deep`] before.
+fn parser(text: &str) -> serde_yaml::Deserializer<'_> {
+    #[cfg(test)]
+    work::parsed(text);
+    serde_yaml::Deserializer::from_str(text)
+}
+
 fn parse(text: &str) -> Result<Node, Fault> {
     if let Some((line, column)) = too_deep(text) {
         let message = format!("more than {DEPTH_MAX} lists and maps inside each other");
@@ -412,29 +436,30 @@ fn parse(text: &str) -> Result<Node, Fault> {
         budget: &budget,
         depth: 0,
     };
-    seed.deserialize(serde_yaml::Deserializer::from_str(text))
-        .or_else(|error| {
-            // JSON may say what YAML 1.1 cannot read, such as surrogate pairs.
-            if text.trim_start().starts_with(['{', '[']) {
-                budget.nodes.set(NODES_MAX);
-                budget.text.set(TEXT_BYTES_MAX);
-                let mut json = serde_json::Deserializer::from_str(text);
-                if let Ok(node) = seed.deserialize(&mut json)
-                    && json.end().is_ok()
-                {
-                    return Ok(node);
-                }
+    seed.deserialize(parser(text)).or_else(|error| {
+        // JSON may say what YAML 1.1 cannot read, such as surrogate pairs.
+        if text.trim_start().starts_with(['{', '[']) {
+            budget.nodes.set(NODES_MAX);
+            budget.text.set(TEXT_BYTES_MAX);
+            #[cfg(test)]
+            work::parsed(text);
+            let mut json = serde_json::Deserializer::from_str(text);
+            if let Ok(node) = seed.deserialize(&mut json)
+                && json.end().is_ok()
+            {
+                return Ok(node);
             }
-            let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-            let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-            Err(Fault {
-                code: "syntax",
-                line: line.saturating_sub(1),
-                column: column.saturating_sub(1),
-                message,
-            })
+        }
+        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
+        Err(Fault {
+            code: "syntax",
+            line: line.saturating_sub(1),
+            column: column.saturating_sub(1),
+            message,
         })
+    })
 }
 
 /// Looks for nesting that the parser would take quadratic time for: flow brackets, and dashes on one line. Returns
@@ -535,40 +560,104 @@ struct Star<'a> {
     token: &'a str,
 }
 
-/// The values of a document that begin with a star and are no aliases: `- *.foo.com`, `host: *`.
+/// The values and keys of a document that begin with a star and are no aliases: `- *.foo.com`, `host: *`, `[*.foo.com]`.
+///
+/// As with [`too_deep`], quoted text, comments and block scalars do not count.
 fn unquoted_stars(text: &str) -> Vec<Star<'_>> {
     let mut stars = Vec::new();
-    let mut at = 0;
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        let start = match line.find(": *") {
-            Some(colon) => Some(colon + 2),
-            None => line
-                .find("- *")
-                .filter(|dash| line.get(..*dash).is_some_and(|head| head.trim().is_empty()))
-                .map(|dash| dash + 2),
-        };
-        if let Some(start) = start {
-            let rest = line.get(start..).unwrap_or("");
-            let token = rest.split(" #").next().unwrap_or("").trim_end();
-            let alias = token.get(1..).is_some_and(|name| {
-                !name.is_empty()
-                    && name
-                        .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-            });
-            if !alias && !token.contains(['"', '\'']) {
-                let column = line.get(..start).unwrap_or("").chars().count();
-                stars.push(Star {
-                    line: number,
-                    column,
-                    start: at + start,
-                    token,
-                });
-            }
+    let mut depth = 0usize;
+    let mut quote: Option<char> = None;
+    let mut block: Option<usize> = None;
+    let mut line_start = 0;
+    for (number, whole_line) in text.split_inclusive('\n').enumerate() {
+        let line = whole_line.trim_end_matches(['\n', '\r']);
+        let start = line_start;
+        line_start += whole_line.len();
+        let indent = line.len() - line.trim_start_matches(' ').len();
+        if line.trim().is_empty() {
+            continue;
         }
-        at += line.len();
+        if let Some(parent) = block {
+            if indent > parent {
+                continue;
+            }
+            block = None;
+        }
+        // Whether a value may begin here: at the head of a line, behind its dashes, and behind what opens or parts.
+        let mut fresh = true;
+        let (mut before, mut escaped) = (' ', false);
+        let mut token_end = 0;
+        let mut characters = line.char_indices().enumerate().peekable();
+        while let Some((column, (at, character))) = characters.next() {
+            if at < token_end {
+                continue;
+            }
+            let next = characters.peek().map_or(' ', |(_, (_, next))| *next);
+            match (quote, character) {
+                (Some('"'), _) if escaped => escaped = false,
+                (Some('"'), '\\') => escaped = true,
+                (Some(open), _) if open == character => (quote, fresh) = (None, false),
+                (Some(_), _) => {}
+                (None, '#') if before.is_whitespace() => break,
+                (None, '"' | '\'') if fresh => quote = Some(character),
+                (None, '[' | '{') if fresh => depth += 1,
+                (None, ']' | '}') if depth > 0 => (depth, fresh) = (depth - 1, false),
+                (None, ',') if depth > 0 => fresh = true,
+                (None, '*') if fresh => {
+                    let token = star_token(line.get(at..).unwrap_or(""), depth > 0);
+                    if !is_alias(token) && !token.contains(['"', '\'']) {
+                        stars.push(Star {
+                            line: number,
+                            column,
+                            start: start + at,
+                            token,
+                        });
+                    }
+                    (token_end, fresh) = (at + token.len(), false);
+                }
+                (None, ':') => fresh = next.is_whitespace(),
+                (None, '-' | '?') if fresh => fresh = next.is_whitespace(),
+                (None, _) if character.is_whitespace() => {}
+                (None, _) => fresh = false,
+            }
+            before = character;
+        }
+        if quote.is_none() && depth == 0 && opens_block_scalar(line) {
+            block = Some(indent);
+        }
     }
     stars
+}
+
+/// The word that begins with a star: up to a comment, the colon of a key, or what ends a value inside of brackets.
+fn star_token(rest: &str, in_flow: bool) -> &str {
+    let mut before = ' ';
+    let mut characters = rest.char_indices().peekable();
+    let mut end = rest.len();
+    while let Some((at, character)) = characters.next() {
+        let next = characters.peek().map_or(' ', |(_, next)| *next);
+        let ends = match character {
+            '#' => before.is_whitespace(),
+            ':' => next.is_whitespace(),
+            ',' | ']' | '}' => in_flow,
+            _ => false,
+        };
+        if ends {
+            end = at;
+            break;
+        }
+        before = character;
+    }
+    rest.get(..end).unwrap_or("").trim_end()
+}
+
+/// Whether a word with a star is what YAML takes for an alias.
+fn is_alias(token: &str) -> bool {
+    let name = token.get(1..).unwrap_or("");
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
 fn quote_stars(text: &str, stars: &[Star<'_>]) -> String {
@@ -612,6 +701,8 @@ impl Build<'_> {
         };
         self.budget.nodes.set(nodes);
         self.budget.text.set(bytes);
+        #[cfg(test)]
+        work::built(text);
         Ok(())
     }
 
@@ -740,7 +831,9 @@ pub(crate) struct Positions {
 impl Positions {
     pub(crate) fn new(text: &str) -> Self {
         let budget = Cell::new(LOCATE_BYTES_MAX);
-        let found = Locate(&budget).deserialize(serde_yaml::Deserializer::from_str(text));
+        let found = Locate(&budget).deserialize(parser(text));
+        #[cfg(test)]
+        work::located(LOCATE_BYTES_MAX - budget.get());
         found.unwrap_or_default()
     }
 
@@ -938,6 +1031,51 @@ impl<'de> Visitor<'de> for Locate<'_> {
     }
 }
 
+/// What reading costs, counted where it is spent, so that tests can bound it without a clock.
+#[cfg(test)]
+mod work {
+    use std::cell::Cell;
+
+    #[derive(Debug, Clone, Copy, Default)]
+    pub(super) struct Work {
+        /// Bytes that were given to a parser, each time that they were.
+        pub(super) parsed: usize,
+        /// Values that were built, aliases replaced.
+        pub(super) nodes: usize,
+        /// Bytes of text in them.
+        pub(super) text: usize,
+        /// Bytes of paths that were formatted to find positions.
+        pub(super) located: usize,
+    }
+
+    thread_local! {
+        static WORK: Cell<Work> = const { Cell::new(Work { parsed: 0, nodes: 0, text: 0, located: 0 }) };
+    }
+
+    fn add(change: impl FnOnce(&mut Work)) {
+        let mut work = WORK.get();
+        change(&mut work);
+        WORK.set(work);
+    }
+
+    pub(super) fn parsed(text: &str) {
+        add(|work| work.parsed += text.len());
+    }
+
+    pub(super) fn built(text: usize) {
+        add(|work| (work.nodes, work.text) = (work.nodes + 1, work.text + text));
+    }
+
+    pub(super) fn located(bytes: usize) {
+        add(|work| work.located += bytes);
+    }
+
+    /// What was spent since the last call.
+    pub(super) fn take() -> Work {
+        WORK.take()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1086,6 +1224,169 @@ mod tests {
         assert_eq!(documents[0].node.texts("hosts"), ["*.foo.com", "*"]);
         assert!(errors.iter().all(|error| error.repaired));
         assert_eq!(fault("a: *unknown\n").code, "syntax");
+    }
+
+    #[test]
+    fn unquoted_wildcards_are_found_in_flow_style_too() {
+        let text = "hosts: [*]\nothers: [a.b, *.foo.com , \"*\", '*.x']\nlist:\n- {host: *.x.y, to: {*: 1}} # [*.z]\n- - *.é.com\n";
+        let (documents, errors) = read(text, false);
+        assert!(documents.is_empty());
+        let places: Vec<_> = errors
+            .iter()
+            .map(|error| (error.line, error.column, error.help.as_deref().unwrap_or("")))
+            .collect();
+        let expected = [
+            (1, 9, "quote it: \"*\""),
+            (2, 15, "quote it: \"*.foo.com\""),
+            (4, 10, "quote it: \"*.x.y\""),
+            (4, 22, "quote it: \"*\""),
+            (5, 5, "quote it: \"*.é.com\""),
+        ];
+        assert_eq!(places, expected);
+        let (documents, errors) = read(text, true);
+        assert!(errors.iter().all(|error| error.repaired));
+        assert_eq!(
+            documents[0].node.texts("others"),
+            ["a.b", "*.foo.com", "*", "*.x"]
+        );
+        // Aliases, text, comments and block scalars are left alone.
+        for text in [
+            "a: &x 1\nb: [*x, {c: *x}]\nd: *.e\n",
+            "a: x *.y\nb: -*.z\nc: '[*.q]'\nd: *.e\n",
+            "a: |\n  - *.y\n  [*.z]\n# - *.q\nd: *.e\n",
+        ] {
+            let (_, errors) = read(text, false);
+            let told: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].starts_with("`*.e`"), "{told:?}");
+        }
+    }
+
+    /// Reads a text and asks for its positions; what that cost.
+    fn cost(text: &str, lenient: bool) -> (work::Work, Vec<SyntaxError>) {
+        work::take();
+        let (documents, errors) = read(text, lenient);
+        let mut work = work::take();
+        for document in &documents {
+            let _ = Positions::new(&document.text);
+        }
+        let located = work::take();
+        work.parsed += located.parsed;
+        work.located = located.located;
+        (work, errors)
+    }
+
+    #[test]
+    fn hostile_nesting_never_reaches_the_parser() {
+        let many = |piece: &str| piece.repeat((1 << 20) / piece.len());
+        for piece in [
+            "[", "{", "- ", "? ", "- - - ", "{a: ", "[[{", "[ ", "- [", "{\"a\":[", "[\n",
+        ] {
+            for start in ["", "a: ", "- ", "a:\n  b: ", "# x\n---\n"] {
+                for lenient in [false, true] {
+                    let (work, errors) = cost(&format!("{start}{}", many(piece)), lenient);
+                    let codes: Vec<_> = errors.iter().map(|error| error.code).collect();
+                    if start.ends_with(": ") && !piece.contains('[') && piece.starts_with(['-', '?']) {
+                        // No list may begin behind a key: the parser stops at the first dash.
+                        assert_eq!(codes, ["syntax"], "{piece:?}");
+                        assert!(work.nodes <= 4, "{piece:?} {work:?}");
+                    } else {
+                        assert_eq!(codes, ["too-deep"], "{start:?} {piece:?}");
+                        assert_eq!((work.parsed, work.nodes), (0, 0), "{start:?} {piece:?}");
+                    }
+                }
+            }
+        }
+        // What is wide instead of deep is read once, and once more for its positions.
+        for piece in ["[],", "{},", "[[[]]],", "{a: {}},"] {
+            let text = format!("a: [{}]\n", many(piece).trim_end_matches(','));
+            let (work, errors) = cost(&text, false);
+            assert!(errors.is_empty(), "{errors:?}");
+            assert!(
+                work.parsed <= 2 * text.len() && work.nodes <= text.len(),
+                "{work:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_documents_cost_no_more_than_their_share() {
+        let bomb = |levels: usize, width: usize| {
+            let mut text = "a0: &a0 xxxxxxxxxxxxxxxx\n".to_owned();
+            for level in 1..levels {
+                let before = format!("*a{},", level - 1).repeat(width);
+                text.push_str(&format!(
+                    "a{level}: &a{level} [{}]\n",
+                    before.trim_end_matches(',')
+                ));
+            }
+            text
+        };
+        let merges = |count: usize| {
+            let base: String = (0..200).map(|at| format!("  k{at}: v\n")).collect();
+            let uses: String = (0..count).map(|at| format!("u{at}:\n  <<: *b\n")).collect();
+            format!("b: &b\n{base}{uses}")
+        };
+        let huge = "k".repeat(1 << 20);
+        let half = "k".repeat(1 << 19);
+        let keyed: String = (0..1_000).map(|at| format!("  a{at}: 1\n")).collect();
+        let texts = [
+            ("alias bomb", bomb(12, 10)),
+            ("wide alias bomb", bomb(4, 3_000)),
+            ("deep alias chain", bomb(3_000, 1)),
+            ("merge keys", merges(10_000)),
+            ("huge key", format!("? {huge}\n: 1\n")),
+            ("huge key over many", format!("? {half}\n:\n{keyed}")),
+            ("huge key of JSON", format!("{{\"{huge}\": 1}}")),
+            ("huge text", format!("a: \"{huge}\"\n")),
+            ("one key by the thousand", "a: 1\n".repeat(200_000)),
+            ("anchors without end", "- &a 1\n".repeat(150_000)),
+            ("unknown aliases", "- *a\n".repeat(200_000)),
+            ("unquoted stars", format!("a: [{}*]", "*.a,".repeat(250_000))),
+            ("unquoted stars on lines", "- *.a\n".repeat(150_000)),
+            ("colons", "a: ".repeat(300_000)),
+            ("quotes", "'".repeat(1 << 20)),
+            ("open quotes", "\"a\n".repeat(300_000)),
+            ("tags", "!".repeat(1 << 20)),
+            ("anchors", "&".repeat(1 << 20)),
+            ("dashes with tabs", "-\t".repeat(500_000)),
+            ("tabs", "\t".repeat(1 << 20)),
+            ("block marks", "|\n".repeat(500_000)),
+            (
+                "steps",
+                (0..1_400).map(|at| format!("{}a:\n", " ".repeat(at))).collect(),
+            ),
+            ("separators", "---\n".repeat(250_000)),
+            ("documents", "---\na\n".repeat(150_000)),
+            ("percent", "%".repeat(1 << 20)),
+            ("nothing", "\0".repeat(1 << 20)),
+        ];
+        for (name, text) in &texts {
+            // Only stars are repaired.
+            for lenient in [false, true]
+                .into_iter()
+                .take(1 + usize::from(name.contains("stars")))
+            {
+                let (work, errors) = cost(text, lenient);
+                // As YAML, repaired, as JSON, and for the positions.
+                assert!(work.parsed <= 4 * (text.len() + 2 * 250_000), "{name}: {work:?}");
+                assert!(work.nodes <= 2 * NODES_MAX, "{name}: {work:?}");
+                assert!(work.text <= 2 * TEXT_BYTES_MAX, "{name}: {work:?}");
+                assert!(work.located <= LOCATE_BYTES_MAX, "{name}: {work:?}");
+                let told: usize = errors.iter().map(|error| error.message.len()).sum();
+                assert!(
+                    errors.len() <= text.len() / 4 && told <= 2 * text.len() + 1_000,
+                    "{name}"
+                );
+            }
+        }
+        let limited = "---\na\n".repeat(DOCUMENTS_MAX + 5);
+        let (documents, errors) = read(&limited, false);
+        assert_eq!((documents.len(), errors.len()), (DOCUMENTS_MAX, 1));
+        assert_eq!(
+            (errors[0].code, errors[0].line),
+            ("too-many", 2 * DOCUMENTS_MAX + 1)
+        );
     }
 
     #[test]

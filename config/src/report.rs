@@ -12,6 +12,19 @@ use std::sync::Arc;
 /// Most diagnostics of one document that are kept; the rest are counted.
 const PER_DOCUMENT_MAX: usize = 200;
 
+/// Longest message in characters; what it cites may be as long as a document.
+const MESSAGE_CHARS_MAX: usize = 500;
+/// Problems that say that something is not there. They say nothing while a document could not be read, because it may
+/// be in that one.
+const ABSENCES: [&str; 6] = [
+    "unknown-delegate",
+    "unknown-gateway",
+    "unknown-host",
+    "unknown-port",
+    "unknown-subset",
+    "unserved-host",
+];
+
 /// Where a resource was written.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
@@ -91,6 +104,8 @@ pub(crate) struct Report<'a> {
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
     lenient: bool,
+    /// Whether a document could not be read.
+    incomplete: bool,
     /// Fields of the resource at hand that have an error.
     faulty: Vec<String>,
     /// Whether single fields have been checked already.
@@ -105,6 +120,7 @@ impl<'a> Report<'a> {
             found: Vec::new(),
             errors: 0,
             lenient,
+            incomplete: false,
             faulty: Vec::new(),
             validating: false,
         };
@@ -125,6 +141,7 @@ impl<'a> Report<'a> {
                     Severity::Error
                 };
                 report.errors += usize::from(severity == Severity::Error);
+                report.incomplete |= severity == Severity::Error;
                 report.found.push((
                     index,
                     Diagnostic {
@@ -135,8 +152,8 @@ impl<'a> Report<'a> {
                         column: error.column,
                         resource: String::new(),
                         field: String::new(),
-                        message: error.message,
-                        help: error.help,
+                        message: cut(error.message),
+                        help: error.help.map(cut),
                     },
                 ));
             }
@@ -282,6 +299,21 @@ impl<'a> Report<'a> {
         help: Option<String>,
         of_key: bool,
     ) {
+        if self.incomplete && ABSENCES.contains(&code) {
+            return;
+        }
+        let full = self
+            .documents
+            .get(origin.document)
+            .is_some_and(|entry| entry.count >= PER_DOCUMENT_MAX);
+        if full && (severity != Severity::Error || self.errors > 0) {
+            // Only the count is told of it, so that nothing needs to be found out about it.
+            self.errors += usize::from(severity == Severity::Error);
+            if let Some(entry) = self.documents.get_mut(origin.document) {
+                entry.count += 1;
+            }
+            return;
+        }
         let field = path.to_string();
         let follows = |known: &String| {
             let inside = |inner: &str, outer: &str| {
@@ -309,7 +341,8 @@ impl<'a> Report<'a> {
             return;
         }
         let (file, line, column) = self.locate(origin, path, of_key);
-        let (file, resource) = (file.to_owned(), origin.resource.to_string());
+        let (file, resource) = (file.to_owned(), cut(origin.resource.to_string()));
+        let (message, help) = (cut(message), help.map(cut));
         let diagnostic = Diagnostic {
             severity,
             code,
@@ -354,4 +387,13 @@ impl<'a> Report<'a> {
             .sort_by_key(|(source, diagnostic)| (*source, diagnostic.line, diagnostic.column));
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }
+}
+
+/// A text that is no longer than a message may be.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MESSAGE_CHARS_MAX) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
 }

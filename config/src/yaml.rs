@@ -234,11 +234,13 @@ impl fmt::Display for Path<'_> {
             match step {
                 Path::Root => {}
                 Path::Key(_, name) | Path::Entry(_, _, name) => {
+                    // As long as a document, a key would fill the screen once per problem.
+                    let name = crate::resource::schema::shortened(name);
                     let plain = name
                         .bytes()
                         .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
                     match (plain, at) {
-                        (true, 0) => f.write_str(name)?,
+                        (true, 0) => f.write_str(&name)?,
                         (true, _) => write!(f, ".{name}")?,
                         (false, _) => write!(f, "[{name}]")?,
                     }

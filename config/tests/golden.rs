@@ -261,6 +261,21 @@ fn every_mistake_is_told_at_once_with_its_place() {
 }
 
 #[test]
+fn names_that_lead_nowhere_are_told() {
+    insta::assert_snapshot!(told("absent.yaml", &in_istio_system()));
+}
+
+#[test]
+fn after_a_document_that_cannot_be_read_nothing_is_called_absent() {
+    insta::assert_snapshot!(told("unreadable.yaml", &in_istio_system()));
+}
+
+#[test]
+fn mistakes_in_metadata_are_told() {
+    insta::assert_snapshot!(told("metadata.yaml", &in_istio_system()));
+}
+
+#[test]
 fn lenient_repairs_wildcards_and_passes_unknown_fields() {
     let options = Options {
         lenient: true,

@@ -11,6 +11,7 @@ pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
 pub(crate) mod workload;
 
+use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
 use destination_rule::DestinationRule;
@@ -239,13 +240,19 @@ fn read(
     };
     let before = report.errors();
     report.begin();
+    check_metadata(metadata, &meta.origin, report);
     if meta.name.is_empty() {
-        report.error(
-            "missing-field",
-            &meta.origin,
-            &root.key("metadata").key("name"),
-            "`name` is required",
-        );
+        // A name of another type has been told already, and metadata that are no map.
+        let absent = matches!(metadata.get("name"), None | Some(Node::Text(_)));
+        if absent && matches!(metadata, Node::Map(_) | Node::Null) {
+            let metadata = root.key("metadata");
+            report.error(
+                "missing-field",
+                &meta.origin,
+                &metadata.key("name"),
+                "`name` is required",
+            );
+        }
     } else {
         let first = seen.get(&*meta.origin.resource).cloned();
         if let Some(first) = first {
@@ -355,17 +362,79 @@ fn read(
 /// Fields beside `spec`; Istio's own decoder would drop a wrong one without a word.
 fn check_top(node: &Node, origin: &Origin, report: &mut Report<'_>) {
     const KNOWN: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+    check_names(node, &Path::Root, &KNOWN, origin, report);
+}
+
+/// Fields of `metadata` (Kubernetes `ObjectMeta`). A misspelt `labels` or `namespace` changes what a resource means.
+fn check_metadata(metadata: &Node, origin: &Origin, report: &mut Report<'_>) {
+    const KNOWN: [&str; 16] = [
+        "annotations",
+        "clusterName",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    ];
+    let path = Path::Root.key("metadata");
+    let wrong = |value: &Node, path: &Path<'_>, expected: &str, report: &mut Report<'_>| {
+        let help = matches!(value, Node::Int(_) | Node::Float(_) | Node::Bool(_))
+            .then(|| "put it in quotes".to_owned());
+        let message = format!("expected {expected}, found {}", value.describe());
+        report.add(Severity::Error, "wrong-type", origin, path, message, help);
+    };
+    if !matches!(metadata, Node::Map(_) | Node::Null) {
+        return wrong(metadata, &path, "a map of fields", report);
+    }
+    check_names(metadata, &path, &KNOWN, origin, report);
+    for name in ["name", "namespace"] {
+        if let Some(value) = metadata.get(name).filter(|value| value.as_text().is_none()) {
+            wrong(value, &path.key(name), "text", report);
+        }
+    }
+    for name in ["labels", "annotations"] {
+        let path = path.key(name);
+        match metadata.get(name) {
+            None => {}
+            Some(Node::Map(entries)) => {
+                for (at, (key, value)) in entries.iter().enumerate() {
+                    if !matches!(value, Node::Text(_) | Node::Null) {
+                        wrong(value, &Path::Entry(&path, at, key), "text", report);
+                    }
+                }
+            }
+            Some(value) => wrong(value, &path, "a map", report),
+        }
+    }
+}
+
+/// Reports the keys of a map that are none of the known names, and those that are written twice.
+fn check_names(node: &Node, path: &Path<'_>, known: &[&str], origin: &Origin, report: &mut Report<'_>) {
+    let mut seen = HashSet::new();
     for (at, (key, _)) in node.entries().iter().enumerate() {
-        if !KNOWN.contains(&key.as_str()) {
+        let path = Path::Entry(path, at, key);
+        if !known.contains(&key.as_str()) {
+            // Only the first ones are worth the comparison with all names.
             let name = if at < 100 {
-                crate::diagnostic::nearest(key, KNOWN)
+                crate::diagnostic::nearest(key, known.iter().copied())
             } else {
                 None
             };
             let help = name.map(|name| format!("did you mean `{name}`?"));
             let message = format!("unknown field `{}`", schema::shortened(key));
-            let path = Path::Entry(&Path::Root, at, key);
             report.add_key(report.strict(), "unknown-field", origin, &path, message, help);
+        } else if !seen.insert(key.as_str()) {
+            let message = format!("the field `{key}` is written twice");
+            report.add_key(Severity::Error, "duplicate-field", origin, &path, message, None);
         }
     }
 }

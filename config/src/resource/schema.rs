@@ -566,10 +566,10 @@ impl Walk<'_, '_> {
 
 /// A written word, cut when it is too long for a message.
 pub(crate) fn shortened(text: &str) -> String {
-    if text.chars().count() <= 80 {
-        text.to_owned()
-    } else {
-        text.chars().take(77).chain("...".chars()).collect()
+    let mut ends = text.char_indices().skip(77).map(|(at, _)| at);
+    match (ends.next(), ends.nth(2)) {
+        (Some(end), Some(_)) => format!("{}...", text.get(..end).unwrap_or("")),
+        _ => text.to_owned(),
     }
 }
 

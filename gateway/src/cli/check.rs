@@ -62,12 +62,20 @@ pub(super) fn run(args: &Args) -> ExitCode {
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
                 ));
             }
-            let resources = compiled.resources;
             print(&format!(
-                "{resources} resources, {errors} errors, {warnings} warnings\n"
+                "{}, {}, {}\n",
+                counted(compiled.resources, "resource"),
+                counted(errors, "error"),
+                counted(warnings, "warning")
             ));
         }
     }
     let failed = errors > 0 || (args.strict && warnings > 0);
     ExitCode::from(u8::from(failed))
+}
+
+/// `1 error`, `2 errors`.
+fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }

@@ -5,7 +5,14 @@
 //! parsing. Positions are found only when somebody asks: [`Positions::new`] reads the document once more and notes
 //! where every key and value stands.
 
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+mod fence;
+mod positions;
+
+pub(crate) use positions::Positions;
+
+use fence::{quote_stars, too_deep, unquoted_stars};
+use positions::Lines;
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
@@ -22,8 +29,6 @@ const TEXT_BYTES_MAX: usize = 4 * DOCUMENT_BYTES_MAX;
 const DOCUMENTS_MAX: usize = 200_000;
 /// Most unquoted stars of one document that are told.
 const STARS_TOLD_MAX: usize = 200;
-/// Bytes of paths that the parser may format while positions are looked for: see [`Positions`].
-const LOCATE_BYTES_MAX: usize = 256 << 20;
 
 /// A value of a document. Maps keep their order, and keys that are written twice stay there twice.
 #[derive(Debug, Clone, PartialEq)]
@@ -452,229 +457,19 @@ fn parse(text: &str) -> Result<Node, Fault> {
                 return Ok(node);
             }
         }
-        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+        let place = error.location().map_or((0, 0), |at| {
+            (at.line().saturating_sub(1), at.column().saturating_sub(1))
+        });
+        let (line, column) = Lines::of(text).map_or(place, |lines| lines.translate(place));
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default().to_owned();
         Err(Fault {
             code: "syntax",
-            line: line.saturating_sub(1),
-            column: column.saturating_sub(1),
+            line,
+            column,
             message,
         })
     })
-}
-
-/// Looks for nesting that the parser would take quadratic time for: flow brackets, and dashes on one line. Returns
-/// the place where it becomes too deep.
-///
-/// Quoted text, comments and block scalars do not count. Where this cannot know what the parser would see, it takes
-/// text for plain, so that a quote which is none cannot hide brackets.
-fn too_deep(text: &str) -> Option<(usize, usize)> {
-    let mut depth = 0usize;
-    let mut quote: Option<char> = None;
-    let mut block: Option<usize> = None;
-    // The last character that is neither space nor comment, and where the first key of its line stands.
-    let (mut last, mut key_column) = (':', 0);
-    for (number, line) in text.lines().enumerate() {
-        let content = line.trim_start_matches(' ');
-        let indent = line.len() - content.len();
-        if content.trim().is_empty() || (quote.is_none() && content.starts_with('#')) {
-            continue;
-        }
-        if let Some(parent) = block {
-            if indent > parent {
-                continue;
-            }
-            (block, last) = (None, ':');
-        }
-        if quote.is_none() && depth == 0 {
-            let mut rest = content;
-            let mut dashes = 0;
-            while let Some(next) = rest.strip_prefix("- ").or_else(|| rest.strip_prefix("? ")) {
-                rest = next.trim_start();
-                dashes += 1;
-                if dashes > DEPTH_MAX {
-                    return Some((number, indent));
-                }
-            }
-            let column = line.len() - rest.len();
-            // A line further in than the key goes on with the key's plain text; any other begins anew.
-            if dashes > 0 || indent <= key_column || matches!(last, ':' | '-' | '?') {
-                (last, key_column) = (':', column);
-            }
-        }
-        let (mut before, mut before_that) = (' ', ' ');
-        let mut property = false;
-        let mut escaped = false;
-        for (column, character) in line.chars().enumerate() {
-            let fresh = before.is_whitespace()
-                || (depth > 0 && matches!(before, '[' | '{' | ','))
-                || (depth > 0 && before == ':' && matches!(before_that, '"' | '\''));
-            let begins = fresh && matches!(last, '[' | '{' | ',' | ':' | '-' | '?');
-            match (quote, character) {
-                (Some('"'), _) if escaped => escaped = false,
-                (Some('"'), '\\') => escaped = true,
-                (Some(open), _) if open == character => (quote, last) = (None, character),
-                (Some(_), _) => {}
-                (None, '#') if before.is_whitespace() => break,
-                (None, '"' | '\'') if begins => quote = Some(character),
-                // A tag or an anchor stands before its value and is none.
-                (None, '!' | '&') if begins => property = true,
-                (None, '[' | '{') if depth > 0 || before.is_whitespace() => {
-                    (depth, last, property) = (depth + 1, character, false);
-                    if depth > DEPTH_MAX {
-                        return Some((number, column));
-                    }
-                }
-                (None, ']' | '}') => (depth, last, property) = (depth.saturating_sub(1), character, false),
-                (None, _) if character.is_whitespace() => property = false,
-                (None, ',') if depth > 0 => (last, property) = (character, false),
-                (None, _) if property => {}
-                (None, _) => last = character,
-            }
-            (before_that, before) = (before, character);
-        }
-        if quote.is_none() && depth == 0 && opens_block_scalar(line) {
-            block = Some(indent);
-        }
-    }
-    None
-}
-
-/// Whether a line ends in `|` or `>`, perhaps with an indentation or chomping mark and a comment.
-fn opens_block_scalar(line: &str) -> bool {
-    let comment = line
-        .match_indices('#')
-        .find(|(at, _)| line.get(..*at).is_some_and(|head| head.ends_with([' ', '\t'])));
-    let content = comment
-        .map_or(line, |(at, _)| line.get(..at).unwrap_or(""))
-        .trim_end();
-    let content = content.trim_end_matches(['+', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']);
-    let head = content.strip_suffix('|').or_else(|| content.strip_suffix('>'));
-    head.is_some_and(|head| head.is_empty() || head.ends_with([' ', '\t']))
-}
-
-/// A host with a star that should have been quoted.
-struct Star<'a> {
-    line: usize,
-    column: usize,
-    start: usize,
-    token: &'a str,
-}
-
-/// The values and keys of a document that begin with a star and are no aliases: `- *.foo.com`, `host: *`, `[*.foo.com]`.
-///
-/// As with [`too_deep`], quoted text, comments and block scalars do not count.
-fn unquoted_stars(text: &str) -> Vec<Star<'_>> {
-    let mut stars = Vec::new();
-    let mut depth = 0usize;
-    let mut quote: Option<char> = None;
-    let mut block: Option<usize> = None;
-    let mut line_start = 0;
-    for (number, whole_line) in text.split_inclusive('\n').enumerate() {
-        let line = whole_line.trim_end_matches(['\n', '\r']);
-        let start = line_start;
-        line_start += whole_line.len();
-        let indent = line.len() - line.trim_start_matches(' ').len();
-        if line.trim().is_empty() {
-            continue;
-        }
-        if let Some(parent) = block {
-            if indent > parent {
-                continue;
-            }
-            block = None;
-        }
-        // Whether a value may begin here: at the head of a line, behind its dashes, and behind what opens or parts.
-        let mut fresh = true;
-        let (mut before, mut escaped) = (' ', false);
-        let mut token_end = 0;
-        let mut characters = line.char_indices().enumerate().peekable();
-        while let Some((column, (at, character))) = characters.next() {
-            if at < token_end {
-                continue;
-            }
-            let next = characters.peek().map_or(' ', |(_, (_, next))| *next);
-            match (quote, character) {
-                (Some('"'), _) if escaped => escaped = false,
-                (Some('"'), '\\') => escaped = true,
-                (Some(open), _) if open == character => (quote, fresh) = (None, false),
-                (Some(_), _) => {}
-                (None, '#') if before.is_whitespace() => break,
-                (None, '"' | '\'') if fresh => quote = Some(character),
-                (None, '[' | '{') if fresh => depth += 1,
-                (None, ']' | '}') if depth > 0 => (depth, fresh) = (depth - 1, false),
-                (None, ',') if depth > 0 => fresh = true,
-                (None, '*') if fresh => {
-                    let token = star_token(line.get(at..).unwrap_or(""), depth > 0);
-                    if !is_alias(token) && !token.contains(['"', '\'']) {
-                        stars.push(Star {
-                            line: number,
-                            column,
-                            start: start + at,
-                            token,
-                        });
-                    }
-                    (token_end, fresh) = (at + token.len(), false);
-                }
-                (None, ':') => fresh = next.is_whitespace(),
-                (None, '-' | '?') if fresh => fresh = next.is_whitespace(),
-                (None, _) if character.is_whitespace() => {}
-                (None, _) => fresh = false,
-            }
-            before = character;
-        }
-        if quote.is_none() && depth == 0 && opens_block_scalar(line) {
-            block = Some(indent);
-        }
-    }
-    stars
-}
-
-/// The word that begins with a star: up to a comment, the colon of a key, or what ends a value inside of brackets.
-fn star_token(rest: &str, in_flow: bool) -> &str {
-    let mut before = ' ';
-    let mut characters = rest.char_indices().peekable();
-    let mut end = rest.len();
-    while let Some((at, character)) = characters.next() {
-        let next = characters.peek().map_or(' ', |(_, next)| *next);
-        let ends = match character {
-            '#' => before.is_whitespace(),
-            ':' => next.is_whitespace(),
-            ',' | ']' | '}' => in_flow,
-            _ => false,
-        };
-        if ends {
-            end = at;
-            break;
-        }
-        before = character;
-    }
-    rest.get(..end).unwrap_or("").trim_end()
-}
-
-/// Whether a word with a star is what YAML takes for an alias.
-fn is_alias(token: &str) -> bool {
-    let name = token.get(1..).unwrap_or("");
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-}
-
-fn quote_stars(text: &str, stars: &[Star<'_>]) -> String {
-    let mut out = String::with_capacity(text.len() + 2 * stars.len());
-    let mut at = 0;
-    for star in stars {
-        let end = star.start + star.token.len();
-        out.push_str(text.get(at..star.start).unwrap_or(""));
-        out.push('"');
-        out.push_str(star.token);
-        out.push('"');
-        at = end;
-    }
-    out.push_str(text.get(at..).unwrap_or(""));
-    out
 }
 
 /// What one document may still take.
@@ -814,225 +609,6 @@ impl<'de> Visitor<'de> for Build<'_> {
     }
 }
 
-/// Line and column in a document, from 0.
-pub(crate) type Position = (usize, usize);
-
-/// Where every key and value of a document stands: a tree of the same shape.
-///
-/// The parser tells positions only in its errors. So the document is read once more by a visitor that refuses every
-/// scalar, takes the position out of the refusal, and goes on with the next: the parser has moved past a scalar
-/// before it is refused. An error also carries its path as text, whose bytes are counted, so that hostile keys
-/// cannot make this slow: when too many have been formatted, the rest of the document has no positions.
-#[derive(Debug, Default)]
-pub(crate) struct Positions {
-    key: Option<Position>,
-    value: Option<Position>,
-    children: Vec<(String, Positions)>,
-}
-
-impl Positions {
-    pub(crate) fn new(text: &str) -> Self {
-        let budget = Cell::new(LOCATE_BYTES_MAX);
-        let found = Locate(&budget).deserialize(parser(text));
-        #[cfg(test)]
-        work::located(LOCATE_BYTES_MAX - budget.get());
-        found.unwrap_or_default()
-    }
-
-    /// The place of a value, or of its key; when it is not there, of the nearest thing around it.
-    pub(crate) fn find(&self, path: &Path<'_>, of_key: bool) -> Option<Position> {
-        let mut at = self;
-        let mut best = self.first();
-        let mut missing = false;
-        for step in path.steps() {
-            let child = match step {
-                Path::Root => continue,
-                Path::Key(_, name) => at.children.iter().find(|(key, _)| same_name(key, name)),
-                Path::Index(_, index) | Path::Entry(_, index, _) => at.children.get(index),
-            };
-            let Some((_, child)) = child else {
-                missing = true;
-                break;
-            };
-            at = child;
-            best = at.key.or_else(|| at.first()).or(best);
-        }
-        if of_key || missing {
-            best
-        } else {
-            at.value.or(best)
-        }
-    }
-
-    /// The positions inside an item of a list.
-    pub(crate) fn inside(&self, list: &str, item: usize) -> Option<&Self> {
-        let (_, list) = self.children.iter().find(|(key, _)| key == list)?;
-        list.children.get(item).map(|(_, item)| item)
-    }
-
-    /// The first thing in it that has a place.
-    fn first(&self) -> Option<Position> {
-        let mut at = self;
-        loop {
-            if let Some(found) = at.key.or(at.value) {
-                return Some(found);
-            }
-            at = &at.children.first()?.1;
-        }
-    }
-}
-
-/// Marks the refusals of [`Locate`] apart from the parser's own errors.
-const REFUSED: &str = "\u{1}refused";
-
-#[derive(Clone, Copy)]
-struct Locate<'b>(&'b Cell<usize>);
-
-impl Locate<'_> {
-    /// The position in a refusal; None for any other error.
-    fn position<E: fmt::Display>(&self, error: &E) -> Option<Position> {
-        let text = error.to_string();
-        self.0.set(self.0.get().saturating_sub(text.len()));
-        let (_, place) = text.rsplit_once(REFUSED)?;
-        let mut numbers = place
-            .split(|c: char| !c.is_ascii_digit())
-            .filter(|part| !part.is_empty());
-        let mut next = || {
-            numbers
-                .next()
-                .and_then(|digits| digits.parse::<usize>().ok())
-                .map_or(0, |n| n.saturating_sub(1))
-        };
-        Some((next(), next()))
-    }
-
-    fn exhausted(&self) -> bool {
-        self.0.get() == 0
-    }
-
-    /// Settles what a refused scalar or an accepted container says about a child.
-    fn child<E: fmt::Display>(&self, result: Result<Positions, E>) -> Result<Positions, E> {
-        match result {
-            Ok(container) => Ok(container),
-            Err(error) => match self.position(&error) {
-                Some(position) => Ok(Positions {
-                    value: Some(position),
-                    ..Positions::default()
-                }),
-                None => Err(error),
-            },
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Locate<'_> {
-    type Value = Positions;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Positions, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-macro_rules! refuse {
-    ($($visit:ident $type:ty),*) => {$(
-        fn $visit<E: serde::de::Error>(self, _: $type) -> Result<Positions, E> {
-            Err(E::custom(REFUSED))
-        }
-    )*};
-}
-
-/// Notes the text of a key and refuses it.
-struct LocateKey<'b>(&'b Cell<Option<String>>);
-
-macro_rules! refuse_key {
-    ($($visit:ident $type:ty),*) => {$(
-        fn $visit<E: serde::de::Error>(self, key: $type) -> Result<IgnoredAny, E> {
-            self.0.set(Some(key.to_string()));
-            Err(E::custom(REFUSED))
-        }
-    )*};
-}
-
-impl<'de> DeserializeSeed<'de> for LocateKey<'_> {
-    type Value = IgnoredAny;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<IgnoredAny, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl Visitor<'_> for LocateKey<'_> {
-    type Value = IgnoredAny;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    refuse_key!(visit_bool bool, visit_i64 i64, visit_u64 u64, visit_i128 i128, visit_u128 u128, visit_f64 f64, visit_str &str);
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<IgnoredAny, E> {
-        self.0.set(Some("null".to_owned()));
-        Err(E::custom(REFUSED))
-    }
-}
-
-impl<'de> Visitor<'de> for Locate<'_> {
-    type Value = Positions;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    refuse!(visit_bool bool, visit_i64 i64, visit_u64 u64, visit_i128 i128, visit_u128 u128, visit_f64 f64, visit_str &str);
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<Positions, E> {
-        Err(E::custom(REFUSED))
-    }
-
-    fn visit_none<E: serde::de::Error>(self) -> Result<Positions, E> {
-        Err(E::custom(REFUSED))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Positions, A::Error> {
-        let mut found = Positions::default();
-        loop {
-            if self.exhausted() {
-                while access.next_element::<IgnoredAny>()?.is_some() {}
-                return Ok(found);
-            }
-            let item = match access.next_element_seed(self) {
-                Ok(None) => return Ok(found),
-                Ok(Some(container)) => container,
-                Err(error) => self.child(Err(error))?,
-            };
-            found.children.push((String::new(), item));
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Positions, A::Error> {
-        let mut found = Positions::default();
-        loop {
-            if self.exhausted() {
-                while access.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                return Ok(found);
-            }
-            let name = Cell::new(None);
-            let key = match access.next_key_seed(LocateKey(&name)) {
-                Ok(None) => return Ok(found),
-                Ok(Some(_)) => None,
-                Err(error) => match self.position(&error) {
-                    Some(position) => Some(position),
-                    None => return Err(error),
-                },
-            };
-            let value = self.child(access.next_value_seed(self))?;
-            found
-                .children
-                .push((name.take().unwrap_or_default(), Positions { key, ..value }));
-        }
-    }
-}
-
 /// What reading costs, counted where it is spent, so that tests can bound it without a clock.
 #[cfg(test)]
 mod work {
@@ -1080,6 +656,7 @@ mod work {
 
 #[cfg(test)]
 mod tests {
+    use super::positions::LOCATE_BYTES_MAX;
     use super::*;
 
     fn one(text: &str) -> Node {
@@ -1226,6 +803,23 @@ mod tests {
         assert_eq!(documents[0].node.texts("hosts"), ["*.foo.com", "*"]);
         assert!(errors.iter().all(|error| error.repaired));
         assert_eq!(fault("a: *unknown\n").code, "syntax");
+    }
+
+    #[test]
+    fn places_are_those_of_an_editor_whatever_ends_a_line() {
+        // Strange line ends stand in a comment, in quoted text and before a line feed.
+        for strange in ["\r", "\u{85}", "\u{2028}", "\u{2029}"] {
+            let text = format!("# a{strange}# b{strange}\nx: 1{strange}y:\n  z: 2\n");
+            let (documents, errors) = read(&text, false);
+            assert!(errors.is_empty(), "{errors:?}");
+            let positions = Positions::new(&documents[0].text);
+            let find = |path: &Path<'_>| positions.find(path, true);
+            assert_eq!(find(&Path::Root.key("x")), Some((1, 0)), "{strange:?}");
+            assert_eq!(find(&Path::Root.key("y")), Some((1, 5)), "{strange:?}");
+            assert_eq!(find(&Path::Root.key("y").key("z")), Some((2, 2)), "{strange:?}");
+            let error = fault(&format!("# a{strange}# b\nx: [1{strange}y: }}\n"));
+            assert_eq!(error.line, 2, "{strange:?}");
+        }
     }
 
     #[test]

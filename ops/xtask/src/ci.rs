@@ -1,7 +1,7 @@
 //! `ci`: everything that must hold, in the order in which it is cheap to find out, with the time that each part took.
 
 use crate::run::{cargo, root, succeed, works};
-use crate::{peers, tidy};
+use crate::{fuzz, peers, tidy};
 use anyhow::{Context, Result};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ const STAGES: &[Stage] = &[
     }),
     ("interleavings", interleavings),
     ("tests", readme_tests),
+    // Long enough to see that every target still runs, and finds nothing at once.
+    ("fuzz", || fuzz::fuzz(None, 10)),
 ];
 
 /// Runs all stages and ends with the first that fails.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod ci;
+mod fuzz;
 mod layers;
 mod peers;
 mod run;
@@ -40,6 +41,17 @@ enum Command {
     },
     /// Check the rules that compilers do not know: layers, names, sizes
     Tidy,
+    /// Give the doors that bytes come in by to a fuzzer
+    Fuzz {
+        /// Which door; all in turn when it is not said
+        target: Option<String>,
+        /// How long each
+        #[arg(default_value_t = 60)]
+        seconds: u32,
+        /// Say instead which lines of gateway/core/src/PATH the inputs that are known reach
+        #[arg(long, value_name = "PATH", requires = "target")]
+        coverage: Option<String>,
+    },
     /// Send mixed load through a gateway and watch that it keeps nothing
     Soak {
         /// How long
@@ -53,6 +65,14 @@ fn main() -> ExitCode {
         Command::Ci => ci::ci(),
         Command::Test { install, filter } => test::test(install, &filter),
         Command::Tidy => run::root().and_then(|root| tidy::run(&root)),
+        Command::Fuzz {
+            target,
+            seconds,
+            coverage,
+        } => match (&target, coverage) {
+            (Some(target), Some(path)) => fuzz::coverage(target, &path),
+            _ => fuzz::fuzz(target.as_deref(), seconds),
+        },
         Command::Soak { minutes } => test::soak(minutes),
     };
     match outcome {

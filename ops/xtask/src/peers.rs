@@ -52,6 +52,12 @@ const PEERS: &[Peer] = &[
         probe: &["python3", "--version"],
         from: From::Debian(&["python3", "python3-pip"]),
     },
+    // Compiles the fuzzer's engine.
+    Peer {
+        name: "g++",
+        probe: &["g++", "--version"],
+        from: From::Debian(&["g++"]),
+    },
     // After python3, whose pip installs it.
     Peer {
         name: "PyYAML",

@@ -1,10 +1,7 @@
 //! The codec gives one result for one sequence of bytes, however the bytes are cut into pieces.
-#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
-use isthmus_core::h1::{BodyDecoder, BodyStep, HeadParser, Parsed};
-use isthmus_core::header::HeaderList;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::message::{BodyLength, RequestHead, ResponseHead};
+use isthmus_fuzz::h1_differential::play;
 use proptest::prelude::*;
 
 fn limits() -> MessageLimits {
@@ -20,92 +17,11 @@ fn limits() -> MessageLimits {
     settings.message_limits()
 }
 
-/// What came of a whole connection's bytes, message after message, until an error or the end.
-#[derive(Debug, PartialEq)]
-struct Seen {
-    heads: Vec<String>,
-    bodies: Vec<Vec<u8>>,
-    trailers: Vec<String>,
-    ended: String,
-}
-
-/// Feeds the bytes in pieces that end at `cuts`, and asks the codec after each piece as the shell does.
-fn play(bytes: &[u8], cuts: &[usize], response: bool) -> Seen {
-    let limits = limits();
-    let mut seen = Seen {
-        heads: vec![],
-        bodies: vec![],
-        trailers: vec![],
-        ended: String::new(),
-    };
-    let mut parser = HeadParser::default();
-    let mut body: Option<BodyDecoder> = None;
-    let mut buffer: Vec<u8> = Vec::new();
-    let mut from = 0;
-    for &cut in cuts.iter().chain([&bytes.len()]) {
-        buffer.extend_from_slice(&bytes[from..cut.max(from)]);
-        from = cut.max(from);
-        loop {
-            if let Some(decoder) = &mut body {
-                match decoder.step(&buffer) {
-                    Ok(BodyStep::Data(there)) => {
-                        seen.bodies.last_mut().unwrap().extend(buffer.drain(..there));
-                        decoder.take(there);
-                    }
-                    Ok(BodyStep::Skip(used)) => drop(buffer.drain(..used)),
-                    Ok(BodyStep::NeedInput) => break,
-                    Ok(BodyStep::End) => {
-                        let mut trailers = HeaderList::default();
-                        decoder.trailers(&mut trailers);
-                        seen.trailers.push(trailers.to_string());
-                        body = None;
-                    }
-                    Err(error) => {
-                        seen.ended = error.to_string();
-                        return seen;
-                    }
-                }
-                continue;
-            }
-            if buffer.is_empty() {
-                break;
-            }
-            let (mut request, mut answer) = (RequestHead::default(), ResponseHead::default());
-            let parsed = if response {
-                parser.parse_response(&buffer, &limits, &http::Method::GET, &mut answer)
-            } else {
-                parser.parse_request(&buffer, &limits, &mut request)
-            };
-            match parsed {
-                Ok(Parsed::Partial) => break,
-                Ok(Parsed::Complete(used)) => {
-                    buffer.drain(..used);
-                    let length = if response { answer.body } else { request.body };
-                    seen.heads.push(if response {
-                        format!("{answer:?}")
-                    } else {
-                        format!("{request:?}")
-                    });
-                    seen.bodies.push(Vec::new());
-                    if length != BodyLength::None {
-                        body = Some(BodyDecoder::new(length, &limits));
-                    }
-                }
-                Err(error) => {
-                    seen.ended = error.to_string();
-                    return seen;
-                }
-            }
-        }
-    }
-    seen
-}
-
 fn assert_same_however_cut(bytes: &[u8], response: bool) {
-    let whole = play(bytes, &[], response);
+    let whole = play(bytes, &[], response, &limits());
     for at in 0..=bytes.len() {
         assert_eq!(
-            play(bytes, &[at], response),
+            play(bytes, &[at], response, &limits()),
             whole,
             "cut at {at}: {}",
             String::from_utf8_lossy(bytes)
@@ -113,7 +29,7 @@ fn assert_same_however_cut(bytes: &[u8], response: bool) {
     }
     let every: Vec<usize> = (0..bytes.len()).collect();
     assert_eq!(
-        play(bytes, &every, response),
+        play(bytes, &every, response, &limits()),
         whole,
         "byte by byte: {}",
         String::from_utf8_lossy(bytes)

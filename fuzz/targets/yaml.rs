@@ -1,0 +1,4 @@
+//! The door `yaml`, for a fuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| isthmus_fuzz::yaml::run(bytes));

@@ -74,8 +74,13 @@ fn decode_unreserved(text: &str, slashes: bool) -> String {
         out.push_str(before);
         let value = escape
             .get(1..3)
+            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match value {
+            // Behind a percent sign that escapes nothing, a digit would make an escape that nobody has looked at.
+            Some(byte) if byte.is_ascii_hexdigit() && ends_open(&out) => {
+                out.push_str(escape.get(..3).unwrap_or(escape));
+            }
             Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
                 out.push(byte as char);
             }
@@ -91,6 +96,15 @@ fn decode_unreserved(text: &str, slashes: bool) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Whether a text ends in a percent sign with less than two digits.
+fn ends_open(text: &str) -> bool {
+    match text.as_bytes() {
+        [.., b'%'] => true,
+        [.., b'%', digit] => digit.is_ascii_hexdigit(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +134,9 @@ mod tests {
             ("/a/%00b", "!"),
             ("/a%", "/a%"),
             ("/a%zz%4", "/a%zz%4"),
+            // What is decoded makes no escape that could hide a slash, a dot or a NUL.
+            ("/a%%32e%3%30%%300%+f", "/a%%32e%3%30%%300%+f"),
+            ("/a%%7e%4%7e", "/a%~%4~"),
             ("/.well-known/x", "/.well-known/x"),
             ("/a/...", "/a/..."),
         ] {

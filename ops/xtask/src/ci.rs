@@ -1,7 +1,8 @@
 //! `ci`: everything that must hold, in the order in which it is cheap to find out, with the time that each part took.
 
+use crate::peers::NeededBy;
 use crate::run::{cargo, root, succeed, works};
-use crate::{fuzz, peers, tidy};
+use crate::{fuzz, peers, test, tidy};
 use anyhow::{Context, Result};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ const STAGES: &[Stage] = &[
     ("tests", readme_tests),
     // Long enough to see that every target still runs, and finds nothing at once.
     ("fuzz", || fuzz::fuzz(None, 10)),
+    // That it runs without errors; how fast is for a quiet machine.
+    ("bench", || test::bench(true, true, &[])),
 ];
 
 /// Runs all stages and ends with the first that fails.
@@ -75,7 +78,7 @@ fn interleavings() -> Result<()> {
 
 /// The README tells its reader one command that runs the tests; ci runs that very command, so that it cannot rot.
 fn readme_tests() -> Result<()> {
-    peers::require(true)?;
+    peers::require(NeededBy::Tests, true)?;
     let readme = fs::read_to_string(root()?.join("README.md")).context("README.md")?;
     let words = test_command(&readme).context(
         "README.md has no line that begins with `cargo xtask test` and tells how to run the tests",

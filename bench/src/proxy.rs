@@ -1,0 +1,487 @@
+//! The table of proxies: each with a fair, tuned configuration for every scenario.
+//!
+//! Every proxy is one process with one worker, pinned to one core. All of them keep connections to the upstream open,
+//! add `x-forwarded-for`, and write an access log only where the scenario says so. What each does besides by default
+//! (request ids, `server` and `date` fields, statistics) is left as it comes.
+
+use crate::measure::Process;
+use crate::scenario::{Routes, Scenario};
+use anyhow::{Context, Result};
+use isthmus_tests::port::HeldPort;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The gateway's ready file, in its folder.
+const READY: &str = "ready.json";
+
+/// Where things are.
+#[derive(Debug)]
+pub(crate) struct Setup<'s> {
+    /// What is measured.
+    pub(crate) scenario: &'s Scenario,
+    /// Where the upstream listens.
+    pub(crate) upstream: SocketAddr,
+    /// A folder of the proxy's own.
+    pub(crate) folder: PathBuf,
+    /// Where the proxy shall listen.
+    pub(crate) listen: SocketAddr,
+    /// The gateway's binary.
+    pub(crate) gateway: &'s Path,
+}
+
+/// A proxy that can be measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Proxy {
+    /// What a reader knows it by.
+    pub(crate) name: &'static str,
+    /// Whether it has a part in a scenario.
+    pub(crate) takes: fn(&Scenario) -> bool,
+    /// Writes its configuration, and answers how it is started.
+    pub(crate) launch: fn(&Setup<'_>) -> Result<Command>,
+    /// What tells its version; the first line that has a digit counts.
+    pub(crate) version: &'static [&'static str],
+}
+
+/// All of them; ratios are to the second.
+pub(crate) const PROXIES: &[Proxy] = &[
+    Proxy {
+        name: "isthmus",
+        takes: |_| true,
+        launch: isthmus,
+        version: &["version"],
+    },
+    Proxy {
+        name: "haproxy",
+        takes: |_| true,
+        launch: |setup| haproxy(setup, false),
+        version: &["haproxy", "-v"],
+    },
+    Proxy {
+        name: "haproxy-splice",
+        takes: |scenario| scenario.bulk,
+        launch: |setup| haproxy(setup, true),
+        version: &["haproxy", "-v"],
+    },
+    // What many routes cost beside one, in the same rounds.
+    Proxy {
+        name: "isthmus-one-route",
+        takes: |scenario| scenario.routes != Routes::One && !scenario.features,
+        launch: |setup| isthmus_with(setup, Routes::One),
+        version: &["version"],
+    },
+    Proxy {
+        name: "nginx",
+        takes: |_| true,
+        launch: nginx,
+        version: &["nginx", "-v"],
+    },
+    Proxy {
+        name: "envoy",
+        takes: |_| true,
+        launch: envoy,
+        version: &["envoy", "--version"],
+    },
+];
+
+/// A proxy that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Which.
+    pub(crate) proxy: Proxy,
+    /// The process.
+    pub(crate) process: Process,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    _port: HeldPort,
+}
+
+impl Proxy {
+    /// Starts it on a core of its own, and waits until it listens.
+    pub(crate) fn start(
+        self,
+        scenario: &Scenario,
+        upstream: SocketAddr,
+        folder: &Path,
+        gateway: &Path,
+    ) -> Result<Running> {
+        let port = HeldPort::take();
+        let setup = Setup {
+            scenario,
+            upstream,
+            folder: folder.join(self.name),
+            listen: port.address(),
+            gateway,
+        };
+        fs::create_dir_all(&setup.folder)?;
+        let command = (self.launch)(&setup)?;
+        let mut process = Process::start(command, 0, &setup.folder)
+            .with_context(|| format!("{} cannot be started", self.name))?;
+        let ready = setup.folder.join(READY);
+        // Who takes a port from the kernel says which; the others are told.
+        let address = process
+            .wait_for(|| match fs::read(&ready) {
+                Ok(text) => listening(&text),
+                Err(_) => TcpStream::connect(setup.listen).ok().map(|_| setup.listen),
+            })
+            .with_context(|| format!("{} for scenario {}", self.name, scenario.key))?;
+        Ok(Running {
+            proxy: self,
+            process,
+            address,
+            _port: port,
+        })
+    }
+
+    /// Its version, as it tells it.
+    pub(crate) fn version(&self, gateway: &Path) -> String {
+        let (program, arguments) = match self.version.split_first() {
+            Some((program, arguments)) if !arguments.is_empty() => (PathBuf::from(program), arguments),
+            _ => (gateway.to_owned(), self.version),
+        };
+        let Ok(output) = Command::new(program).args(arguments).output() else {
+            return "unknown".to_owned();
+        };
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let line = text
+            .lines()
+            .find(|line| line.contains(|c: char| c.is_ascii_digit()));
+        line.unwrap_or("unknown").trim().to_owned()
+    }
+}
+
+/// The upstream of all: an nginx on the other core.
+pub(crate) fn upstream(folder: &Path) -> Result<(Process, SocketAddr, HeldPort)> {
+    let port = HeldPort::take();
+    let address = port.address();
+    let at = folder.display();
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("mib"), vec![b'x'; 1 << 20])?;
+    fs::write(
+        folder.join("nginx.conf"),
+        format!(
+            r#"daemon off; master_process off; worker_processes 1; pid {at}/nginx.pid; error_log {at}/error.log;
+events {{ worker_connections 16384; }}
+http {{
+    access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; keepalive_timeout 600s;
+    client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;
+    uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
+    open_file_cache max=16; default_type text/plain;
+    server {{
+        listen {address} reuseport backlog=16384;
+        location ~ mib$ {{ root {at}; try_files /mib =404; }}
+        location / {{ return 200 "forty-eight bytes, which is what a tiny body is.\n"; }}
+    }}
+}}
+"#
+        ),
+    )?;
+    let mut command = Command::new("nginx");
+    command
+        .arg("-e")
+        .arg(folder.join("error.log"))
+        .arg("-p")
+        .arg(folder)
+        .args(["-c", "nginx.conf"]);
+    let mut process = Process::start(command, 1, folder)?;
+    process.wait_for(|| TcpStream::connect(address).ok())?;
+    Ok((process, address, port))
+}
+
+/// The address in the gateway's ready file, once it is whole.
+fn listening(text: &[u8]) -> Option<SocketAddr> {
+    let ready: Value = serde_json::from_slice(text).ok()?;
+    ready["listeners"][0]["address"].as_str()?.parse().ok()
+}
+
+fn isthmus(setup: &Setup<'_>) -> Result<Command> {
+    isthmus_with(setup, setup.scenario.routes)
+}
+
+fn isthmus_with(setup: &Setup<'_>, routes: Routes) -> Result<Command> {
+    let scenario = Scenario {
+        routes,
+        ..*setup.scenario
+    };
+    let resources = setup.folder.join("resources");
+    fs::create_dir_all(&resources)?;
+    let upstream = setup.upstream;
+    let mut text = format!(
+        r#"apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge, namespace: default}}
+spec: {{servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ["*"]}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: up, namespace: default}}
+spec:
+  hosts: [up.example]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  endpoints: [{{address: {}, ports: {{http: {}}}}}]
+"#,
+        upstream.ip(),
+        upstream.port()
+    );
+    let route = "route: [{destination: {host: up.example, port: {number: 80}}}]";
+    let headers = if scenario.features {
+        "headers: {request: {set: {x-edge: bench, x-scheme: http}, remove: [x-internal]}, response: {set: \
+         {x-served-by: edge}, add: {cache-control: no-store}, remove: [server]}}, "
+    } else {
+        ""
+    };
+    let virtual_service = |text: &mut String, name: usize, host: &str, rules: &str| {
+        write!(
+            text,
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{name}, namespace: \
+             default}}\nspec:\n  hosts: [\"{host}\"]\n  gateways: [edge]\n  http:\n{rules}"
+        )
+    };
+    match scenario.routes {
+        Routes::Hosts(_) => {
+            for (at, (host, prefix)) in scenario.rules().iter().enumerate() {
+                let rule = format!("  - {{match: [{{uri: {{prefix: {prefix}}}}}], {route}}}\n");
+                virtual_service(&mut text, at, host, &rule)?;
+            }
+        }
+        _ => {
+            let mut rules = String::new();
+            for (_, prefix) in scenario.rules() {
+                writeln!(
+                    rules,
+                    "  - {{match: [{{uri: {{prefix: {prefix}}}}}], {headers}{route}}}"
+                )?;
+            }
+            virtual_service(&mut text, 0, "*", &rules)?;
+        }
+    }
+    fs::write(resources.join("all.yaml"), text)?;
+    let mut command = Command::new(setup.gateway);
+    command
+        .arg("run")
+        .arg("-f")
+        .arg(&resources)
+        .args([
+            "--shards",
+            "1",
+            "--log-level",
+            "warn",
+            "--bind-address",
+            "127.0.0.1",
+        ])
+        .args([
+            "--admin",
+            "127.0.0.1:0",
+            "--status",
+            "127.0.0.1:0",
+            "--metrics",
+            "127.0.0.1:0",
+        ])
+        .args(["--port-map", "80=0", "--ready-file"])
+        .arg(setup.folder.join(READY));
+    command.arg("--access-log");
+    if scenario.features {
+        command.arg(setup.folder.join("access.log"));
+    } else {
+        command.arg("off");
+    }
+    Ok(command)
+}
+
+fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {
+    let map = setup.folder.join("map");
+    let mut lines = String::new();
+    for (host, prefix) in setup.scenario.rules() {
+        let key = if host == "*" { prefix } else { host };
+        writeln!(lines, "{key} up")?;
+    }
+    let map_file = map.display();
+    let rule = match setup.scenario.routes {
+        Routes::One => "default_backend up".to_owned(),
+        Routes::Prefixes(_) => format!("use_backend %[path,map_beg({map_file},none)]"),
+        Routes::Hosts(_) => format!("use_backend %[req.hdr(host),lower,map({map_file},none)]"),
+    };
+    fs::write(&map, lines)?;
+    let (log, edge) = if setup.scenario.features {
+        (
+            "log stdout format raw local0\n  option httplog",
+            "http-request set-header x-edge bench\n  http-request set-header x-scheme http\n  http-request del-header \
+             x-internal\n  http-response set-header x-served-by edge\n  http-response add-header cache-control \
+             no-store\n  http-response del-header server\n  http-request use-service prometheus-exporter if { path \
+             /metrics }",
+        )
+    } else {
+        ("", "")
+    };
+    let splice = if splice { "option splice-response" } else { "" };
+    let (listen, upstream) = (setup.listen, setup.upstream);
+    fs::write(
+        setup.folder.join("haproxy.cfg"),
+        format!(
+            "global\n  maxconn 9000\n  maxpipes 256\n  nbthread 1\ndefaults\n  mode http\n  timeout client 600s\n  timeout server 600s\n  \
+             timeout connect 5s\n  option http-keep-alive\n  http-reuse always\n  {splice}\nfrontend edge\n  bind \
+             {listen}\n  {log}\n  {edge}\n  {rule}\nbackend up\n  option forwardfor\n  server s {upstream}\nbackend \
+             none\n  http-request deny deny_status 404\n"
+        ),
+    )?;
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(setup.folder.join("haproxy.cfg"));
+    Ok(command)
+}
+
+fn nginx(setup: &Setup<'_>) -> Result<Command> {
+    let at = setup.folder.display();
+    let (listen, upstream) = (setup.listen, setup.upstream);
+    let (log, edge) = if setup.scenario.features {
+        (
+            format!("access_log {at}/access.log;"),
+            "proxy_set_header x-edge bench; proxy_set_header x-scheme http; proxy_set_header x-internal \"\"; \
+             add_header x-served-by edge; add_header cache-control no-store; server_tokens off;",
+        )
+    } else {
+        ("access_log off;".to_owned(), "")
+    };
+    let pass = "proxy_pass http://up;";
+    let mut servers = String::new();
+    match setup.scenario.routes {
+        Routes::Hosts(_) => {
+            writeln!(
+                servers,
+                "server {{ listen {listen} reuseport backlog=16384; return 404; }}"
+            )?;
+            for (host, prefix) in setup.scenario.rules() {
+                writeln!(
+                    servers,
+                    "server {{ listen {listen}; server_name {host}; location {prefix} {{ {pass} }} }}"
+                )?;
+            }
+        }
+        _ => {
+            writeln!(servers, "server {{ listen {listen} reuseport backlog=16384;")?;
+            for (_, prefix) in setup.scenario.rules() {
+                writeln!(servers, "location {prefix} {{ {pass} }}")?;
+            }
+            writeln!(servers, "}}")?;
+        }
+    }
+    fs::write(
+        setup.folder.join("nginx.conf"),
+        format!(
+            r#"daemon off; master_process off; worker_processes 1; pid {at}/nginx.pid; error_log {at}/error.log;
+events {{ worker_connections 16384; }}
+http {{
+    {log}
+    keepalive_requests 1000000000; keepalive_timeout 600s;
+    client_body_temp_path {at}/body; proxy_temp_path {at}/temp; fastcgi_temp_path {at}/fastcgi;
+    uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
+    server_names_hash_max_size 65536; server_names_hash_bucket_size 128;
+    upstream up {{ server {upstream}; keepalive 256; keepalive_requests 1000000000; keepalive_timeout 600s; }}
+    proxy_http_version 1.1; proxy_set_header connection ""; proxy_set_header host $http_host;
+    proxy_set_header x-forwarded-for $proxy_add_x_forwarded_for; proxy_max_temp_file_size 0;
+    proxy_buffers 16 32k; proxy_buffer_size 32k; proxy_busy_buffers_size 128k;
+    {edge}
+    {servers}
+}}
+"#
+        ),
+    )?;
+    let mut command = Command::new("nginx");
+    command
+        .arg("-e")
+        .arg(setup.folder.join("error.log"))
+        .arg("-p")
+        .arg(&setup.folder)
+        .args(["-c", "nginx.conf"]);
+    Ok(command)
+}
+
+fn envoy(setup: &Setup<'_>) -> Result<Command> {
+    let socket = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+    let route =
+        |prefix: &str| json!({"match": {"prefix": prefix}, "route": {"cluster": "up", "timeout": "0s"}});
+    let rules = setup.scenario.rules();
+    let hosts: Vec<Value> = match setup.scenario.routes {
+        Routes::Hosts(_) => rules
+            .iter()
+            .map(|(host, prefix)| json!({"name": host, "domains": [host], "routes": [route(prefix)]}))
+            .collect(),
+        _ => {
+            let routes: Vec<Value> = rules.iter().map(|(_, prefix)| route(prefix)).collect();
+            vec![json!({"name": "all", "domains": ["*"], "routes": routes})]
+        }
+    };
+    let mut routes = json!({"name": "edge", "virtual_hosts": hosts, "validate_clusters": false});
+    let mut manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "edge",
+        "use_remote_address": true,
+        "generate_request_id": false,
+        "http_filters": [{
+            "name": "envoy.filters.http.router",
+            "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+        }]
+    });
+    if setup.scenario.features {
+        let set = |name: &str, value: &str, action: &str| json!({"header": {"key": name, "value": value}, "append_action": action});
+        let over = "OVERWRITE_IF_EXISTS_OR_ADD";
+        routes["request_headers_to_add"] =
+            json!([set("x-edge", "bench", over), set("x-scheme", "http", over)]);
+        routes["request_headers_to_remove"] = json!(["x-internal"]);
+        routes["response_headers_to_add"] = json!([
+            set("x-served-by", "edge", over),
+            set("cache-control", "no-store", "APPEND_IF_EXISTS_OR_ADD")
+        ]);
+        manager["generate_request_id"] = json!(true);
+        manager["access_log"] = json!([{
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                "path": setup.folder.join("access.log")
+            }
+        }]);
+    }
+    manager["route_config"] = routes;
+    let many = 1_000_000;
+    let configuration = json!({
+        "static_resources": {
+            "listeners": [{
+                "name": "edge",
+                "address": socket(setup.listen),
+                "filter_chains": [{"filters": [
+                    {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+                ]}]
+            }],
+            "clusters": [{
+                "name": "up",
+                "type": "STATIC",
+                "connect_timeout": "5s",
+                "circuit_breakers": {"thresholds": [{
+                    "max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many
+                }]},
+                "load_assignment": {"cluster_name": "up", "endpoints": [{"lb_endpoints": [
+                    {"endpoint": {"address": socket(setup.upstream)}}
+                ]}]}
+            }]
+        }
+    });
+    let file = setup.folder.join("envoy.json");
+    fs::write(&file, serde_json::to_vec(&configuration)?)?;
+    let mut command = Command::new("envoy");
+    command
+        .args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+            "-c",
+        ])
+        .arg(file);
+    Ok(command)
+}

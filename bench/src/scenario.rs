@@ -1,0 +1,139 @@
+//! What the proxies are asked to do: the table of scenarios.
+
+/// How many rules lead to the upstream, of which the last one is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Routes {
+    /// One for everything.
+    One,
+    /// So many path prefixes.
+    Prefixes(usize),
+    /// So many virtual hosts.
+    Hosts(usize),
+}
+
+/// One thing that is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    /// Its name on the command line.
+    pub(crate) key: &'static str,
+    /// What a reader is told of it.
+    pub(crate) title: &'static str,
+    /// Rules.
+    pub(crate) routes: Routes,
+    /// Whether answers are 1 MiB instead of 48 bytes.
+    pub(crate) bulk: bool,
+    /// Whether everything is on that a production edge has on: access log, metrics, header rules.
+    pub(crate) features: bool,
+    /// Connections of clients.
+    pub(crate) connections: usize,
+    /// Connections that do nothing while memory is read; 0: not measured.
+    pub(crate) idle: usize,
+    /// Requests in a second when latency is measured; 0: not measured.
+    pub(crate) rate: u32,
+}
+
+const PLAIN: Scenario = Scenario {
+    key: "",
+    title: "",
+    routes: Routes::One,
+    bulk: false,
+    features: false,
+    connections: 64,
+    idle: 0,
+    rate: 0,
+};
+
+/// All of them.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        key: "a",
+        title: "keep-alive, 48 bytes",
+        rate: 2_000,
+        ..PLAIN
+    },
+    Scenario {
+        key: "b-1k-routes",
+        title: "1,000 prefix routes, the last one hit",
+        routes: Routes::Prefixes(1_000),
+        ..PLAIN
+    },
+    Scenario {
+        key: "b-10k-routes",
+        title: "10,000 prefix routes, the last one hit",
+        routes: Routes::Prefixes(10_000),
+        ..PLAIN
+    },
+    Scenario {
+        key: "b-1k-hosts",
+        title: "1,000 virtual hosts, the last one hit",
+        routes: Routes::Hosts(1_000),
+        ..PLAIN
+    },
+    Scenario {
+        key: "b-10k-hosts",
+        title: "10,000 virtual hosts, the last one hit",
+        routes: Routes::Hosts(10_000),
+        ..PLAIN
+    },
+    Scenario {
+        key: "c",
+        title: "1 MiB bodies, 16 connections",
+        bulk: true,
+        connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "d",
+        title: "5,000 idle connections",
+        idle: 5_000,
+        ..PLAIN
+    },
+    Scenario {
+        key: "e",
+        title: "access log, metrics, 100 routes, header rules",
+        routes: Routes::Prefixes(100),
+        features: true,
+        rate: 2_000,
+        ..PLAIN
+    },
+];
+
+impl Scenario {
+    /// The path prefix of a rule.
+    pub(crate) fn prefix(rule: usize) -> String {
+        format!("/service-{rule:05}/")
+    }
+
+    /// The name of a virtual host.
+    pub(crate) fn host(rule: usize) -> String {
+        format!("host-{rule:05}.example.com")
+    }
+
+    /// The bytes of a request that hits the last rule.
+    pub(crate) fn request(&self) -> Vec<u8> {
+        let file = if self.bulk { "mib" } else { "small" };
+        let (host, path) = match self.routes {
+            Routes::One => ("bench.example.com".to_owned(), format!("/{file}")),
+            Routes::Prefixes(count) => {
+                let prefix = Self::prefix(count - 1);
+                ("bench.example.com".to_owned(), format!("{prefix}{file}"))
+            }
+            Routes::Hosts(count) => (Self::host(count - 1), format!("/{file}")),
+        };
+        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n")
+            .into_bytes()
+    }
+
+    /// The rules: which host, and which prefix.
+    pub(crate) fn rules(&self) -> Vec<(String, String)> {
+        match self.routes {
+            Routes::One => vec![("*".to_owned(), "/".to_owned())],
+            Routes::Prefixes(count) => (0..count)
+                .map(|rule| ("*".to_owned(), Self::prefix(rule)))
+                .collect(),
+            Routes::Hosts(count) => (0..count)
+                .map(|rule| (Self::host(rule), "/".to_owned()))
+                .collect(),
+        }
+    }
+}

@@ -166,7 +166,10 @@ impl ClusterHandle {
                     };
                     let idled = clock::now().saturating_duration_since(idle_since);
                     // Bytes that nobody asked for would be taken for the next answer.
-                    let trusted = idled <= TRUSTED_IDLE && !careful && connection.stream.is_quiet();
+                    let trusted = idled <= TRUSTED_IDLE
+                        && !careful
+                        && !connection.is_doubtful
+                        && connection.stream.is_quiet();
                     if trusted || connection.stream.liveness() == Liveness::Idle {
                         return Start::Reuse(lease, connection);
                     }

@@ -6,7 +6,7 @@ use isthmus_tests::fault::{ANSWER, Fault, FaultPeer, RefusingPort};
 use isthmus_tests::gateway::{AccessLine, Gateway};
 use isthmus_tests::load::{Load, turn};
 use isthmus_tests::nginx::Nginx;
-use isthmus_tests::resources::one_route;
+use isthmus_tests::resources::{self, Endpoint, one_route};
 use isthmus_tests::upstream::{Answer, Then, Upstream};
 use isthmus_tests::wire::WireError;
 use std::net::SocketAddr;
@@ -234,6 +234,68 @@ fn a_post_is_never_sent_twice() {
         .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nab")
         .response();
     assert_eq!((response.status, upstream.served()), (503, 1));
+    gateway.stop();
+}
+
+#[test]
+fn an_upload_is_never_sent_again_without_its_beginning() {
+    let peer = FaultPeer::start(Fault::ResetsAfterAccept);
+    let upstream = Upstream::start(|_| Answer::ok("x"));
+    let endpoints = [
+        Endpoint::new("v1", peer.address()),
+        Endpoint::new("v1", upstream.address()),
+    ];
+    let gateway = Gateway::builder()
+        .resources(
+            "route",
+            &(resources::gateway(80)
+                + &resources::service(resources::UPSTREAM_HOST, 80, &endpoints)
+                + &resources::virtual_service(&format!(
+                    "- {}\n",
+                    resources::route_to(resources::UPSTREAM_HOST)
+                ))),
+        )
+        .start();
+    let mut answers = [0, 0];
+    for round in 0..200 {
+        let mut client = gateway.client();
+        if round % 2 == 0 {
+            client.send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            client.send("5\r\nworld\r\n0\r\n\r\n");
+        } else {
+            client.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\nhello");
+            client.send("world");
+        }
+        let status = client.response().status;
+        assert!(matches!(status, 200 | 503), "{status}");
+        answers[usize::from(status == 200)] += 1;
+    }
+    let requests = upstream.requests();
+    assert!(
+        requests.iter().all(|request| request.body == b"helloworld"),
+        "{requests:?}"
+    );
+    assert_eq!(requests.len(), answers[1]);
+    upstream.assert_no_violation();
+    gateway.stop();
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_is_not_blamed_for_a_silent_upstream() {
+    let peer = FaultPeer::start(Fault::NeverAnswers);
+    let gateway = Gateway::builder()
+        .resources("route", &one_route(peer.address(), ""))
+        .settings("bodyTimeout: 200ms\nstreamIdleTimeout: 1s\n")
+        .start();
+    let mut client = gateway.client();
+    client.send("POST /expects HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n");
+    assert_eq!(client.response().status, 504);
+    assert!(gateway.access_line("/expects").has("SI"));
+    // One that has begun and pauses is.
+    let mut client = gateway.client();
+    client.send("POST /pauses HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nab");
+    assert_eq!(client.response().status, 408);
+    assert!(gateway.access_line("/pauses").has("DT"));
     gateway.stop();
 }
 

@@ -544,3 +544,21 @@ fn an_answer_that_comes_during_the_upload_reaches_the_client() {
     assert_eq!(client.response().status, 403);
     gateway.stop();
 }
+
+#[test]
+fn empty_lines_behind_a_body_begin_no_request() {
+    let upstream = Upstream::start(|_| Answer::ok("x"));
+    let gateway = Gateway::builder()
+        .resources("route", &one_route(upstream.address(), ""))
+        .settings("headerTimeout: 200ms\n")
+        .start();
+    let mut client = gateway.client();
+    client.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nab\r\n\r\n");
+    assert_eq!(client.response().status, 200);
+    // A request that follows is served; without one the connection ends without a word.
+    assert_eq!(client.get("h", "/").status, 200);
+    client.send("\r\n");
+    assert_eq!(client.read_to_end(), b"");
+    assert_eq!(gateway.access_log().len(), 2);
+    gateway.stop();
+}

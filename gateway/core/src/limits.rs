@@ -209,7 +209,7 @@ settings! {
     "requestBodyBytes" request_body_bytes: u64 = 0;
     /// Most interim (1xx) responses before the final one; more is 502.
     "interimResponses" interim_responses: u32 = 16;
-    /// Time from the first byte of a request head to its last; then 408 and the connection closes. Ends slow-header attacks.
+    /// Time from the first byte of a request head to its last; then 408 and the connection closes. Ends slow-header attacks; 0 for no limit.
     "headerTimeout" header_timeout: Duration = Duration::from_secs(15);
     /// Time that a connection may wait for its next request. Envoy's default. 0 for no limit.
     "idleTimeout" idle_timeout: Duration = Duration::from_secs(3600);
@@ -217,7 +217,7 @@ settings! {
     "bodyTimeout" body_timeout: Duration = Duration::from_secs(60);
     /// Time that an exchange may pass no byte in either direction once its response began; then both sides are closed. 0 for no limit.
     "streamIdleTimeout" stream_idle_timeout: Duration = Duration::from_secs(300);
-    /// Time that a connection which is being closed still reads, so that the client sees the answer and not a reset.
+    /// Time that a connection which is being closed still reads, so that the client sees the answer and not a reset. 0 to close at once.
     "lingerTimeout" linger_timeout: Duration = Duration::from_secs(5);
     /// Bytes that a connection which is being closed still reads and throws away.
     "lingerBytes" linger_bytes: u64 = 1024 * 1024;

@@ -103,6 +103,8 @@ pub enum Cause {
     ConnectTimeout,
     /// The upstream closed before its answer's head was complete.
     UpstreamReset,
+    /// The upstream closed in the middle of its answer.
+    UpstreamBrokeOff,
     /// The upstream's answer is not HTTP, or is ambiguous.
     UpstreamHead(HeadError),
     /// The upstream's body is broken.
@@ -141,6 +143,7 @@ impl Cause {
             | Self::ConnectFailed
             | Self::ConnectTimeout
             | Self::UpstreamReset
+            | Self::UpstreamBrokeOff
             | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
@@ -158,7 +161,7 @@ impl Cause {
             Self::NoCluster => Flags::NC,
             Self::NoEndpoint => Flags::UH,
             Self::ConnectFailed | Self::ConnectTimeout => Flags::UF,
-            Self::UpstreamReset => Flags::UC,
+            Self::UpstreamReset | Self::UpstreamBrokeOff => Flags::UC,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
             Self::UpstreamTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
@@ -181,6 +184,7 @@ impl Cause {
             Self::ConnectFailed => "upstream_reset_before_response_started{connection_failure}",
             Self::ConnectTimeout => "upstream_reset_before_response_started{connection_timeout}",
             Self::UpstreamReset => "upstream_reset_before_response_started{connection_termination}",
+            Self::UpstreamBrokeOff => "upstream_reset_after_response_started{connection_termination}",
             Self::UpstreamHead(_) => "upstream_reset_before_response_started{protocol_error}",
             Self::UpstreamBody(_) => "upstream_reset_after_response_started{protocol_error}",
             Self::UpstreamInterim => "upstream_reset_before_response_started{too_many_interim_responses}",
@@ -205,7 +209,7 @@ impl Cause {
             Self::NoCluster => "the route's destination is not known (NC)\n",
             Self::NoEndpoint => "no healthy upstream (UH)\n",
             Self::ConnectFailed | Self::ConnectTimeout => "the upstream could not be reached (UF)\n",
-            Self::UpstreamReset => "the upstream closed the connection (UC)\n",
+            Self::UpstreamReset | Self::UpstreamBrokeOff => "the upstream closed the connection (UC)\n",
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => {
                 "the upstream's answer is not valid HTTP (UPE)\n"
             }
@@ -233,6 +237,7 @@ impl Cause {
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
             Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamBrokeOff => "upstream_broke_off",
             Self::UpstreamInterim => "interim_responses",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::Overflow => "overflow",

@@ -134,6 +134,8 @@ impl Connection {
                 Next::Refused(Cause::RequestHead(HeadError::FirstLine))
             }
             Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_))) => Next::Closed,
+            // Empty lines, which old clients send behind a body, ask for nothing (RFC 9112, 2.2).
+            None if !self.reader.has_begun() => Next::Closed,
             None => Next::Refused(Cause::HeaderTimeout),
         }
     }
@@ -143,6 +145,9 @@ impl Connection {
     /// makes the client's kernel drop what it has not read (RFC 9112, 9.6).
     pub async fn linger(&mut self, settings: &Settings) {
         self.stream.shutdown_write();
+        if settings.linger_timeout.is_zero() {
+            return;
+        }
         self.phase.set(settings.linger_timeout);
         let mut left = settings.linger_bytes.max(1);
         poll_fn(|cx| {

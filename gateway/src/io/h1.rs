@@ -82,12 +82,19 @@ impl MessageReader {
         !self.buffer.is_empty()
     }
 
+    /// Whether a head has begun to arrive; empty lines before it are nothing (RFC 9112, 2.2).
+    pub fn has_begun(&self) -> bool {
+        self.parser.has_begun()
+    }
+
     fn poll_head<T>(
         &mut self,
         stream: &Stream,
         cx: &mut Context<'_>,
         mut parse: impl FnMut(&mut HeadParser, &[u8], &MessageLimits) -> Result<(Parsed, T), HeadError>,
     ) -> Poll<Result<T, ReadError>> {
+        // Nothing is known of this message's body; what is known of the last one's must not be taken for it.
+        self.taken = 0;
         loop {
             if !self.buffer.is_empty() {
                 let (parsed, value) = parse(&mut self.parser, self.buffer.data(), &self.limits)?;
@@ -101,7 +108,7 @@ impl MessageReader {
                 Filled::Full => return Poll::Ready(Err(HeadError::HeaderTooLarge.into())),
                 Filled::End => {
                     return Poll::Ready(Err(ReadError::Closed {
-                        clean: self.buffer.is_empty(),
+                        clean: self.buffer.is_empty() || !self.parser.has_begun(),
                     }));
                 }
             }
@@ -357,6 +364,11 @@ impl MessageWriter {
         if self.framing == BodyFraming::Chunked {
             encode::last_chunk(trailers, &mut self.out);
         }
+    }
+
+    /// How many bytes are queued and not written.
+    pub fn queued(&self) -> usize {
+        self.out.len() - self.at
     }
 
     /// Whether everything that was queued is written.

@@ -10,14 +10,15 @@ use super::{Context, ListenerState};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start};
 use crate::downstream::h1::Connection;
-use crate::io::clock;
 use crate::io::h1::{Chunk, MessageWriter, ReadError};
 use crate::io::timer::Timer;
+use crate::io::{clock, executor};
 use crate::upstream;
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::EndpointId;
 use isthmus_core::forwarded;
+use isthmus_core::h1::BodyError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -365,7 +366,7 @@ async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Excha
     };
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
-    if conn.reader.is_body_done() {
+    if conn.reader.is_body_done() || conn.reader.whole_body().is_some() {
         x.route_timer.set(forward.timeout.unwrap_or_default());
     }
     let attempted = attempt(context, conn, x, &cluster, forward).await;
@@ -605,11 +606,15 @@ async fn send(
         (true, _) | (false, true) => Sending::Whole(0),
         (false, false) => Sending::Streaming,
     };
-    let replayable = !matches!(sending, Sending::Streaming);
+    let streamed = sending == Sending::Streaming;
     let started = clock::now();
     let mut interim = 0;
     let limit = context.settings.request_body_bytes;
-    conn.phase.set(phase_limit(context, sending));
+    let timeout = forward.timeout.unwrap_or_default();
+    // Who has to move next: the client with its body, or the upstream.
+    let mut on_client = false;
+    let mut invited = !x.request.expects_continue;
+    conn.phase.set(context.settings.stream_idle_timeout);
     loop {
         let Exchange {
             request,
@@ -619,12 +624,22 @@ async fn send(
             route_timer,
             ..
         } = &mut *x;
+        let mut turn = TURN_BYTES;
         let read = poll_fn(|cx| {
-            match poll_request(conn, upstream, to_upstream, trailers, &mut sending, limit, cx) {
-                Poll::Ready(Ok(())) => {
-                    route_timer.set(forward.timeout.unwrap_or_default());
-                    conn.phase.set(phase_limit(context, sending));
-                }
+            match poll_request(
+                conn,
+                upstream,
+                to_upstream,
+                trailers,
+                &mut sending,
+                limit,
+                &mut turn,
+                cx,
+            ) {
+                // Envoy counts a route's time from the end of the request.
+                Poll::Ready(Ok(Moved::All)) if streamed => route_timer.set(timeout),
+                Poll::Ready(Ok(Moved::All)) => {}
+                Poll::Ready(Ok(Moved::Turn)) => return Poll::Ready(Ok(None)),
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {}
             }
@@ -633,7 +648,7 @@ async fn send(
                     .reader
                     .poll_response(&upstream.stream, cx, &request.method, response)
             {
-                return Poll::Ready(Ok(read));
+                return Poll::Ready(Ok(Some(read)));
             }
             // An interim response may still be on its way to the client.
             if !conn.writer.is_flushed()
@@ -648,10 +663,22 @@ async fn send(
             if route_timer.poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
             }
+            // Bytes that wait to be written mean that the upstream is slow, not the client; and a client that asked
+            // whether it may go on waits for the upstream's word.
+            let waits_for_client = sending == Sending::Streaming
+                && to_upstream.is_flushed()
+                && !conn.reader.has_unread()
+                && (invited || conn.reader.body_bytes() > 0);
+            if waits_for_client != on_client {
+                on_client = waits_for_client;
+                conn.phase.set(if on_client {
+                    context.settings.body_timeout
+                } else {
+                    context.settings.stream_idle_timeout
+                });
+            }
             if conn.phase.poll(cx).is_ready() {
-                // Bytes that wait to be written mean that the upstream is slow, not the client.
-                let upstream_is_slow = !to_upstream.is_flushed() || conn.reader.has_unread();
-                let cause = if sending == Sending::Streaming && !upstream_is_slow {
+                let cause = if on_client {
                     Cause::BodyTimeout
                 } else {
                     Cause::StreamIdle
@@ -661,9 +688,15 @@ async fn send(
             Poll::Pending
         })
         .await?;
+        let Some(read) = read else {
+            executor::turn().await;
+            continue;
+        };
+        // Of a body that streams, what was taken from the client is gone, even if the upstream never got it.
+        let used = streamed && (conn.reader.body_bytes() > 0 || conn.reader.is_body_done());
         let progress = BodyProgress {
-            sent: x.to_upstream.written() > 0,
-            replayable,
+            sent: x.to_upstream.written() > 0 || used,
+            replayable: !streamed,
         };
         let failure = match read {
             Ok(()) if x.response.status.is_informational() => {
@@ -674,19 +707,22 @@ async fn send(
                     let wanted = x.response.status != StatusCode::CONTINUE || x.request.expects_continue;
                     if wanted && x.request.version == Version::Http11 {
                         conn.writer.interim_head(&x.response);
+                        invited |= x.response.status == StatusCode::CONTINUE;
                     }
                     continue;
                 }
             }
             Ok(()) => {
                 x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
-                if context.log.is_on() {
-                    x.outcome.upstream_local = upstream.stream.local_addr();
-                }
+                x.outcome.upstream_local = upstream.stream.local_addr();
                 return Ok(Sent::Answered(sending));
             }
-            Err(ReadError::Closed { clean: true } | ReadError::Io(_)) => Failure::Reset { reused },
-            Err(ReadError::Closed { clean: false }) => Failure::Final(Cause::UpstreamReset),
+            Err(ReadError::Closed { .. } | ReadError::Io(_))
+                if interim == 0 && !upstream.reader.has_unread() =>
+            {
+                Failure::Reset { reused }
+            }
+            Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
             Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
         };
@@ -694,15 +730,23 @@ async fn send(
     }
 }
 
-/// How long the exchange may stand still while the request is in this state.
-fn phase_limit(context: &Context, sending: Sending) -> Duration {
-    match sending {
-        Sending::Streaming => context.settings.body_timeout,
-        _ => context.settings.stream_idle_timeout,
-    }
+/// How many bytes of a body one connection may move before the others have a turn.
+const TURN_BYTES: usize = 512 * 1024;
+
+/// What became of a body for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    /// All of it is written.
+    All,
+    /// It could go on, but others must have their turn: the ring is not looked at while a task is busy.
+    Turn,
 }
 
-/// Moves the request towards the upstream. Ready once, when all of it is sent; Pending ever after.
+/// Moves the request towards the upstream. Ready with [`Moved::All`] once, and Pending ever after.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the exchange that moves"
+)]
 fn poll_request(
     conn: &mut Connection,
     upstream: &upstream::Connection,
@@ -710,8 +754,9 @@ fn poll_request(
     trailers: &mut HeaderList,
     sending: &mut Sending,
     limit: u64,
+    turn: &mut usize,
     cx: &mut TaskContext<'_>,
-) -> Poll<Result<(), End>> {
+) -> Poll<Result<Moved, End>> {
     loop {
         match sending {
             Sending::Done | Sending::Stopped => return Poll::Pending,
@@ -720,7 +765,7 @@ fn poll_request(
                 match writer.poll_all(&upstream.stream, cx, body, at) {
                     Poll::Ready(Ok(())) => {
                         *sending = Sending::Done;
-                        return Poll::Ready(Ok(()));
+                        return Poll::Ready(Ok(Moved::All));
                     }
                     // An upstream that no longer reads may have answered; reading decides.
                     Poll::Ready(Err(_)) => *sending = Sending::Stopped,
@@ -728,6 +773,7 @@ fn poll_request(
                 }
             }
             Sending::Streaming => match conn.reader.poll_data(&conn.stream, cx) {
+                Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
                 Poll::Ready(Ok(Chunk::Data(there))) => {
                     if limit > 0 && conn.reader.body_bytes() + there as u64 > limit {
                         return Poll::Ready(Err(End::Reply(Cause::RequestTooLarge.into())));
@@ -736,6 +782,7 @@ fn poll_request(
                     match writer.poll_data(&upstream.stream, cx, data) {
                         Poll::Ready(Ok(used)) => {
                             conn.reader.take(used);
+                            *turn = turn.saturating_sub(used);
                             // Progress: the pause is measured from here.
                             conn.phase.extend();
                         }
@@ -749,9 +796,7 @@ fn poll_request(
                     // What is queued goes out as if the body had been at hand all along.
                     *sending = Sending::Whole(0);
                 }
-                Poll::Ready(Err(ReadError::Body(error)))
-                    if error != isthmus_core::h1::BodyError::Truncated =>
-                {
+                Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
                     return Poll::Ready(Err(End::Reply(Cause::RequestBody(error).into())));
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
@@ -810,18 +855,33 @@ async fn pass_on(
         ..
     } = &mut *x;
     let mut finished = false;
-    let result = poll_fn(|cx| {
+    let streamed = sending == Sending::Streaming;
+    let mut step = |turn: &mut usize, cx: &mut TaskContext<'_>| {
         if sending != Sending::Done && sending != Sending::Stopped {
-            match poll_request(conn, &upstream, to_upstream, trailers, &mut sending, limit, cx) {
-                Poll::Ready(Ok(())) => route_timer.set(forward.timeout.unwrap_or_default()),
+            match poll_request(
+                conn,
+                &upstream,
+                to_upstream,
+                trailers,
+                &mut sending,
+                limit,
+                turn,
+                cx,
+            ) {
+                Poll::Ready(Ok(Moved::All)) if streamed => {
+                    route_timer.set(forward.timeout.unwrap_or_default());
+                }
+                Poll::Ready(Ok(Moved::All)) => {}
+                Poll::Ready(Ok(Moved::Turn)) => return Poll::Ready(Ok(Moved::Turn)),
                 // The response goes on; only the request is given up.
                 Poll::Ready(Err(End::Reply(_))) => sending = Sending::Stopped,
                 Poll::Ready(Err(End::ClientGone)) => return Poll::Ready(Err(Broken::ClientGone)),
                 Poll::Pending => {}
             }
         }
-        if let Poll::Ready(result) = poll_response_body(conn, &mut upstream, trailers, &mut finished, cx) {
-            return Poll::Ready(result);
+        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, turn, cx);
+        if let Poll::Ready(moved) = moved {
+            return Poll::Ready(moved);
         }
         if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
@@ -832,9 +892,18 @@ async fn pass_on(
         conn.phase
             .poll(cx)
             .map(|()| Err(Broken::Upstream(Cause::StreamIdle)))
-    })
-    .await;
-    x.outcome.response_bytes = upstream.reader.body_bytes();
+    };
+    let result = loop {
+        let mut turn = TURN_BYTES;
+        match poll_fn(|cx| step(&mut turn, cx)).await {
+            Ok(Moved::Turn) => executor::turn().await,
+            Ok(Moved::All) => break Ok(()),
+            Err(broken) => break Err(broken),
+        }
+    };
+    // What is still queued when an exchange breaks off was never written.
+    let unwritten = conn.writer.queued() as u64;
+    x.outcome.response_bytes = upstream.reader.body_bytes().saturating_sub(unwritten);
     match result {
         Ok(()) => {
             let request_done = sending == Sending::Done;
@@ -846,6 +915,12 @@ async fn pass_on(
                 && request_done
                 && !upstream.reader.has_unread()
                 && !cluster.is_used_up(upstream.requests);
+            // An upstream that sends a body where none may be would do so now.
+            upstream.is_doubtful = x.request.method == Method::HEAD
+                || matches!(
+                    x.response.status,
+                    StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+                );
             lease.finish(reusable.then_some(upstream));
             x.outcome.after = if keep_alive && request_done {
                 After::KeepAlive
@@ -860,12 +935,7 @@ async fn pass_on(
                 Broken::ClientGone => Cause::ClientGone,
             };
             context.count_cause(cause);
-            x.outcome.flags = x.outcome.flags.with(match cause {
-                Cause::UpstreamReset | Cause::UpstreamBody(isthmus_core::h1::BodyError::Truncated) => {
-                    Flags::UC
-                }
-                other => other.flag(),
-            });
+            x.outcome.flags = x.outcome.flags.with(cause.flag());
             x.outcome.detail = cause.detail();
             x.outcome.after = After::Abort;
         }
@@ -914,21 +984,25 @@ fn poll_response_body(
     upstream: &mut upstream::Connection,
     trailers: &mut HeaderList,
     finished: &mut bool,
+    turn: &mut usize,
     cx: &mut TaskContext<'_>,
-) -> Poll<Result<(), Broken>> {
+) -> Poll<Result<Moved, Broken>> {
     loop {
         if *finished {
             return conn
                 .writer
                 .poll_flush(&conn.stream, cx)
+                .map_ok(|()| Moved::All)
                 .map_err(|_| Broken::ClientGone);
         }
         match upstream.reader.poll_data(&upstream.stream, cx) {
+            Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
             Poll::Ready(Ok(Chunk::Data(there))) => {
                 let data = upstream.reader.data().get(..there).unwrap_or(&[]);
                 match conn.writer.poll_data(&conn.stream, cx, data) {
                     Poll::Ready(Ok(used)) => {
                         upstream.reader.take(used);
+                        *turn = turn.saturating_sub(used);
                         conn.phase.extend();
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
@@ -940,10 +1014,10 @@ fn poll_response_body(
                 conn.writer.finish(trailers);
                 *finished = true;
             }
-            Poll::Ready(Err(ReadError::Body(error))) => {
+            Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
                 return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error))));
             }
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamReset))),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBrokeOff))),
             Poll::Pending => {
                 return match conn.writer.poll_flush(&conn.stream, cx) {
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),

@@ -25,11 +25,11 @@ pub(super) async fn serve(
         match Box::pin(serve_while_warm(&context, &listener, &mut conn)).await {
             Warm::Quiet => {}
             Warm::Closed => return,
-            Warm::Close if conn.reader.is_body_done() && !conn.reader.has_unread() => {
+            Warm::Close { asked: true } if conn.reader.is_body_done() && !conn.reader.has_unread() => {
                 // The client has nothing under way that a reset could answer.
                 return conn.stream.shutdown_write();
             }
-            Warm::Close => return conn.linger(&context.settings).await,
+            Warm::Close { .. } => return conn.linger(&context.settings).await,
             Warm::Abort => return conn.stream.reset_on_close(),
         }
     }
@@ -40,8 +40,11 @@ enum Warm {
     Quiet,
     /// The client has closed.
     Closed,
-    /// The gateway closes.
-    Close,
+    /// The gateway closes; whether the client asked for it, and so sends no more requests.
+    Close {
+        /// See above.
+        asked: bool,
+    },
     /// The gateway breaks off.
     Abort,
 }
@@ -50,15 +53,19 @@ enum Warm {
 async fn serve_while_warm(context: &Context, listener: &ListenerState, conn: &mut Connection) -> Warm {
     let mut exchange = Exchange::new(context);
     loop {
+        let mut asked = false;
         let after = match conn.next(&mut exchange.request, &context.settings).await {
-            Next::Request => http::serve(context, listener, conn, &mut exchange).await,
+            Next::Request => {
+                asked = !exchange.request.keep_alive;
+                http::serve(context, listener, conn, &mut exchange).await
+            }
             Next::Refused(cause) => http::refuse(context, conn, &mut exchange, cause).await,
             Next::Quiet => return Warm::Quiet,
             Next::Closed => return Warm::Closed,
         };
         match after {
             After::KeepAlive => {}
-            After::Close => return Warm::Close,
+            After::Close => return Warm::Close { asked },
             After::Abort => return Warm::Abort,
         }
     }

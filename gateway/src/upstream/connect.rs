@@ -27,6 +27,7 @@ pub async fn connect(
                 reader,
                 address,
                 requests: 0,
+                is_doubtful: false,
                 permit,
                 open,
             }))

@@ -37,6 +37,9 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Requests that it has carried, the present one included.
     pub requests: u32,
+    /// Whether the upstream may have more to say although its last answer has ended: it must be looked at before it is
+    /// used again.
+    pub is_doubtful: bool,
     /// Its permit of the cluster's budget.
     pub permit: Permit,
     /// Its place in the count of open connections.

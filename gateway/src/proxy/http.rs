@@ -4,13 +4,16 @@
 //! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
 //! on at the same time. Whatever happens ends in one [`Outcome`], which is counted and logged once.
 
+use super::body::{
+    Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
+};
 use super::fields;
 use super::local::{self, Answer};
 use super::{Context, ListenerState};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start};
 use crate::downstream::h1::Connection;
-use crate::io::h1::{Chunk, MessageWriter, ReadError};
+use crate::io::h1::{MessageWriter, ReadError};
 use crate::io::timer::Timer;
 use crate::io::{clock, executor};
 use crate::upstream;
@@ -18,13 +21,12 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::EndpointId;
 use isthmus_core::forwarded;
-use isthmus_core::h1::BodyError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::path;
-use isthmus_core::reply::{Cause, Flags, LocalReply};
+use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward};
 use isthmus_core::stats::Finished;
 use std::cell::Cell;
@@ -406,31 +408,11 @@ async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Excha
     }
 }
 
-/// Why no upstream answered.
-enum End {
-    Reply(LocalReply),
-    ClientGone,
-}
-
 /// An upstream has answered: its head is in the exchange.
 struct Answered {
     lease: Lease,
     upstream: Box<upstream::Connection>,
     sent: Sending,
-}
-
-/// How far the request is on its way to one upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sending {
-    /// All of the body has arrived already; it stays in the buffer until the answer comes, so that it can be sent
-    /// again. So many bytes of it are sent.
-    Whole(usize),
-    /// The body is passed on as it arrives.
-    Streaming,
-    /// Everything is sent.
-    Done,
-    /// The upstream takes no more of it; what it answers still counts.
-    Stopped,
 }
 
 /// Sends the request until an upstream begins to answer.
@@ -730,100 +712,6 @@ async fn send(
     }
 }
 
-/// How many bytes of a body one connection may move before the others have a turn.
-const TURN_BYTES: usize = 512 * 1024;
-
-/// What became of a body for now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moved {
-    /// All of it is written.
-    All,
-    /// It could go on, but others must have their turn: the ring is not looked at while a task is busy.
-    Turn,
-}
-
-/// Moves the request towards the upstream. Ready with [`Moved::All`] once, and Pending ever after.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is a part of the exchange that moves"
-)]
-fn poll_request(
-    conn: &mut Connection,
-    upstream: &upstream::Connection,
-    writer: &mut MessageWriter,
-    trailers: &mut HeaderList,
-    sending: &mut Sending,
-    limit: u64,
-    turn: &mut usize,
-    cx: &mut TaskContext<'_>,
-) -> Poll<Result<Moved, End>> {
-    loop {
-        match sending {
-            Sending::Done | Sending::Stopped => return Poll::Pending,
-            Sending::Whole(at) => {
-                let body = conn.reader.whole_body().unwrap_or(&[]);
-                match writer.poll_all(&upstream.stream, cx, body, at) {
-                    Poll::Ready(Ok(())) => {
-                        *sending = Sending::Done;
-                        return Poll::Ready(Ok(Moved::All));
-                    }
-                    // An upstream that no longer reads may have answered; reading decides.
-                    Poll::Ready(Err(_)) => *sending = Sending::Stopped,
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            Sending::Streaming => match conn.reader.poll_data(&conn.stream, cx) {
-                Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
-                Poll::Ready(Ok(Chunk::Data(there))) => {
-                    if limit > 0 && conn.reader.body_bytes() + there as u64 > limit {
-                        return Poll::Ready(Err(End::Reply(Cause::RequestTooLarge.into())));
-                    }
-                    let data = conn.reader.data().get(..there).unwrap_or(&[]);
-                    match writer.poll_data(&upstream.stream, cx, data) {
-                        Poll::Ready(Ok(used)) => {
-                            conn.reader.take(used);
-                            *turn = turn.saturating_sub(used);
-                            // Progress: the pause is measured from here.
-                            conn.phase.extend();
-                        }
-                        Poll::Ready(Err(_)) => *sending = Sending::Stopped,
-                        Poll::Pending => return Poll::Pending,
-                    }
-                }
-                Poll::Ready(Ok(Chunk::End)) => {
-                    conn.reader.trailers(trailers);
-                    writer.finish(trailers);
-                    // What is queued goes out as if the body had been at hand all along.
-                    *sending = Sending::Whole(0);
-                }
-                Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
-                    return Poll::Ready(Err(End::Reply(Cause::RequestBody(error).into())));
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
-                Poll::Pending => {
-                    if let Poll::Ready(Err(_)) = writer.poll_flush(&upstream.stream, cx) {
-                        *sending = Sending::Stopped;
-                    }
-                    return Poll::Pending;
-                }
-            },
-        }
-    }
-}
-
-/// Gives the buffer of a body back that was kept in order to be sent again.
-fn drop_whole_body(conn: &mut Connection) {
-    if let Some(length) = conn.reader.whole_body().map(<[u8]>::len) {
-        conn.reader.take(length);
-    }
-}
-
-/// How a response broke off after its head was on its way.
-enum Broken {
-    Upstream(Cause),
-    ClientGone,
-}
-
 /// Passes the response on, and what is left of the request.
 #[allow(
     clippy::too_many_arguments,
@@ -976,54 +864,4 @@ fn begin_response(
         keep_alive,
     };
     !conn.writer.response_head(head, form)
-}
-
-/// Moves the response's body towards the client; Ready when all of it is written, or broken off.
-fn poll_response_body(
-    conn: &mut Connection,
-    upstream: &mut upstream::Connection,
-    trailers: &mut HeaderList,
-    finished: &mut bool,
-    turn: &mut usize,
-    cx: &mut TaskContext<'_>,
-) -> Poll<Result<Moved, Broken>> {
-    loop {
-        if *finished {
-            return conn
-                .writer
-                .poll_flush(&conn.stream, cx)
-                .map_ok(|()| Moved::All)
-                .map_err(|_| Broken::ClientGone);
-        }
-        match upstream.reader.poll_data(&upstream.stream, cx) {
-            Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
-            Poll::Ready(Ok(Chunk::Data(there))) => {
-                let data = upstream.reader.data().get(..there).unwrap_or(&[]);
-                match conn.writer.poll_data(&conn.stream, cx, data) {
-                    Poll::Ready(Ok(used)) => {
-                        upstream.reader.take(used);
-                        *turn = turn.saturating_sub(used);
-                        conn.phase.extend();
-                    }
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            Poll::Ready(Ok(Chunk::End)) => {
-                upstream.reader.trailers(trailers);
-                conn.writer.finish(trailers);
-                *finished = true;
-            }
-            Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
-                return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error))));
-            }
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBrokeOff))),
-            Poll::Pending => {
-                return match conn.writer.poll_flush(&conn.stream, cx) {
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
-                    _ => Poll::Pending,
-                };
-            }
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The proxy: what happens between a request's head and its answer's last byte. The only room where the client's side
 //! and the upstream's side meet.
 
+mod body;
 mod fields;
 pub mod http;
 mod local;

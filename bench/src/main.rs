@@ -10,6 +10,7 @@
 
 mod load;
 mod measure;
+mod micro;
 mod proxy;
 mod report;
 mod scenario;
@@ -24,7 +25,7 @@ use report::{Latency, Measured, Report, Row};
 use scenario::{SCENARIOS, Scenario};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -32,10 +33,10 @@ use std::time::{Duration, SystemTime};
 #[command(about = "Measures the gateway beside HAProxy, nginx and Envoy")]
 struct Arguments {
     /// The gateway's binary
-    #[arg(long)]
+    #[arg(long, default_value = "target/dist/isthmus")]
     gateway: PathBuf,
     /// Where the report goes
-    #[arg(long)]
+    #[arg(long, default_value = "target/bench")]
     out: PathBuf,
     /// Rounds of each scenario
     #[arg(long, default_value_t = 15)]
@@ -52,7 +53,21 @@ struct Arguments {
     /// Shortly, to see that everything works
     #[arg(long)]
     smoke: bool,
+    /// Count the instructions of the request path's parts instead
+    #[arg(long)]
+    micro: bool,
+    /// With --micro: let the figures be those that later ones are compared with
+    #[arg(long, requires = "micro")]
+    keep: bool,
+    /// Run one case of --micro: what callgrind looks at
+    #[arg(long, hide = true, requires = "times")]
+    case: Option<String>,
+    #[arg(long, hide = true)]
+    times: Option<usize>,
 }
+
+/// The figures of the cases, as they were last kept.
+const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.tsv");
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -65,6 +80,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    if let (Some(case), Some(times)) = (&arguments.case, arguments.times) {
+        return micro::run_case(case, times);
+    }
+    if arguments.micro {
+        return micro::measure(&arguments.out, Path::new(KNOWN), arguments.keep);
+    }
     let (rounds, seconds) = if arguments.smoke {
         (1, 0.3)
     } else {

@@ -1,0 +1,344 @@
+//! The pure parts of the request path, one by one, in instructions.
+//!
+//! Time on a shared machine says nothing about a few nanoseconds; the number of instructions is the same wherever the
+//! same binary runs. Each case is run under callgrind with two numbers of repetitions, and the difference is what one
+//! repetition costs. The figures that the tree had last are in `instructions.tsv`; a case that costs much more than it
+//! says is an error, so that nobody makes the path slower without knowing.
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId};
+use isthmus_core::endpoint::{Endpoint, EndpointSet};
+use isthmus_core::forwarded::{self, Downstream};
+use isthmus_core::h1::encode::{self, ResponseContext};
+use isthmus_core::h1::{HeadParser, Parsed};
+use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::limits::{MessageLimits, Settings};
+use isthmus_core::message::{RequestHead, ResponseHead};
+use isthmus_core::name::{ClusterKey, HostPattern};
+use isthmus_core::path;
+use isthmus_core::protocol::Protocol;
+use isthmus_core::random::Random;
+use isthmus_core::route::{
+    Action, DirectResponse, PathMatch, Route, RouteMatch, RouteTable, Scratch, TextMatch, VirtualHost,
+};
+use isthmus_core::shared::ClusterShared;
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a case may cost more than it did before it is an error.
+const TOLERANCE: f64 = 1.05;
+const REPETITIONS: [usize; 2] = [500, 1_500];
+
+/// A request as a browser sends it.
+const REQUEST: &[u8] = b"GET /service-00000/items?page=2 HTTP/1.1\r\nHost: host-00000.example.com\r\nUser-Agent: \
+Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\nAccept: text/html,application/xhtml+xml,\
+application/xml;q=0.9,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nCookie: \
+session=0123456789abcdef0123456789abcdef; theme=dark\r\nConnection: keep-alive\r\nCache-Control: max-age=0\r\n\r\n";
+/// The load's request.
+const TINY_REQUEST: &[u8] =
+    b"GET /small HTTP/1.1\r\nhost: bench.example.com\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
+const RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 01 Jun 2026 12:00:00 GMT\r\nContent-Type: \
+text/plain\r\nContent-Length: 48\r\nConnection: keep-alive\r\n\r\n";
+
+type Case = (&'static str, fn(usize));
+
+const CASES: &[Case] = &[
+    ("request head, 9 fields: parse", |times| {
+        let (mut head, limits) = (RequestHead::default(), limits());
+        for _ in 0..times {
+            parse_request(black_box(REQUEST), &limits, &mut head);
+        }
+    }),
+    ("request head, 9 fields: write", |times| {
+        let (mut head, mut out) = (RequestHead::default(), Vec::new());
+        parse_request(REQUEST, &limits(), &mut head);
+        for _ in 0..times {
+            out.clear();
+            encode::request_head(black_box(&head), false, &mut out);
+        }
+    }),
+    ("response head, 5 fields: parse", |times| {
+        let (mut head, limits) = (ResponseHead::default(), limits());
+        for _ in 0..times {
+            parse_response(black_box(RESPONSE), &limits, &mut head);
+        }
+    }),
+    ("response head, 5 fields: write", |times| {
+        let (mut head, mut out) = (ResponseHead::default(), Vec::new());
+        parse_response(RESPONSE, &limits(), &mut head);
+        for _ in 0..times {
+            out.clear();
+            encode::response_head(black_box(&head), form(), &mut out);
+        }
+    }),
+    ("header list: get, set, remove", |times| {
+        let mut head = RequestHead::default();
+        parse_request(REQUEST, &limits(), &mut head);
+        let mut list = HeaderList::default();
+        for (_, name, value) in head.headers.iter() {
+            list.append(name, value);
+        }
+        for _ in 0..times {
+            black_box(list.get(black_box(HeaderId::UserAgent)));
+            list.set(HeaderId::XForwardedProto, b"http");
+            list.remove(HeaderId::XForwardedProto);
+        }
+    }),
+    ("forwarding fields: set", |times| {
+        let (mut head, limits, mut random) = (RequestHead::default(), limits(), Random::from_seed(1));
+        for _ in 0..times {
+            parse_request(TINY_REQUEST, &limits, &mut head);
+            black_box(forwarded::apply(&mut head, downstream(), &mut random));
+        }
+    }),
+    ("route: prefix, 1 route", |times| look_up(&prefixes(1), 0, times)),
+    ("route: prefix, the last of 10,000 routes", |times| {
+        look_up(&prefixes(10_000), 9_999, times);
+    }),
+    ("route: host, the last of 10,000 hosts", |times| {
+        look_up(&hosts(10_000), 9_999, times);
+    }),
+    ("pool: acquire and release", |times| {
+        let (mut random, now) = (Random::from_seed(1), Instant::now());
+        let mut cluster = Cluster::new(cluster(), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        if let Acquired::Open { endpoint, .. } = cluster.acquire(&[], true, &mut random) {
+            cluster.release(endpoint, Some(ConnId(0)), now);
+        }
+        for _ in 0..times {
+            if let Acquired::Use { conn, endpoint, .. } = cluster.acquire(&[], false, &mut random) {
+                black_box(cluster.release(endpoint, Some(conn), now));
+            }
+        }
+    }),
+    ("all of a tiny exchange, without I/O", |times| {
+        exchange(&prefixes(1), TINY_REQUEST, times)
+    }),
+    ("all of a browser's exchange, without I/O", |times| {
+        exchange(&prefixes(1), REQUEST, times)
+    }),
+];
+
+fn limits() -> MessageLimits {
+    Settings::default().message_limits()
+}
+
+fn form() -> ResponseContext {
+    ResponseContext {
+        version: isthmus_core::message::Version::Http11,
+        head_request: false,
+        keep_alive: true,
+    }
+}
+
+fn downstream() -> Downstream {
+    Downstream {
+        peer: [127, 0, 0, 1].into(),
+        scheme: "http",
+        port: 80,
+        trusted_proxies: 0,
+    }
+}
+
+fn parse_request(bytes: &[u8], limits: &MessageLimits, head: &mut RequestHead) {
+    let parsed = HeadParser::default().parse_request(bytes, limits, head);
+    assert_eq!(parsed, Ok(Parsed::Complete(bytes.len())));
+}
+
+fn parse_response(bytes: &[u8], limits: &MessageLimits, head: &mut ResponseHead) {
+    let parsed = HeadParser::default().parse_response(bytes, limits, &Method::GET, head);
+    assert_eq!(parsed, Ok(Parsed::Complete(bytes.len())));
+}
+
+fn route(path: String) -> Route {
+    let body = DirectResponse {
+        status: StatusCode::OK,
+        body: Bytes::new(),
+    };
+    Route {
+        name: "".into(),
+        virtual_service: "default/bench".into(),
+        matches: RouteMatch {
+            path: PathMatch {
+                text: TextMatch::Prefix(path.into()),
+                ignore_case: false,
+            },
+            ..RouteMatch::ANY
+        },
+        action: Arc::new(Action::Respond(body)),
+        response_headers: Vec::new(),
+    }
+}
+
+fn host(at: usize, routes: Vec<Route>) -> Arc<VirtualHost> {
+    let name = format!("host-{at:05}.example.com");
+    Arc::new(VirtualHost::new(
+        &name,
+        vec![HostPattern::parse(&name)],
+        false,
+        routes,
+    ))
+}
+
+fn prefixes(count: usize) -> RouteTable {
+    // The first one catches nothing else, so that one table serves the exchange, too.
+    let mut routes: Vec<Route> = (0..count).map(|at| route(format!("/service-{at:05}/"))).collect();
+    if count == 1 {
+        routes.push(route("/".to_owned()));
+    }
+    RouteTable::new(vec![host(0, routes)])
+}
+
+fn hosts(count: usize) -> RouteTable {
+    RouteTable::new(
+        (0..count)
+            .map(|at| host(at, vec![route("/".to_owned())]))
+            .collect(),
+    )
+}
+
+fn look_up(table: &RouteTable, at: usize, times: usize) {
+    let mut head = RequestHead {
+        method: Method::GET,
+        ..RequestHead::default()
+    };
+    let many_hosts = table.virtual_hosts().len() > 1;
+    let name = format!("host-{:05}.example.com", if many_hosts { at } else { 0 });
+    head.set_authority(&name);
+    head.host = name;
+    head.set_path(&format!("/service-{at:05}/items"));
+    let mut scratch = Scratch::default();
+    for _ in 0..times {
+        let found = table
+            .find_host(black_box(&head.host))
+            .and_then(|host| table.virtual_hosts().get(host))
+            .and_then(|host| host.find(black_box(&head), "http", &mut scratch));
+        assert!(found.is_some());
+    }
+}
+
+fn cluster() -> Arc<ClusterSpec> {
+    Arc::new(ClusterSpec {
+        key: ClusterKey::outbound(80, "", "up.example"),
+        endpoints: Arc::new(EndpointSet::new([Endpoint::new(([127, 0, 0, 1], 1).into())])),
+        protocol: Protocol::Http,
+        balancer: BalancerKind::RoundRobin,
+        connect_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(60),
+        max_requests_per_connection: 0,
+        namespace: "default".into(),
+    })
+}
+
+/// What a request goes through on its way and back, but for sockets, timers and logs.
+fn exchange(table: &RouteTable, bytes: &[u8], times: usize) {
+    let (limits, mut random) = (limits(), Random::from_seed(1));
+    let (mut request, mut response) = (RequestHead::default(), ResponseHead::default());
+    let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+    let host_of = |request: &RequestHead| table.find_host(&request.host).unwrap_or(0);
+    for _ in 0..times {
+        parse_request(black_box(bytes), &limits, &mut request);
+        assert!(path::normalize(&mut request, Settings::default().path_normalization).is_ok());
+        request.headers.remove_connection_fields();
+        forwarded::apply(&mut request, downstream(), &mut random);
+        let found = table
+            .virtual_hosts()
+            .get(host_of(&request))
+            .and_then(|host| host.find(&request, "http", &mut scratch));
+        assert!(found.is_some());
+        request.headers.set(HeaderId::XEnvoyAttemptCount, b"1");
+        out.clear();
+        encode::request_head(&request, false, &mut out);
+        parse_response(black_box(RESPONSE), &limits, &mut response);
+        response.headers.remove_connection_fields();
+        response.headers.set(HeaderId::Server, b"isthmus");
+        response.headers.set(HeaderId::XEnvoyUpstreamServiceTime, b"0");
+        out.clear();
+        encode::response_head(&response, form(), &mut out);
+    }
+}
+
+/// Runs one case: what callgrind looks at.
+pub(crate) fn run_case(name: &str, times: usize) -> Result<()> {
+    let (_, case) = CASES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .with_context(|| format!("there is no case {name:?}"))?;
+    case(times);
+    Ok(())
+}
+
+/// Counts the instructions of every case and compares them with those that are known; with `keep` they are the known
+/// ones from now on.
+pub(crate) fn measure(out: &Path, known: &Path, keep: bool) -> Result<()> {
+    let text = fs::read_to_string(known).unwrap_or_default();
+    let before: BTreeMap<&str, f64> = text
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .filter_map(|(name, count)| Some((name, count.parse().ok()?)))
+        .collect();
+    let (mut table, mut worse) = (String::new(), Vec::new());
+    println!("| instructions of | now | before |\n|---|---|---|");
+    for (name, _) in CASES {
+        let [few, many] = REPETITIONS;
+        let each = (instructions(name, many)? - instructions(name, few)?) as f64 / (many - few) as f64;
+        let known = before.get(name).copied();
+        let shown = known.map_or("-".to_owned(), |known| format!("{known:.0}"));
+        println!("| {name} | {each:.0} | {shown} |");
+        table.push_str(&format!("{name}\t{each:.0}\n"));
+        if known.is_some_and(|known| each > known * TOLERANCE) || (known.is_none() && !keep) {
+            worse.push(format!("{name}: {each:.0} instructions, {shown} before"));
+        }
+    }
+    fs::create_dir_all(out)?;
+    fs::write(out.join("instructions.tsv"), &table)?;
+    if keep {
+        fs::write(known, table)?;
+    } else if !worse.is_empty() {
+        bail!(
+            "the path has become longer; if that is meant, keep the figures with `cargo xtask bench -- --micro --keep`:\n  {}",
+            worse.join("\n  ")
+        );
+    }
+    Ok(())
+}
+
+fn instructions(name: &str, times: usize) -> Result<u64> {
+    let folder = tempfile::tempdir()?;
+    let output = Command::new("valgrind")
+        .arg("--tool=callgrind")
+        .arg(format!(
+            "--callgrind-out-file={}",
+            folder.path().join("out").display()
+        ))
+        .arg(std::env::current_exe()?)
+        .args(["--case", name, "--times", &times.to_string()])
+        .output()
+        .context("valgrind")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {text}");
+    let line = text.lines().find_map(|line| line.split_once("Collected : "));
+    let (_, count) = line.with_context(|| format!("callgrind counted nothing: {text}"))?;
+    Ok(count.trim().parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_can_be_run() {
+        for (name, _) in CASES {
+            run_case(name, 2).unwrap();
+        }
+        assert!(run_case("nothing", 1).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! Bodies on their way: the request's towards the upstream, the response's towards the client.
+//!
+//! Both directions are polled by the one task of the exchange. Each moves what it can, and stops after [`TURN_BYTES`],
+//! so that two fast peers cannot keep a shard from everybody else.
+
+use crate::downstream::h1::Connection;
+use crate::io::h1::{Chunk, MessageWriter, ReadError};
+use crate::upstream;
+use isthmus_core::h1::BodyError;
+use isthmus_core::header::HeaderList;
+use isthmus_core::reply::{Cause, LocalReply};
+use std::task::{Context as TaskContext, Poll};
+
+/// How far the request is on its way to one upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// All of the body has arrived already; it stays in the buffer until the answer comes, so that it can be sent
+    /// again. So many bytes of it are sent.
+    Whole(usize),
+    /// The body is passed on as it arrives.
+    Streaming,
+    /// Everything is sent.
+    Done,
+    /// The upstream takes no more of it; what it answers still counts.
+    Stopped,
+}
+
+/// Why no upstream answered.
+pub(super) enum End {
+    Reply(LocalReply),
+    ClientGone,
+}
+
+/// How a response broke off after its head was on its way.
+pub(super) enum Broken {
+    Upstream(Cause),
+    ClientGone,
+}
+
+/// How many bytes of a body one connection may move before the others have a turn.
+pub(super) const TURN_BYTES: usize = 512 * 1024;
+
+/// What became of a body for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// All of it is written.
+    All,
+    /// It could go on, but others must have their turn: the ring is not looked at while a task is busy.
+    Turn,
+}
+
+/// Moves the request towards the upstream. Ready with [`Moved::All`] once, and Pending ever after.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the exchange that moves"
+)]
+pub(super) fn poll_request(
+    conn: &mut Connection,
+    upstream: &upstream::Connection,
+    writer: &mut MessageWriter,
+    trailers: &mut HeaderList,
+    sending: &mut Sending,
+    limit: u64,
+    turn: &mut usize,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<Moved, End>> {
+    loop {
+        match sending {
+            Sending::Done | Sending::Stopped => return Poll::Pending,
+            Sending::Whole(at) => {
+                let body = conn.reader.whole_body().unwrap_or(&[]);
+                match writer.poll_all(&upstream.stream, cx, body, at) {
+                    Poll::Ready(Ok(())) => {
+                        *sending = Sending::Done;
+                        return Poll::Ready(Ok(Moved::All));
+                    }
+                    // An upstream that no longer reads may have answered; reading decides.
+                    Poll::Ready(Err(_)) => *sending = Sending::Stopped,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Sending::Streaming => match conn.reader.poll_data(&conn.stream, cx) {
+                Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
+                Poll::Ready(Ok(Chunk::Data(there))) => {
+                    if limit > 0 && conn.reader.body_bytes() + there as u64 > limit {
+                        return Poll::Ready(Err(End::Reply(Cause::RequestTooLarge.into())));
+                    }
+                    let data = conn.reader.data().get(..there).unwrap_or(&[]);
+                    match writer.poll_data(&upstream.stream, cx, data) {
+                        Poll::Ready(Ok(used)) => {
+                            conn.reader.take(used);
+                            *turn = turn.saturating_sub(used);
+                            // Progress: the pause is measured from here.
+                            conn.phase.extend();
+                        }
+                        Poll::Ready(Err(_)) => *sending = Sending::Stopped,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                Poll::Ready(Ok(Chunk::End)) => {
+                    conn.reader.trailers(trailers);
+                    writer.finish(trailers);
+                    // What is queued goes out as if the body had been at hand all along.
+                    *sending = Sending::Whole(0);
+                }
+                Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
+                    return Poll::Ready(Err(End::Reply(Cause::RequestBody(error).into())));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
+                Poll::Pending => {
+                    if let Poll::Ready(Err(_)) = writer.poll_flush(&upstream.stream, cx) {
+                        *sending = Sending::Stopped;
+                    }
+                    return Poll::Pending;
+                }
+            },
+        }
+    }
+}
+
+/// Gives the buffer of a body back that was kept in order to be sent again.
+pub(super) fn drop_whole_body(conn: &mut Connection) {
+    if let Some(length) = conn.reader.whole_body().map(<[u8]>::len) {
+        conn.reader.take(length);
+    }
+}
+
+/// Moves the response's body towards the client; Ready when all of it is written, or broken off.
+pub(super) fn poll_response_body(
+    conn: &mut Connection,
+    upstream: &mut upstream::Connection,
+    trailers: &mut HeaderList,
+    finished: &mut bool,
+    turn: &mut usize,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<Moved, Broken>> {
+    loop {
+        if *finished {
+            return conn
+                .writer
+                .poll_flush(&conn.stream, cx)
+                .map_ok(|()| Moved::All)
+                .map_err(|_| Broken::ClientGone);
+        }
+        match upstream.reader.poll_data(&upstream.stream, cx) {
+            Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
+            Poll::Ready(Ok(Chunk::Data(there))) => {
+                let data = upstream.reader.data().get(..there).unwrap_or(&[]);
+                match conn.writer.poll_data(&conn.stream, cx, data) {
+                    Poll::Ready(Ok(used)) => {
+                        upstream.reader.take(used);
+                        *turn = turn.saturating_sub(used);
+                        conn.phase.extend();
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(Chunk::End)) => {
+                upstream.reader.trailers(trailers);
+                conn.writer.finish(trailers);
+                *finished = true;
+            }
+            Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
+                return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBody(error))));
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBrokeOff))),
+            Poll::Pending => {
+                return match conn.writer.poll_flush(&conn.stream, cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
+                    _ => Poll::Pending,
+                };
+            }
+        }
+    }
+}

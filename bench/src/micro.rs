@@ -258,7 +258,6 @@ fn exchange(table: &RouteTable, bytes: &[u8], times: usize) {
         out.clear();
         encode::request_head(&request, false, &mut out);
         parse_response(black_box(RESPONSE), &limits, &mut response);
-        response.headers.remove_connection_fields();
         response.headers.set(HeaderId::Server, b"isthmus");
         response.headers.set(HeaderId::XEnvoyUpstreamServiceTime, b"0");
         out.clear();

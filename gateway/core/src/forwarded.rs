@@ -29,8 +29,7 @@ pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random
     let headers = &mut head.headers;
     let client = client_address(headers, downstream.peer, trusted);
 
-    let mut peer = Text::new();
-    let _fits = write!(peer, "{}", downstream.peer);
+    let peer = Text::of_address(downstream.peer);
     match headers.get_all(HeaderId::XForwardedFor).count() {
         0 => headers.append_known(HeaderId::XForwardedFor, peer.as_bytes()),
         _ => {
@@ -57,8 +56,11 @@ pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random
             itoa::Buffer::new().format(downstream.port).as_bytes(),
         );
     }
-    let mut external = Text::new();
-    let _fits = write!(external, "{client}");
+    let external = if client == downstream.peer {
+        peer
+    } else {
+        Text::of_address(client)
+    };
     headers.set(HeaderId::XEnvoyExternalAddress, external.as_bytes());
     request_id(headers, random);
     // Fields by which Envoy lets trusted callers steer it; from the edge they are nobody's to send.
@@ -118,20 +120,26 @@ fn request_id(headers: &mut HeaderList, random: &mut Random) {
     let (high, low) = (random.next_u64(), random.next_u64());
     let high = (high & !0xF000) | 0x4000;
     let low = (low & !(0b11 << 62)) | (0b10 << 62);
-    let mut id = Text::new();
-    let _fits = write!(
-        id,
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        high >> 32,
-        (high >> 16) & 0xFFFF,
-        high & 0xFFFF,
-        low >> 48,
-        low & 0xFFFF_FFFF_FFFF
-    );
-    headers.set(HeaderId::XRequestId, id.as_bytes());
+    headers.set(HeaderId::XRequestId, &uuid(high, low));
+}
+
+/// The text of a UUID (RFC 9562, 4).
+fn uuid(high: u64, low: u64) -> [u8; 36] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [b'-'; 36];
+    let places = text.iter_mut().enumerate();
+    let places = places.filter(|(at, _)| !matches!(at, 8 | 13 | 18 | 23));
+    let mut value = (u128::from(high) << 64) | u128::from(low);
+    for (_, place) in places {
+        let digit = (value >> 124) as usize;
+        *place = DIGITS.get(digit).copied().unwrap_or(b'0');
+        value <<= 4;
+    }
+    text
 }
 
 /// A short text on the stack.
+#[derive(Clone, Copy)]
 struct Text {
     bytes: [u8; 64],
     len: usize,
@@ -143,6 +151,20 @@ impl Text {
             bytes: [0; 64],
             len: 0,
         }
+    }
+
+    /// An address as it is written. Most are of version 4, which the standard library takes long to format.
+    fn of_address(address: IpAddr) -> Self {
+        let mut text = Self::new();
+        let _fits = match address {
+            IpAddr::V4(address) => address.octets().iter().enumerate().try_for_each(|(at, octet)| {
+                let dot: &[u8] = if at == 0 { b"" } else { b"." };
+                text.write_all(dot)?;
+                text.write_all(itoa::Buffer::new().format(*octet).as_bytes())
+            }),
+            IpAddr::V6(address) => write!(text, "{address}"),
+        };
+        text
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -244,5 +266,23 @@ mod tests {
         let made = value(&run(&[("x-request-id", "a b")], 0).0, HeaderId::XRequestId);
         assert_eq!((made.len(), made.as_bytes()[14]), (36, b'4'), "{made}");
         assert_eq!(value(&run(&[], 0).0, HeaderId::XRequestId).len(), 36);
+        let (high, low) = (0x0123_4567_89ab_4cde, 0x8f01_2345_6789_abcd);
+        assert_eq!(&uuid(high, low), b"01234567-89ab-4cde-8f01-23456789abcd");
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_writes_them() {
+        let mut random = Random::from_seed(5);
+        for _ in 0..10_000 {
+            let address = IpAddr::from((random.next_u64() as u32).to_be_bytes());
+            assert_eq!(
+                Text::of_address(address).as_bytes(),
+                address.to_string().as_bytes()
+            );
+        }
+        for text in ["0.0.0.0", "255.255.255.255", "::1", "2001:db8::ffff:7"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(Text::of_address(address).as_bytes(), text.as_bytes());
+        }
     }
 }

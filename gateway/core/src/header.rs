@@ -17,13 +17,7 @@ macro_rules! known_names {
         pub enum HeaderId { Other, $($variant),* }
 
         impl HeaderId {
-            /// The well-known name that `name` is, whatever its case.
-            pub fn of(name: &[u8]) -> Self {
-                match name.len() {
-                    $(n if n == $text.len() && name.eq_ignore_ascii_case($text.as_bytes()) => Self::$variant,)*
-                    _ => Self::Other,
-                }
-            }
+            const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The name in lower case; empty for `Other`.
             pub const fn name(self) -> &'static str {
@@ -119,6 +113,85 @@ impl FieldName {
     }
 }
 
+/// Whether a token equals a known name of the same length, whatever its case; eight bytes at a time.
+///
+/// With the bit that tells lower from upper case set, a byte of a token equals a letter, a digit or a dash only when it
+/// is that one: what else would become a digit or a dash is a control character, which no token has.
+fn is_known_token(name: &[u8], known: &[u8]) -> bool {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes) | CASE;
+    let is_same = |a: Option<&[u8; 8]>, b: Option<&[u8; 8]>| match (a, b) {
+        (Some(a), Some(b)) => word(a) == word(b),
+        _ => false,
+    };
+    if name.len() < 8 {
+        return name.len() == known.len() && name.iter().zip(known).all(|(a, b)| a | 0x20 == *b);
+    }
+    // The last word overlaps the one before it.
+    let words = name.chunks_exact(8).zip(known.chunks_exact(8));
+    is_same(name.last_chunk(), known.last_chunk())
+        && words
+            .take(name.len() / 8)
+            .all(|(a, b)| is_same(a.first_chunk(), b.first_chunk()))
+}
+
+/// Longest well-known name.
+const NAME_MAX: usize = 32;
+
+/// The well-known names by length: those of length n are from `starts[n]` to `starts[n + 1]` in `ids`.
+struct ByLength {
+    ids: [HeaderId; HeaderId::ALL.len()],
+    starts: [u8; NAME_MAX + 2],
+}
+
+#[allow(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler, which refuses an index out of bounds"
+)]
+static BY_LENGTH: ByLength = {
+    let mut table = ByLength {
+        ids: [HeaderId::Other; HeaderId::ALL.len()],
+        starts: [0; NAME_MAX + 2],
+    };
+    let (mut length, mut filled) = (0, 0);
+    while length <= NAME_MAX {
+        table.starts[length] = filled as u8;
+        let mut at = 0;
+        while at < HeaderId::ALL.len() {
+            if HeaderId::ALL[at].name().len() == length {
+                table.ids[filled] = HeaderId::ALL[at];
+                filled += 1;
+            }
+            at += 1;
+        }
+        length += 1;
+    }
+    table.starts[NAME_MAX + 1] = filled as u8;
+    assert!(filled == HeaderId::ALL.len(), "a name is longer than NAME_MAX");
+    // A set of names is kept in the bits of one word.
+    assert!(filled < 64, "more names than bits");
+    table
+};
+
+impl HeaderId {
+    /// The well-known name that `name` is, whatever its case.
+    pub fn of(name: &[u8]) -> Self {
+        let range = match BY_LENGTH.starts.get(name.len()..name.len() + 2) {
+            Some(&[from, to]) => usize::from(from)..usize::from(to),
+            _ => return Self::Other,
+        };
+        let candidates = BY_LENGTH.ids.get(range).unwrap_or(&[]);
+        let found = candidates
+            .iter()
+            .find(|id| is_known_token(name, id.name().as_bytes()));
+        found.copied().unwrap_or(Self::Other)
+    }
+
+    const fn bit(self) -> u64 {
+        1 << self as u8
+    }
+}
+
 /// Whether a byte may be part of a token (RFC 9110, 5.6.2).
 pub const fn is_token_byte(byte: u8) -> bool {
     matches!(byte,
@@ -138,6 +211,14 @@ struct Field {
     value_len: u32,
     name_len: u16,
     id: HeaderId,
+    /// Whether the arena has the whole line as it is written: `name: value` and a line end.
+    is_line: bool,
+}
+
+impl Field {
+    fn line_end(&self) -> usize {
+        self.value_start as usize + self.value_len as usize + LINE_END.len()
+    }
 }
 
 /// The header or trailer fields of one message, in order. Reusing one list for message after message allocates
@@ -146,13 +227,24 @@ struct Field {
 pub struct HeaderList {
     arena: Vec<u8>,
     fields: Vec<Field>,
+    /// A bit for each well-known name that may be there: most questions are about names that are not.
+    known: u64,
 }
+
+/// Between the name and the value of a line, and behind it.
+const NAME_END: &[u8] = b": ";
+const LINE_END: &[u8] = b"\r\n";
 
 impl HeaderList {
     /// Forgets all fields and keeps the room.
     pub fn clear(&mut self) {
         self.arena.clear();
         self.fields.clear();
+        self.known = 0;
+    }
+
+    fn may_have(&self, id: HeaderId) -> bool {
+        id == HeaderId::Other || self.known & id.bit() != 0
     }
 
     /// Number of field lines.
@@ -173,8 +265,7 @@ impl HeaderList {
     /// Gives room back that an unusually large message took.
     pub fn shrink(&mut self, max_arena: usize) {
         if self.arena.capacity() > max_arena {
-            self.arena = Vec::new();
-            self.fields = Vec::new();
+            *self = Self::default();
         }
     }
 
@@ -204,38 +295,72 @@ impl HeaderList {
     }
 
     fn append_resolved(&mut self, id: HeaderId, name: &[u8], value: &[u8]) {
+        self.arena
+            .reserve(name.len() + NAME_END.len() + value.len() + LINE_END.len());
         let name_start = self.arena.len() as u32;
         self.arena.extend_from_slice(name);
+        self.arena.extend_from_slice(NAME_END);
         let value_start = self.arena.len() as u32;
         self.arena.extend_from_slice(value);
+        self.arena.extend_from_slice(LINE_END);
+        self.known |= id.bit();
         self.fields.push(Field {
             name_start,
             value_start,
             value_len: value.len() as u32,
             name_len: u16::try_from(name.len()).unwrap_or(u16::MAX),
             id,
+            is_line: name.len() <= usize::from(u16::MAX),
         });
     }
 
-    /// Takes over a whole message head at once: one copy of `block`, and for each field the ranges of its name and
-    /// value in it. Ranges outside the block make empty fields.
+    /// Takes over a whole message head at once: one copy of `block`, and for each field which name it has
+    /// ([`HeaderId::of`]) and the ranges of its name and value in the block. Ranges outside the block make empty fields.
     pub fn append_block(
         &mut self,
         block: &[u8],
-        fields: impl IntoIterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)>,
+        fields: impl IntoIterator<Item = (HeaderId, std::ops::Range<usize>, std::ops::Range<usize>)>,
     ) {
         let base = self.arena.len();
         self.arena.extend_from_slice(block);
-        for (name, value) in fields {
-            let id = HeaderId::of(block.get(name.clone()).unwrap_or(&[]));
+        for (id, name, value) in fields {
+            let is_line = block.get(name.end..value.start) == Some(NAME_END)
+                && block.get(value.end..value.end + LINE_END.len()) == Some(LINE_END);
+            self.known |= id.bit();
             self.fields.push(Field {
                 name_start: (base + name.start) as u32,
                 value_start: (base + value.start) as u32,
                 value_len: value.len() as u32,
                 name_len: u16::try_from(name.len()).unwrap_or(u16::MAX),
                 id,
+                is_line,
             });
         }
+    }
+
+    /// Writes the lines as HTTP/1.1 has them, but for those to `skip`. Lines that stand together are copied together.
+    pub fn write_lines(&self, skip: impl Fn(HeaderId) -> bool, out: &mut Vec<u8>) {
+        let (mut start, mut end) = (0, 0);
+        for field in &self.fields {
+            if skip(field.id) {
+                continue;
+            }
+            let name_start = field.name_start as usize;
+            if field.is_line && name_start == end {
+                end = field.line_end();
+                continue;
+            }
+            out.extend_from_slice(self.arena.get(start..end).unwrap_or(&[]));
+            if field.is_line {
+                (start, end) = (name_start, field.line_end());
+            } else {
+                (start, end) = (0, 0);
+                for part in [self.name_of(field), NAME_END, self.value_of(field), LINE_END] {
+                    out.extend_from_slice(part);
+                }
+            }
+        }
+        out.extend_from_slice(self.arena.get(start..end).unwrap_or(&[]));
     }
 
     /// All field lines in order: which well-known name, name as written, value.
@@ -247,6 +372,9 @@ impl HeaderList {
 
     /// The first value of a well-known field.
     pub fn get(&self, id: HeaderId) -> Option<&[u8]> {
+        if !self.may_have(id) {
+            return None;
+        }
         self.fields
             .iter()
             .find(|field| field.id == id)
@@ -255,7 +383,8 @@ impl HeaderList {
 
     /// All values of a well-known field.
     pub fn get_all(&self, id: HeaderId) -> impl Iterator<Item = &[u8]> {
-        self.fields
+        let fields = if self.may_have(id) { &self.fields[..] } else { &[] };
+        fields
             .iter()
             .filter(move |field| field.id == id)
             .map(|field| self.value_of(field))
@@ -276,7 +405,9 @@ impl HeaderList {
 
     /// Removes every line of a well-known field.
     pub fn remove(&mut self, id: HeaderId) {
-        self.fields.retain(|field| field.id != id);
+        if self.may_have(id) {
+            self.fields.retain(|field| field.id != id);
+        }
     }
 
     /// Removes every line of a field that configuration names.
@@ -310,8 +441,9 @@ impl HeaderList {
     /// fields and Expect, which each codec writes anew. Host stays even when Connection lists it, because without it
     /// the message would mean something else (RFC 9110, 7.6.1: a sender must not list it).
     pub fn remove_connection_fields(&mut self) {
-        let listed: Vec<Box<[u8]>> = if self.fields.iter().any(|field| field.id == HeaderId::Connection) {
+        let listed: Vec<Box<[u8]>> = if self.may_have(HeaderId::Connection) {
             self.get_all(HeaderId::Connection)
+                .filter(|value| !is_common_connection_token(value))
                 .flat_map(|value| value.split(|&byte| byte == b','))
                 .map(|token| token.trim_ascii())
                 .filter(|token| !is_common_connection_token(token))
@@ -348,9 +480,13 @@ impl HeaderList {
 
     /// Whether any line of a well-known list field has this token (RFC 9110, 5.6.1), whatever its case.
     pub fn has_token(&self, id: HeaderId, token: &[u8]) -> bool {
-        self.get_all(id)
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+        self.get_all(id).any(|value| {
+            value.eq_ignore_ascii_case(token)
+                || (value.len() > token.len()
+                    && value
+                        .split(|&byte| byte == b',')
+                        .any(|part| part.trim_ascii().eq_ignore_ascii_case(token)))
+        })
     }
 }
 
@@ -431,6 +567,77 @@ mod tests {
 
     fn name(text: &str) -> FieldName {
         FieldName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn every_known_name_is_known_in_any_case_and_nothing_else_is() {
+        let mut random = crate::random::Random::from_seed(3);
+        for &id in HeaderId::ALL {
+            let name = id.name();
+            assert_eq!(HeaderId::of(name.as_bytes()), id);
+            assert_eq!(HeaderId::of(name.to_uppercase().as_bytes()), id);
+            for _ in 0..1_000 {
+                let mut other = name.as_bytes().to_vec();
+                let at = random.below(other.len() as u64) as usize;
+                let byte = random.next_u64() as u8;
+                if is_token_byte(byte) {
+                    other[at] = byte;
+                    let same = other.eq_ignore_ascii_case(name.as_bytes());
+                    let found = HeaderId::of(&other);
+                    let is_another = HeaderId::ALL
+                        .iter()
+                        .any(|known| *known == found && other.eq_ignore_ascii_case(known.name().as_bytes()));
+                    assert_eq!(found == id, same, "{name} {byte}");
+                    assert!(found == HeaderId::Other || is_another);
+                }
+            }
+            assert_eq!(HeaderId::of(&name.as_bytes()[1..]), HeaderId::Other, "{name}");
+        }
+        assert_eq!(HeaderId::of(b""), HeaderId::Other);
+        assert_eq!(HeaderId::of(&[b'x'; 200]), HeaderId::Other);
+    }
+
+    #[test]
+    fn lines_are_written_as_they_would_be_one_by_one() {
+        let mut random = crate::random::Random::from_seed(4);
+        let block = b"A: 1\r\nB:2\r\nserver: x y\r\nD: 3 \r\ndate:   4\r\nE:\r\n";
+        let ranges = [
+            (0..1, 3..4),
+            (6..7, 8..9),
+            (11..17, 19..22),
+            (24..25, 27..28),
+            (31..35, 39..40),
+            (42..43, 44..44),
+        ];
+        for _ in 0..2_000 {
+            let mut list = HeaderList::default();
+            for _ in 0..random.below(4) {
+                match random.below(3) {
+                    0 => list.append_block(
+                        block,
+                        ranges.iter().map(|(name, value)| {
+                            (HeaderId::of(&block[name.clone()]), name.clone(), value.clone())
+                        }),
+                    ),
+                    1 => list.append(b"X-New", b"v"),
+                    _ => list.set(HeaderId::Server, b"z"),
+                }
+                let which = random.below(7);
+                if random.below(2) == 0 {
+                    list.retain(|_, name, _| u64::from(name[0]) % 7 != which);
+                }
+            }
+            let skip = |id| id == HeaderId::Date;
+            let mut expected = Vec::new();
+            for (id, name, value) in list.iter() {
+                if !skip(id) {
+                    expected.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());
+                }
+            }
+            let mut out = Vec::new();
+            list.write_lines(skip, &mut out);
+            assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected));
+        }
     }
 
     #[test]

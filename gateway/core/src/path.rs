@@ -15,20 +15,29 @@ pub fn normalize(head: &mut RequestHead, mode: PathNormalization) -> Result<(), 
         return Ok(());
     }
     let path = head.path_only();
-    if path.contains("%00") {
-        return Err(PathError);
-    }
     let merges = matches!(
         mode,
         PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes
     );
     let decodes = mode == PathNormalization::DecodeAndMergeSlashes;
-    let lower_percent = path.as_bytes().contains(&b'%');
-    let unusual =
-        path.contains("/.") || path.contains('\\') || lower_percent || (merges && path.contains("//"));
-    if !unusual {
+    let mut before = 0;
+    let is_usual = path.bytes().all(|byte| {
+        let usual = match byte {
+            b'%' | b'\\' => false,
+            b'.' => before != b'/',
+            b'/' => !merges || before != b'/',
+            _ => true,
+        };
+        before = byte;
+        usual
+    });
+    if is_usual {
         return Ok(());
     }
+    if path.contains("%00") {
+        return Err(PathError);
+    }
+    let lower_percent = path.contains('%');
     let mut text = path.replace('\\', "/");
     if lower_percent {
         // Unreserved characters never need an escape (RFC 3986, 6.2.2.2); `%2e%2e` must not hide from the rules.

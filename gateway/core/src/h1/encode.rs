@@ -16,17 +16,6 @@ pub enum BodyFraming {
     Chunked,
 }
 
-fn put_fields(headers: &HeaderList, skip: impl Fn(HeaderId) -> bool, out: &mut Vec<u8>) {
-    for (id, name, value) in headers.iter() {
-        if !skip(id) {
-            out.extend_from_slice(name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-}
-
 fn put_length(length: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"content-length: ");
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -41,11 +30,8 @@ pub fn request_head(head: &RequestHead, close: bool, out: &mut Vec<u8>) -> BodyF
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(head.authority.as_bytes());
     out.extend_from_slice(b"\r\n");
-    put_fields(
-        &head.headers,
-        |id| id == HeaderId::Host || id.is_connection_field(),
-        out,
-    );
+    head.headers
+        .write_lines(|id| id == HeaderId::Host || id.is_connection_field(), out);
     let framing = match head.body {
         BodyLength::None => {
             // A method that usually has a body says that there is none (RFC 9110, 8.6).
@@ -95,7 +81,7 @@ pub fn response_head(
     out.push(b' ');
     out.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
-    put_fields(&head.headers, HeaderId::is_connection_field, out);
+    head.headers.write_lines(HeaderId::is_connection_field, out);
     let old = context.version == Version::Http10;
     let mut close = !context.keep_alive;
     let framing = match head.body {
@@ -135,7 +121,7 @@ pub fn interim_head(head: &ResponseHead, out: &mut Vec<u8>) {
     out.push(b' ');
     out.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
-    put_fields(&head.headers, HeaderId::is_connection_field, out);
+    head.headers.write_lines(HeaderId::is_connection_field, out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -155,7 +141,7 @@ pub const CHUNK_END: &[u8; 2] = b"\r\n";
 /// Writes the last chunk and the trailers.
 pub fn last_chunk(trailers: &HeaderList, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
-    put_fields(trailers, |_| false, out);
+    trailers.write_lines(|_| false, out);
     out.extend_from_slice(b"\r\n");
 }
 

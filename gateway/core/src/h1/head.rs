@@ -267,7 +267,7 @@ fn tokenizer_error(error: httparse::Error, block: &[u8], request: bool) -> HeadE
 /// The table of fields that httparse fills in; it is not initialized, since a head rarely has more than twenty.
 type FieldTable<'b> = [MaybeUninit<httparse::Header<'b>>; HEADER_COUNT_MAX];
 
-fn take_fields(headers: &mut HeaderList, block: &[u8], fields: &[httparse::Header<'_>], skip_host: bool) {
+fn take_fields(headers: &mut HeaderList, block: &[u8], fields: &[httparse::Header<'_>], keep_host: bool) {
     let base = block.as_ptr() as usize;
     let range = |part: &[u8]| {
         // httparse gives slices of `block`; their distance to its start is their position.
@@ -280,8 +280,9 @@ fn take_fields(headers: &mut HeaderList, block: &[u8], fields: &[httparse::Heade
     };
     let kept = fields
         .iter()
-        .filter(|field| !(skip_host && HeaderId::of(field.name.as_bytes()) == HeaderId::Host))
-        .map(|field| (range(field.name.as_bytes()), range(field.value)));
+        .map(|field| (HeaderId::of(field.name.as_bytes()), field))
+        .filter(|(id, _)| keep_host || *id != HeaderId::Host)
+        .map(|(id, field)| (id, range(field.name.as_bytes()), range(field.value)));
     headers.append_block(block, kept);
 }
 
@@ -306,12 +307,12 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
     } else {
         Version::Http11
     };
-    take_fields(&mut head.headers, block, request.headers, true);
+    take_fields(&mut head.headers, block, request.headers, false);
 
     let mut hosts = request
         .headers
         .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case("host"));
+        .filter(|field| field.name.len() == 4 && field.name.eq_ignore_ascii_case("host"));
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::Host),
         (Some(host), None) => Some(std::str::from_utf8(host.value).map_err(|_| HeadError::Host)?),
@@ -519,7 +520,7 @@ fn read_response(
     } else {
         Version::Http11
     };
-    take_fields(&mut head.headers, block, response.headers, false);
+    take_fields(&mut head.headers, block, response.headers, true);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(HeadError::Upgrade);
     }

@@ -18,7 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection that idled no longer than this is used without a look, when a request on it can be sent again: the
 /// look is a system call, and under load it would always say yes.
@@ -65,8 +65,8 @@ impl Lease {
         self.endpoint
     }
 
-    /// Gives the endpoint back; `reusable` is the connection, if it can carry another request.
-    pub fn finish(mut self, reusable: Option<Box<Connection>>) {
+    /// Gives the endpoint back; `reusable` is the connection, if it can carry another request: it idles from `now`.
+    pub fn finish(mut self, reusable: Option<Box<Connection>>, now: Instant) {
         self.held = false;
         let handle = &self.handle;
         let conn = match reusable {
@@ -75,10 +75,7 @@ impl Lease {
             }
             _ => None,
         };
-        let orphan = handle
-            .cluster
-            .borrow_mut()
-            .release(self.endpoint, conn, clock::now());
+        let orphan = handle.cluster.borrow_mut().release(self.endpoint, conn, now);
         if let Some(ConnId(key)) = orphan {
             handle.close([ConnId(key)]);
         }
@@ -133,6 +130,7 @@ impl ClusterHandle {
         avoid: &[EndpointId],
         fresh: bool,
         careful: bool,
+        now: Instant,
         random: &RefCell<Random>,
     ) -> Start {
         loop {
@@ -164,7 +162,7 @@ impl ClusterHandle {
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
-                    let idled = clock::now().saturating_duration_since(idle_since);
+                    let idled = now.saturating_duration_since(idle_since);
                     // Bytes that nobody asked for would be taken for the next answer.
                     let trusted = idled <= TRUSTED_IDLE
                         && !careful

@@ -1,4 +1,4 @@
-//! The ring of a shard: asked for before anything is built, and set up with the flag that halves its cost.
+//! The ring of a shard: asked for before anything is built, and set up with the flags that halve its cost.
 //!
 //! glommio 0.9 offers no way to choose io_uring set-up flags. Without IORING_SETUP_COOP_TASKRUN every completion that
 //! another core raises interrupts this one. The liburing that glommio links is an archive whose member `syscall.o`
@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 const IORING_SETUP_IOPOLL: u32 = 1;
 const IORING_SETUP_COOP_TASKRUN: u32 = 1 << 8;
+/// Only the thread that makes a ring submits to it: so does glommio, whose foreign wakes only write an eventfd.
+const IORING_SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 /// liburing's probe makes a ring of two entries; it needs no flag.
 const PROBE_ENTRIES: libc::c_uint = 2;
 /// Locked memory that glommio asks for, for each executor.
@@ -52,14 +54,20 @@ pub unsafe extern "C" fn __sys_io_uring_setup(entries: libc::c_uint, params: *mu
     }
     RINGS.fetch_add(1, Relaxed);
     let original = wanted.flags;
-    wanted.flags |= IORING_SETUP_COOP_TASKRUN;
-    let ring = plain(wanted);
-    if ring >= 0 {
-        FLAGGED.fetch_add(1, Relaxed);
-        return ring;
-    }
-    if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
-        return ring;
+    // A kernel that does not know a flag refuses the ring.
+    for flags in [
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER,
+        IORING_SETUP_COOP_TASKRUN,
+    ] {
+        wanted.flags = original | flags;
+        let ring = plain(wanted);
+        if ring >= 0 {
+            FLAGGED.fetch_add(1, Relaxed);
+            return ring;
+        }
+        if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+            return ring;
+        }
     }
     wanted.flags = original;
     plain(wanted)

@@ -67,6 +67,8 @@ pub struct Outcome {
     pub after: After,
     /// From the request's end to the upstream's head.
     pub upstream_time: Option<Duration>,
+    /// When the exchange with an upstream ended.
+    ended: Option<Instant>,
     /// The last endpoint that was tried.
     pub upstream_host: Option<SocketAddr>,
     /// This end of the upstream connection.
@@ -172,8 +174,9 @@ pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, 
 }
 
 fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Instant) {
-    let duration = clock::now().saturating_duration_since(started);
     let outcome = &x.outcome;
+    let ended = outcome.ended.unwrap_or_else(clock::now);
+    let duration = ended.saturating_duration_since(started);
     let request_bytes = conn.reader.body_bytes();
     let facts = Finished {
         duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
@@ -434,35 +437,36 @@ async fn attempt(
             HeaderId::XEnvoyAttemptCount,
             itoa::Buffer::new().format(number).as_bytes(),
         );
+        // The clock is read once for the first attempt and the request.
+        let now = if number == 1 { x.started } else { clock::now() };
         let fresh = attempts.needs_fresh_connection();
-        let careful = !x.request.method.is_idempotent() || !(conn.reader.is_body_done());
-        let (lease, failure, progress) =
-            match connect(context, conn, x, cluster, &avoid, fresh, careful).await? {
-                Connected::No(lease, cause) => (
-                    Some(lease),
-                    Failure::Connect(cause),
-                    BodyProgress {
-                        sent: false,
-                        replayable: true,
-                    },
-                ),
-                Connected::Refused(cause) => return Err(End::Reply(cause.into())),
-                Connected::Yes(lease, mut upstream) => {
-                    match send(context, conn, x, cluster, &mut upstream, forward).await? {
-                        Sent::Answered(sent) => {
-                            return Ok(Answered {
-                                lease,
-                                upstream,
-                                sent,
-                            });
-                        }
-                        Sent::Failed(failure, progress) => (Some(lease), failure, progress),
+        let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, now).await? {
+            Connected::No(lease, cause) => (
+                Some(lease),
+                Failure::Connect(cause),
+                BodyProgress {
+                    sent: false,
+                    replayable: true,
+                },
+            ),
+            Connected::Refused(cause) => return Err(End::Reply(cause.into())),
+            Connected::Yes(lease, mut upstream) => {
+                let began = if upstream.requests > 0 { now } else { clock::now() };
+                match send(context, conn, x, cluster, &mut upstream, forward, began).await? {
+                    Sent::Answered(sent) => {
+                        return Ok(Answered {
+                            lease,
+                            upstream,
+                            sent,
+                        });
                     }
+                    Sent::Failed(failure, progress) => (Some(lease), failure, progress),
                 }
-            };
+            }
+        };
         if let Some(lease) = lease {
             avoid.push(lease.endpoint());
-            lease.finish(None);
+            lease.finish(None, clock::now());
         }
         let verdict = attempts.failed(failure, progress, &mut context.random.borrow_mut());
         match verdict {
@@ -518,9 +522,10 @@ async fn connect(
     cluster: &Rc<ClusterHandle>,
     avoid: &[EndpointId],
     fresh: bool,
-    careful: bool,
+    now: Instant,
 ) -> Result<Connected, End> {
-    match cluster.start(avoid, fresh, careful, &context.random) {
+    let careful = !x.request.method.is_idempotent() || !conn.reader.is_body_done();
+    match cluster.start(avoid, fresh, careful, now, &context.random) {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
@@ -578,6 +583,7 @@ async fn send(
     cluster: &ClusterHandle,
     upstream: &mut upstream::Connection,
     forward: &Forward,
+    started: Instant,
 ) -> Result<Sent, End> {
     let reused = upstream.requests > 0;
     upstream.requests += 1;
@@ -589,7 +595,6 @@ async fn send(
         (false, false) => Sending::Streaming,
     };
     let streamed = sending == Sending::Streaming;
-    let started = clock::now();
     let mut interim = 0;
     let limit = context.settings.request_body_bytes;
     let timeout = forward.timeout.unwrap_or_default();
@@ -789,6 +794,8 @@ async fn pass_on(
             Err(broken) => break Err(broken),
         }
     };
+    let ended = clock::now();
+    x.outcome.ended = Some(ended);
     // What is still queued when an exchange breaks off was never written.
     let unwritten = conn.writer.queued() as u64;
     x.outcome.response_bytes = upstream.reader.body_bytes().saturating_sub(unwritten);
@@ -809,7 +816,7 @@ async fn pass_on(
                     x.response.status,
                     StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
                 );
-            lease.finish(reusable.then_some(upstream));
+            lease.finish(reusable.then_some(upstream), ended);
             x.outcome.after = if keep_alive && request_done {
                 After::KeepAlive
             } else {
@@ -817,7 +824,7 @@ async fn pass_on(
             };
         }
         Err(broken) => {
-            lease.finish(None);
+            lease.finish(None, ended);
             let cause = match broken {
                 Broken::Upstream(cause) => cause,
                 Broken::ClientGone => Cause::ClientGone,

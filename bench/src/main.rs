@@ -14,6 +14,7 @@ mod micro;
 mod proxy;
 mod report;
 mod scenario;
+mod steady;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -56,6 +57,9 @@ struct Arguments {
     /// Count the instructions of the request path's parts instead
     #[arg(long)]
     micro: bool,
+    /// Count a request's system calls and allocations instead; the gateway must have the feature `count-allocations`
+    #[arg(long)]
+    steady: bool,
     /// With --micro: let the figures be those that later ones are compared with
     #[arg(long, requires = "micro")]
     keep: bool,
@@ -82,6 +86,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     if let (Some(case), Some(times)) = (&arguments.case, arguments.times) {
         return micro::run_case(case, times);
+    }
+    if arguments.steady {
+        pin(1)?;
+        return steady::measure(&arguments.gateway, &arguments.out);
     }
     if arguments.micro {
         return micro::measure(&arguments.out, Path::new(KNOWN), arguments.keep);

@@ -96,7 +96,16 @@ pub(crate) struct Running {
     pub(crate) process: Process,
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    folder: PathBuf,
     _port: HeldPort,
+}
+
+impl Running {
+    /// Where the gateway serves its metrics.
+    pub(crate) fn metrics(&self) -> Option<SocketAddr> {
+        let ready: Value = serde_json::from_slice(&fs::read(self.folder.join(READY)).ok()?).ok()?;
+        ready["metrics"].as_str()?.parse().ok()
+    }
 }
 
 impl Proxy {
@@ -132,6 +141,7 @@ impl Proxy {
             proxy: self,
             process,
             address,
+            folder: setup.folder,
             _port: port,
         })
     }

@@ -224,7 +224,14 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
     let metrics = control::Metrics::default();
     let ended = tasks.block_on(
         &runtime,
-        control::run(options.control, compiled.snapshot, links, metrics, log),
+        control::run(
+            options.control,
+            &settings.congestion_control,
+            compiled.snapshot,
+            links,
+            metrics,
+            log,
+        ),
     );
     match ended {
         Ok(Ended::Asked) => Exit::Done,

@@ -143,3 +143,33 @@ fn a_second_sigterm_ends_at_once() {
     gateway.signal(Signal::TERM);
     gateway.wait(Duration::from_secs(2));
 }
+
+#[test]
+fn the_congestion_control_of_the_settings_is_used_and_one_that_is_none_is_told() {
+    let upstream = Upstream::start(|_| Answer::ok("x"));
+    // reno is in every kernel, and nowhere the default.
+    let gateway = Gateway::builder()
+        .resources("route", &one_route(upstream.address(), ""))
+        .settings("congestionControl: reno\n")
+        .start();
+    let mut client = gateway.client();
+    assert_eq!(client.get("h", "/").status, 200);
+    let socket = std::process::Command::new("ss")
+        .args(["-tinH", "sport", "="])
+        .arg(format!(":{}", gateway.address().port()))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&socket.stdout);
+    assert!(text.split_whitespace().any(|word| word == "reno"), "{text}");
+    gateway.stop();
+    let exit = Gateway::builder()
+        .resources("route", &one_route(upstream.address(), ""))
+        .settings("congestionControl: nonsense\n")
+        .run_to_exit();
+    assert_eq!(exit.code, Some(3));
+    assert!(
+        exit.log.contains("congestionControl: nonsense cannot be used"),
+        "{}",
+        exit.log
+    );
+}

@@ -100,6 +100,31 @@ impl SettingType for Duration {
     }
 }
 
+/// The algorithm by which the kernel paces what is sent on a connection; none for the system's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CongestionControl(pub Option<Box<str>>);
+
+impl SettingType for CongestionControl {
+    const EXPECTS: &'static str = "the name of an algorithm, such as cubic, or system";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        let is_name = |text: &str| {
+            // The kernel's TCP_CA_NAME_MAX, with the end of the text.
+            (1..16).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        match value {
+            SettingValue::Text(text) if text == "system" => Ok(Self(None)),
+            SettingValue::Text(text) if is_name(text) => Ok(Self(Some(text.as_str().into()))),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.as_deref().unwrap_or("system").to_owned()
+    }
+}
+
 /// How paths are normalized before they are routed (MeshConfig `pathNormalization.normalization`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathNormalization {
@@ -225,6 +250,8 @@ settings! {
     "connectionsPerShard" connections_per_shard: usize = 0;
     /// Requests after which a downstream connection is closed; 0 for no limit.
     "requestsPerConnection" requests_per_connection: u32 = 0;
+    /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
+    "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
     /// How paths are normalized before routing (MeshConfig pathNormalization).
     "pathNormalization" path_normalization: PathNormalization = PathNormalization::Base;
     /// Proxies in front of this gateway whose X-Forwarded-For entries are trusted (MeshConfig gatewayTopology.numTrustedProxies).

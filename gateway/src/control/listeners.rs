@@ -1,6 +1,7 @@
 //! The process's listening sockets: bound here, one for each shard, before any shard serves.
 
 use crate::io::socket;
+use isthmus_core::limits::CongestionControl;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::snapshot::Snapshot;
 use std::collections::BTreeMap;
@@ -38,26 +39,50 @@ impl PortMap {
 
 /// A port that cannot be opened, with the mend.
 #[derive(Debug, thiserror::Error)]
-#[error("port {port} of a Gateway cannot be opened at {address}: {error}; {mend}")]
-pub struct ListenerError {
-    port: u16,
-    address: SocketAddr,
-    error: std::io::Error,
-    mend: &'static str,
+pub enum ListenerError {
+    /// The port is taken, or may not be opened.
+    #[error("port {port} of a Gateway cannot be opened at {address}: {error}; {mend}")]
+    Port {
+        /// As the Gateway names it.
+        port: u16,
+        /// What was to be opened for it.
+        address: SocketAddr,
+        /// Why not.
+        error: std::io::Error,
+        /// What to do about it.
+        mend: &'static str,
+    },
+    /// The kernel does not have the congestion control of the settings, or does not allow it.
+    #[error(
+        "congestionControl: {name} cannot be used ({error}); \
+         /proc/sys/net/ipv4/tcp_allowed_congestion_control lists what can"
+    )]
+    CongestionControl {
+        /// Its name.
+        name: Box<str>,
+        /// Why not.
+        error: std::io::Error,
+    },
 }
 
 /// The open listeners and their addresses.
 pub(super) struct Listeners {
     bind_address: IpAddr,
     port_map: PortMap,
+    congestion_control: CongestionControl,
     open: BTreeMap<ListenerKey, SocketAddr>,
 }
 
 impl Listeners {
-    pub(super) fn new(bind_address: IpAddr, port_map: PortMap) -> Self {
+    pub(super) fn new(
+        bind_address: IpAddr,
+        port_map: PortMap,
+        congestion_control: CongestionControl,
+    ) -> Self {
         Self {
             bind_address,
             port_map,
+            congestion_control,
             open: BTreeMap::new(),
         }
     }
@@ -92,9 +117,17 @@ impl Listeners {
                     std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
                     _ => "give another address with --bind-address, or another port with --port-map",
                 };
-                ListenerError { port: key.port, address, error, mend }
+                ListenerError::Port { port: key.port, address, error, mend }
             })?;
             for (of_shard, socket) in sockets.iter_mut().zip(bound) {
+                if let Some(name) = &self.congestion_control.0 {
+                    socket::set_congestion_control(&socket, name).map_err(|error| {
+                        ListenerError::CongestionControl {
+                            name: name.clone(),
+                            error,
+                        }
+                    })?;
+                }
                 of_shard.push((key.clone(), socket));
             }
             self.open.insert(key.clone(), address);

@@ -121,6 +121,12 @@ impl Metrics {
                 metrics::describe_gauge!(name.clone(), help);
                 metrics::gauge!(name).set(value as f64);
             }
+            #[cfg(feature = "count-allocations")]
+            {
+                let heap = stats_alloc::INSTRUMENTED_SYSTEM.stats();
+                metrics::gauge!("isthmus_allocations_total")
+                    .set((heap.allocations + heap.reallocations) as f64);
+            }
             metrics::gauge!("isthmus_permits_held").set(permits as f64);
             metrics::gauge!("isthmus_config_version").set(version as f64);
             metrics::gauge!("isthmus_shards").set(shards as f64);

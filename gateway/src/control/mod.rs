@@ -17,6 +17,7 @@ use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
+use isthmus_core::limits::CongestionControl;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::{Gauges, ShardStats};
 use listeners::Listeners;
@@ -186,6 +187,7 @@ struct Addresses {
 /// local task set of a current-thread runtime.
 pub async fn run(
     options: Options,
+    congestion_control: &CongestionControl,
     snapshot: Snapshot,
     links: Vec<ShardLink>,
     metrics: Metrics,
@@ -218,7 +220,14 @@ pub async fn run(
         });
     }
     spawn_signals(&events)?;
-    let listeners = Listeners::new(options.bind_address, options.port_map.clone());
+    let listeners = Listeners::new(
+        options.bind_address,
+        options.port_map.clone(),
+        congestion_control.clone(),
+    );
+    if let Some(name) = &congestion_control.0 {
+        tracing::info!("connections of clients use the congestion control {name}");
+    }
     let mut control = Control {
         options,
         shards,

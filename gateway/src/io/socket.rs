@@ -30,6 +30,12 @@ fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Has the connections that a listening socket accepts use a congestion control. Fails when the kernel does not have
+/// it, or does not allow it to this process.
+pub fn set_congestion_control(socket: &impl AsFd, name: &str) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_congestion(socket, name).map_err(Into::into)
+}
+
 /// Binds one listening socket for each shard to `address`, whose port may be 0: the first then chooses and the others
 /// follow. They do not listen yet. Fails when anybody listens there already.
 pub fn bind_all(address: SocketAddr, shards: usize) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {

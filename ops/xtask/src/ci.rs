@@ -24,6 +24,9 @@ const STAGES: &[Stage] = &[
     ("fuzz", || fuzz::fuzz(None, 10)),
     // That it runs without errors; how fast is for a quiet machine.
     ("bench", || test::bench(true, true, &[])),
+    ("instructions", || {
+        test::bench(true, true, &["--micro".to_owned()])
+    }),
 ];
 
 /// Runs all stages and ends with the first that fails.

@@ -62,6 +62,12 @@ const PEERS: &[Peer] = &[
         needed_by: NeededBy::Tests,
     },
     Peer {
+        name: "ss",
+        probe: &["ss", "--version"],
+        from: From::Debian(&["iproute2"]),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
         name: "python3",
         probe: &["python3", "--version"],
         from: From::Debian(&["python3", "python3-pip"]),

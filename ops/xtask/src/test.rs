@@ -7,8 +7,17 @@ use std::path::PathBuf;
 
 /// Builds the gateway; answers its path. In release mode tests that send much take seconds.
 fn gateway(profile: &str) -> Result<PathBuf> {
-    succeed(cargo()?.args(["build", "--profile", profile, "--package", "isthmus"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    gateway_with(profile, &[], target)
+}
+
+fn gateway_with(profile: &str, arguments: &[&str], target: PathBuf) -> Result<PathBuf> {
+    succeed(
+        cargo()?
+            .args(["build", "--profile", profile, "--package", "isthmus"])
+            .args(arguments)
+            .env("CARGO_TARGET_DIR", &target),
+    )?;
     let binary = root()?.join(target).join(profile).join("isthmus");
     ensure!(binary.is_file(), "cargo built no gateway at {}", binary.display());
     Ok(binary)
@@ -47,7 +56,17 @@ pub(crate) fn soak(minutes: u32) -> Result<()> {
 /// The gateway beside its peers. A smoke run uses what the tests have built; a real one what is packaged.
 pub(crate) fn bench(install: bool, smoke: bool, arguments: &[String]) -> Result<()> {
     peers::require(NeededBy::Bench, install)?;
-    let binary = gateway(if smoke { "release" } else { "dist" })?;
+    let counts = arguments.iter().any(|argument| argument == "--steady");
+    let binary = if counts {
+        // Beside the other builds, which nothing counts in.
+        gateway_with(
+            "release",
+            &["--features", "count-allocations"],
+            "target/counted".into(),
+        )?
+    } else {
+        gateway(if smoke { "release" } else { "dist" })?
+    };
     let mut bench = cargo()?;
     bench
         .args([

@@ -281,6 +281,22 @@ fn an_upload_is_never_sent_again_without_its_beginning() {
 }
 
 #[test]
+fn a_routes_time_counts_for_a_body_that_comes_while_the_upstream_is_connected_to() {
+    let peer = FaultPeer::start(Fault::NeverAnswers);
+    let gateway = with_timeout(peer.address());
+    for round in 0..ROUNDS {
+        let mut client = gateway.client();
+        client.send(format!(
+            "POST /{round} HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\n"
+        ));
+        client.send("hello");
+        assert_eq!(client.response().status, 504);
+        assert!(gateway.access_line(&format!("/{round}")).has("UT"));
+    }
+    gateway.stop();
+}
+
+#[test]
 fn a_client_that_waits_for_100_continue_is_not_blamed_for_a_silent_upstream() {
     let peer = FaultPeer::start(Fault::NeverAnswers);
     let gateway = Gateway::builder()

@@ -202,6 +202,15 @@ impl Timer {
         self.set(Duration::ZERO);
     }
 
+    /// Whether there is a deadline.
+    pub fn is_set(&self) -> bool {
+        let state = self.wheel.state.borrow();
+        state
+            .entries
+            .get(self.key as usize)
+            .is_some_and(|entry| entry.due != NEVER)
+    }
+
     /// Whether the deadline has passed.
     pub fn is_due(&self) -> bool {
         let state = self.wheel.state.borrow();

@@ -613,6 +613,7 @@ async fn send(
         } = &mut *x;
         let mut turn = TURN_BYTES;
         let read = poll_fn(|cx| {
+            let mut has_more = false;
             match poll_request(
                 conn,
                 upstream,
@@ -623,10 +624,10 @@ async fn send(
                 &mut turn,
                 cx,
             ) {
-                // Envoy counts a route's time from the end of the request.
-                Poll::Ready(Ok(Moved::All)) if streamed => route_timer.set(timeout),
+                // Envoy counts a route's time from the end of the request; a retry does not count it anew.
+                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() => route_timer.set(timeout),
                 Poll::Ready(Ok(Moved::All)) => {}
-                Poll::Ready(Ok(Moved::Turn)) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(Moved::Turn)) => has_more = true,
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {}
             }
@@ -672,7 +673,12 @@ async fn send(
                 };
                 return Poll::Ready(Err(End::Reply(cause.into())));
             }
-            Poll::Pending
+            // The upload could go on; everything else has been looked at.
+            if has_more {
+                Poll::Ready(Ok(None))
+            } else {
+                Poll::Pending
+            }
         })
         .await?;
         let Some(read) = read else {
@@ -748,8 +754,8 @@ async fn pass_on(
         ..
     } = &mut *x;
     let mut finished = false;
-    let streamed = sending == Sending::Streaming;
-    let mut step = |turn: &mut usize, cx: &mut TaskContext<'_>| {
+    let mut step = |up: &mut usize, down: &mut usize, cx: &mut TaskContext<'_>| {
+        let mut has_more = false;
         if sending != Sending::Done && sending != Sending::Stopped {
             match poll_request(
                 conn,
@@ -758,23 +764,24 @@ async fn pass_on(
                 trailers,
                 &mut sending,
                 limit,
-                turn,
+                up,
                 cx,
             ) {
-                Poll::Ready(Ok(Moved::All)) if streamed => {
+                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() => {
                     route_timer.set(forward.timeout.unwrap_or_default());
                 }
                 Poll::Ready(Ok(Moved::All)) => {}
-                Poll::Ready(Ok(Moved::Turn)) => return Poll::Ready(Ok(Moved::Turn)),
+                Poll::Ready(Ok(Moved::Turn)) => has_more = true,
                 // The response goes on; only the request is given up.
                 Poll::Ready(Err(End::Reply(_))) => sending = Sending::Stopped,
                 Poll::Ready(Err(End::ClientGone)) => return Poll::Ready(Err(Broken::ClientGone)),
                 Poll::Pending => {}
             }
         }
-        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, turn, cx);
-        if let Poll::Ready(moved) = moved {
-            return Poll::Ready(moved);
+        match poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx) {
+            Poll::Ready(Ok(Moved::Turn)) => has_more = true,
+            Poll::Ready(moved) => return Poll::Ready(moved),
+            Poll::Pending => {}
         }
         if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
@@ -782,13 +789,18 @@ async fn pass_on(
         if route_timer.poll(cx).is_ready() {
             return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamTimeout)));
         }
-        conn.phase
-            .poll(cx)
-            .map(|()| Err(Broken::Upstream(Cause::StreamIdle)))
+        if conn.phase.poll(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Upstream(Cause::StreamIdle)));
+        }
+        if has_more {
+            Poll::Ready(Ok(Moved::Turn))
+        } else {
+            Poll::Pending
+        }
     };
     let result = loop {
-        let mut turn = TURN_BYTES;
-        match poll_fn(|cx| step(&mut turn, cx)).await {
+        let (mut up, mut down) = (TURN_BYTES, TURN_BYTES);
+        match poll_fn(|cx| step(&mut up, &mut down, cx)).await {
             Ok(Moved::Turn) => executor::turn().await,
             Ok(Moved::All) => break Ok(()),
             Err(broken) => break Err(broken),
@@ -796,7 +808,7 @@ async fn pass_on(
     };
     let ended = clock::now();
     x.outcome.ended = Some(ended);
-    // What is still queued when an exchange breaks off was never written.
+    // What is still queued when an exchange breaks off was never written; framing in it makes this the least.
     let unwritten = conn.writer.queued() as u64;
     x.outcome.response_bytes = upstream.reader.body_bytes().saturating_sub(unwritten);
     match result {

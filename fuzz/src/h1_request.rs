@@ -1,7 +1,7 @@
 //! A client's bytes: request after request of one connection, with their bodies and trailers.
 
 use crate::input::Input;
-use isthmus_core::h1::{BodyDecoder, BodyStep, HeadParser, Parsed};
+use isthmus_core::h1::{BodyDecoder, BodyStep, HeadError, HeadParser, Parsed};
 use isthmus_core::header::{HeaderList, is_token_byte, is_value_byte};
 use isthmus_core::limits::{MessageLimits, PathNormalization};
 use isthmus_core::message::{BodyLength, RequestHead};
@@ -23,7 +23,8 @@ pub fn run(bytes: &[u8]) {
         let mut parser = HeadParser::default();
         let used = match parser.parse_request(rest, &limits, &mut head) {
             Ok(Parsed::Complete(used)) => used,
-            Ok(Parsed::Partial) | Err(_) => return,
+            Ok(Parsed::Partial) => return,
+            Err(error) => return refused(error),
         };
         assert!(used > 0 && used <= rest.len(), "{used} of {}", rest.len());
         check(&head);
@@ -42,6 +43,12 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// What is refused is answered with an error that has a name.
+pub(crate) fn refused(error: HeadError) {
+    assert!(error.status().is_client_error() || error.status().is_server_error());
+    assert!(!error.label().is_empty() && error.detail().starts_with("http1."));
 }
 
 /// What every accepted head keeps to.
@@ -65,7 +72,11 @@ pub(crate) fn body(bytes: &[u8], length: BodyLength, limits: &MessageLimits) -> 
     let mut decoder = BodyDecoder::new(length, limits);
     let mut at = 0;
     loop {
-        match decoder.step(&bytes[at..]).ok()? {
+        match decoder
+            .step(&bytes[at..])
+            .map_err(|error| assert!(!error.label().is_empty()))
+            .ok()?
+        {
             BodyStep::Data(there) => {
                 assert!(there > 0 && at + there <= bytes.len());
                 decoder.take(there);

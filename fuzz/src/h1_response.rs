@@ -1,6 +1,6 @@
 //! An upstream's bytes: the answers to one request, interim ones and the final one with its body.
 
-use crate::h1_request::body;
+use crate::h1_request::{body, refused};
 use crate::input::Input;
 use http::Method;
 use isthmus_core::h1::{HeadParser, Parsed, encode};
@@ -28,7 +28,8 @@ pub fn run(bytes: &[u8]) {
         let mut parser = HeadParser::default();
         let used = match parser.parse_response(rest, &limits, &method, &mut head) {
             Ok(Parsed::Complete(used)) => used,
-            Ok(Parsed::Partial) | Err(_) => return,
+            Ok(Parsed::Partial) => return,
+            Err(error) => return refused(error),
         };
         assert!(used > 0 && used <= rest.len());
         rest = &rest[used..];

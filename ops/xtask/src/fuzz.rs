@@ -97,8 +97,8 @@ fn run(built: &Path, name: &str, dictionary: &str, seconds: u32) -> Result<()> {
     outcome.with_context(|| format!("{name} found something: see fuzz/regressions/{name}"))
 }
 
-/// Which lines of the doors' code the inputs that are known reach, in percent, per file below `gateway/core/src`
-/// that has `filter` in its path.
+/// Which lines of `gateway/core/src/FILTER` are reached by the inputs that are known for the targets whose name begins
+/// with `target`, in percent.
 pub(crate) fn coverage(target: &str, filter: &str) -> Result<()> {
     let root = root()?;
     let tools = tools()?;
@@ -133,10 +133,7 @@ pub(crate) fn coverage(target: &str, filter: &str) -> Result<()> {
             .env("RUSTFLAGS", "-Cinstrument-coverage")
             .env("LLVM_PROFILE_FILE", &profile)
             .env("ISTHMUS_FUZZ_TARGET", target)
-            .env(
-                "ISTHMUS_FUZZ_CORPUS",
-                root.join("target/fuzz/corpus").join(target),
-            ),
+            .env("ISTHMUS_FUZZ_CORPUS", root.join("target/fuzz/corpus")),
     )?;
     let data = folder.join("replay.profdata");
     succeed(

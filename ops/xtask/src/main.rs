@@ -48,7 +48,8 @@ enum Command {
         /// How long each
         #[arg(default_value_t = 60)]
         seconds: u32,
-        /// Say instead which lines of gateway/core/src/PATH the inputs that are known reach
+        /// Say instead how many lines of gateway/core/src/PATH are reached by what is known for the targets whose name
+        /// begins so
         #[arg(long, value_name = "PATH", requires = "target")]
         coverage: Option<String>,
     },

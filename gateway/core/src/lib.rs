@@ -9,7 +9,7 @@
 //! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back; [`listener`], [`route`] and
 //! [`snapshot`] are what an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`]
 //! decides about timeouts and retries; [`reply`] is everything that can stop a request on its way; [`limits`] names
-//! every bound, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
+//! every bound, [`tls`] is what resources ask of TLS, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
 #![forbid(unsafe_code)]
 
 pub mod attempt;
@@ -31,3 +31,4 @@ pub mod shared;
 pub mod snapshot;
 pub mod stats;
 pub mod substitution;
+pub mod tls;

@@ -1,0 +1,129 @@
+//! TLS as resources ask for it: what a server presents and demands, and what a client of an upstream does.
+//!
+//! Data only. The compiler makes it; the gateway loads the keys that it names and builds configurations of its TLS
+//! library from it. Equal values have equal effects: two servers with one policy are one configuration.
+
+/// A version of the protocol. 1.0 and 1.1 are not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+/// The name of a Secret, or of a folder of `--credentials`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CredentialName {
+    /// Namespace of the Secret; a folder has none and is found by the name alone.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+/// Where a certificate chain and its key come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeySource {
+    /// PEM files: `serverCertificate` (or `clientCertificate`) and `privateKey`.
+    Files {
+        /// Path of the chain, leaf first.
+        certificate: Box<str>,
+        /// Path of the key.
+        key: Box<str>,
+    },
+    /// `tls.crt` and `tls.key` (or `cert` and `key`) of a credential, and its `tls.ocsp-staple`.
+    Credential(CredentialName),
+}
+
+/// Where the certificates come from that a peer's must be signed by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CaSource {
+    /// A PEM file: `caCertificates`.
+    File(Box<str>),
+    /// `ca.crt` (or `cacert`) of the credential, or of the credential of that name with `-cacert` behind it; and its
+    /// `ca.crl` (or `crl`).
+    Credential(CredentialName),
+    /// The roots of the operating system.
+    System,
+}
+
+/// What is asked of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ClientAuth {
+    /// Nothing: SIMPLE.
+    None,
+    /// It is verified if it comes: OPTIONAL_MUTUAL.
+    Optional,
+    /// It must come: MUTUAL, ISTIO_MUTUAL.
+    Required,
+}
+
+/// What may be negotiated, on either side.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Parameters {
+    /// The least version.
+    pub min: TlsVersion,
+    /// The highest version; never below `min`.
+    pub max: TlsVersion,
+    /// Cipher suites of TLS 1.2 by their OpenSSL names (`ECDHE-RSA-AES128-GCM-SHA256`), in order of preference; empty
+    /// for the default. TLS 1.3 has its own three, always.
+    pub cipher_suites: Vec<Box<str>>,
+    /// Key exchange groups (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`), in order of preference; empty for the
+    /// default.
+    pub curves: Vec<Box<str>>,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            min: TlsVersion::V1_2,
+            max: TlsVersion::V1_3,
+            cipher_suites: Vec::new(),
+            curves: Vec::new(),
+        }
+    }
+}
+
+/// What a server that terminates TLS presents and demands (`servers[].tls`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerTls {
+    /// One chain and key, or two of different kinds (RSA and ECDSA) of which the client's abilities choose.
+    pub keys: Vec<KeySource>,
+    /// What is asked of clients.
+    pub client_auth: ClientAuth,
+    /// Who signs clients' certificates; None when nothing is asked of them.
+    pub ca: Option<CaSource>,
+    /// A PEM file of revoked certificates: `caCrl`.
+    pub crl: Option<Box<str>>,
+    /// One of these must be among the names of a client's certificate; empty for any.
+    pub subject_alt_names: Vec<Box<str>>,
+    /// SHA-256 of the public keys that clients may have; empty, with `hashes`, for any.
+    pub spki: Vec<[u8; 32]>,
+    /// SHA-256 of the certificates that clients may have.
+    pub hashes: Vec<[u8; 32]>,
+    /// A client's certificate that does not verify is taken nonetheless (`insecureSkipVerify`).
+    pub skip_verify: bool,
+    /// What may be negotiated.
+    pub parameters: Parameters,
+    /// Protocols offered by ALPN, in order of preference; empty when none is.
+    pub alpn: Vec<Box<str>>,
+}
+
+/// How connections to an upstream are secured (`DestinationRule` `tls`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientTls {
+    /// The gateway's own certificate: MUTUAL, ISTIO_MUTUAL.
+    pub key: Option<KeySource>,
+    /// Who must have signed the upstream's certificate.
+    pub ca: CaSource,
+    /// A PEM file of revoked certificates: `caCrl`.
+    pub crl: Option<Box<str>>,
+    /// One of these must be among the names of the upstream's certificate; empty: the name that was asked for.
+    pub subject_alt_names: Vec<Box<str>>,
+    /// The name to ask for; None for the host of the request's authority.
+    pub sni: Option<Box<str>>,
+    /// The upstream's certificate is not verified (`insecureSkipVerify`).
+    pub skip_verify: bool,
+    /// Protocols offered by ALPN; empty when none is.
+    pub alpn: Vec<Box<str>>,
+}

@@ -16,4 +16,5 @@ pub mod mailbox;
 pub mod proxy;
 pub mod run;
 pub mod shard;
+pub mod tls;
 pub mod upstream;

@@ -235,6 +235,9 @@ fn cluster() -> Arc<ClusterSpec> {
         idle_timeout: Duration::from_secs(60),
         max_requests_per_connection: 0,
         namespace: "default".into(),
+        tls: None,
+        tcp_idle_timeout: Duration::ZERO,
+        max_connection_duration: Duration::ZERO,
     })
 }
 

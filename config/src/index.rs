@@ -121,6 +121,7 @@ impl Rule<'_> {
             None => Blocks {
                 load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
+                tls: policy.blocks.tls.clone().or(base.tls),
                 any: policy.blocks.any || base.any,
             },
         }

@@ -82,6 +82,9 @@ impl Default for Options {
     }
 }
 
+/// Secrets by namespace and name: their values by key.
+pub type Secrets = BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>;
+
 /// What came out.
 #[derive(Debug)]
 pub struct Compiled {
@@ -89,6 +92,8 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// Where its routes were written.
     pub origins: Origins,
+    /// Secrets among the documents, by namespace and name: their values by key.
+    pub secrets: Secrets,
     /// Everything that is worth saying, in the order of the files.
     pub diagnostics: Vec<Diagnostic>,
     /// Documents of kinds that a gateway does not execute, by kind.
@@ -114,10 +119,26 @@ pub fn compile(sources: &[Source], options: &Options) -> Compiled {
     Compiled {
         snapshot,
         origins,
+        secrets: secrets(&resources),
         diagnostics: report.finish(),
         passed_over: resources.passed_over,
         resources: resources.count,
     }
+}
+
+/// The values of Secrets. Of two with one name the first counts.
+fn secrets(resources: &resource::Resources) -> Secrets {
+    let mut secrets = Secrets::new();
+    for resource::Written { meta, spec } in &resources.secrets {
+        let id = (meta.namespace.clone(), meta.name.clone());
+        secrets.entry(id).or_insert_with(|| {
+            let values = spec.values.iter();
+            values
+                .filter_map(|(key, value)| Some((key.clone(), value.clone()?)))
+                .collect()
+        });
+    }
+    secrets
 }
 
 /// Reads files, and directories with all that is below them, whose names end in `.yaml`, `.yml` or `.json`, in the

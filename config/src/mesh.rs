@@ -116,7 +116,13 @@ fn read(node: &Node, loaded: &mut Loaded) {
             .settings
             .set("pathNormalization", &SettingValue::Text(form.clone()));
     }
-    let proxies = below("defaultConfig", "gatewayTopology").and_then(|node| node.int("numTrustedProxies"));
+    let topology = below("defaultConfig", "gatewayTopology");
+    if let Some(Node::Text(form)) = topology.and_then(|node| node.get("forwardClientCertDetails")) {
+        let _valid = loaded
+            .settings
+            .set("forwardClientCertDetails", &SettingValue::Text(form.clone()));
+    }
+    let proxies = topology.and_then(|node| node.int("numTrustedProxies"));
     if let Some(proxies) = proxies.and_then(|number| u64::try_from(number).ok()) {
         let _valid = loaded
             .settings

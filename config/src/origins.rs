@@ -2,10 +2,13 @@
 //! itself, which shards hold, knows nothing of files.
 
 use crate::Source;
-use crate::report::DocumentPlace;
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
 use isthmus_core::listener::ListenerKey;
+use isthmus_core::tls::ServerTls;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A rule in its document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +31,27 @@ pub(crate) struct RouteOrigin {
     pub(crate) root: Option<RuleOrigin>,
 }
 
-/// By listener, virtual host and route.
-pub(crate) type RouteOrigins = HashMap<ListenerKey, Vec<Vec<RouteOrigin>>>;
+/// By listener and table, virtual host and route.
+pub(crate) type RouteOrigins = HashMap<(ListenerKey, usize), Vec<Vec<RouteOrigin>>>;
+
+/// A place that asks for keys.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsUse {
+    pub(crate) server: Arc<ServerTls>,
+    pub(crate) origin: Origin,
+    /// Position in `spec.servers`.
+    pub(crate) at: usize,
+}
+
+impl TlsUse {
+    pub(crate) fn server(server: Arc<ServerTls>, origin: &Origin, at: usize) -> Self {
+        Self {
+            server,
+            origin: origin.clone(),
+            at,
+        }
+    }
+}
 
 /// A place in a file, counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,21 +70,22 @@ pub struct Origins {
     pub(crate) documents: Vec<DocumentPlace>,
     /// As in the snapshot.
     pub(crate) routes: RouteOrigins,
+    pub(crate) tls: Vec<TlsUse>,
 }
 
 impl Origins {
-    /// Where a route was written, and, when its rule is a delegate's, where the rule was that delegates to it. `host`
-    /// and `route` are positions in the listener's table, `sources` what was compiled.
+    /// Where a route was written, and, when its rule is a delegate's, where the rule was that delegates to it. `table`,
+    /// `host` and `route` are positions in the listener and its table, `sources` what was compiled.
     pub fn of_route(
         &self,
         sources: &[Source],
-        listener: &ListenerKey,
+        (listener, table): (&ListenerKey, usize),
         host: usize,
         route: usize,
     ) -> Vec<Place> {
         let found = self
             .routes
-            .get(listener)
+            .get(&(listener.clone(), table))
             .and_then(|hosts| hosts.get(host)?.get(route));
         let rules = found.map(|origin| std::iter::once(origin.own).chain(origin.root));
         rules
@@ -70,6 +93,40 @@ impl Origins {
             .flatten()
             .filter_map(|rule| self.place(sources, rule))
             .collect()
+    }
+
+    /// What servers present and demand, in the order of the resources.
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
+        self.tls.iter().map(|found| &found.server)
+    }
+
+    /// What is wrong with the keys of a server, by its position in [`Self::servers`]: a problem of its `tls`.
+    pub fn server_problem(
+        &self,
+        sources: &[Source],
+        server: usize,
+        severity: Severity,
+        code: &'static str,
+        message: String,
+    ) -> Option<Diagnostic> {
+        let found = self.tls.get(server)?;
+        let document = self.documents.get(found.origin.document)?;
+        let source = sources.get(document.source)?;
+        let list = Path::SPEC.key("servers");
+        let server = list.index(found.at);
+        let path = server.key("tls");
+        let (line, column) = document.locate(&source.text, found.origin.item, &path)?;
+        Some(Diagnostic {
+            severity,
+            code,
+            file: source.name.clone(),
+            line,
+            column,
+            resource: found.origin.resource.to_string(),
+            field: path.to_string(),
+            message,
+            help: None,
+        })
     }
 
     fn place(&self, sources: &[Source], origin: RuleOrigin) -> Option<Place> {

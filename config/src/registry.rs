@@ -21,6 +21,8 @@ pub(crate) struct Service<'a> {
     pub(crate) host: String,
     pub(crate) namespace: &'a str,
     pub(crate) ports: Vec<Port<'a>>,
+    /// Names of which its certificates must have one; empty when any will do.
+    pub(crate) subject_alt_names: &'a [String],
 }
 
 /// One port of a service.
@@ -100,6 +102,7 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                subject_alt_names: &[],
             });
         }
         for Written { meta, spec } in &resources.service_entries {
@@ -146,6 +149,7 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                subject_alt_names: &spec.subject_alt_names,
             });
         }
     }

@@ -43,7 +43,7 @@ fn bookinfo_samples_load_together_without_an_error() {
         panic!("one listener")
     };
     assert_eq!(listener.key.port, 8080);
-    let hosts = listener.routes.virtual_hosts();
+    let hosts = listener.tables[0].virtual_hosts();
     assert_eq!((hosts.len(), hosts[0].routes().len()), (1, 5));
 }
 

@@ -8,6 +8,7 @@
 
 use isthmus_config::diagnostic::{render, to_json};
 use isthmus_config::{Compiled, Defaults, Options, Source, compile};
+use isthmus_core::listener::Accepts;
 use isthmus_core::route::{Action, HeaderMatch, RouteMatch};
 use isthmus_core::snapshot::Snapshot;
 use std::fmt::Write as _;
@@ -84,7 +85,23 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
     let mut out = format!("version {}\n", snapshot.version);
     for listener in &snapshot.listeners {
         let _ = writeln!(out, "listener {} {:?}", listener.key.port, listener.key.bind);
-        for (host_at, host) in listener.routes.virtual_hosts().iter().enumerate() {
+        match &listener.accepts {
+            Accepts::Http => {}
+            Accepts::Tcp(route) => {
+                let _ = writeln!(out, "  bytes to {route:?}");
+            }
+            Accepts::Tls(names) => {
+                for chain in names.chains() {
+                    let _ = writeln!(out, "  {}: {:?}", chain.server, chain.action);
+                }
+            }
+        }
+        let tables = listener.tables.iter().enumerate();
+        let hosts = tables.flat_map(|(table, routes)| {
+            let hosts = routes.virtual_hosts().iter().enumerate();
+            hosts.map(move |(at, host)| (table, at, host))
+        });
+        for (table, host_at, host) in hosts {
             let domains: Vec<String> = host.domains.iter().map(ToString::to_string).collect();
             let redirect = if host.https_redirect {
                 " https redirect"
@@ -95,7 +112,9 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
             for (at, route) in host.routes().iter().enumerate() {
                 let _ = write!(out, "    {} {:?}: ", route.virtual_service, route.name);
                 matches(&mut out, &route.matches);
-                let places = compiled.origins.of_route(sources, &listener.key, host_at, at);
+                let places = compiled
+                    .origins
+                    .of_route(sources, (&listener.key, table), host_at, at);
                 for place in places {
                     let _ = write!(out, " @{}:{}", place.line, place.column);
                 }
@@ -211,7 +230,11 @@ fn what_did_not_change_is_shared_with_the_version_before() {
         );
     }
     for (new, old) in after.listeners.iter().zip(&before.snapshot.listeners) {
-        for (new, old) in new.routes.virtual_hosts().iter().zip(old.routes.virtual_hosts()) {
+        for (new, old) in new.tables[0]
+            .virtual_hosts()
+            .iter()
+            .zip(old.tables[0].virtual_hosts())
+        {
             if std::sync::Arc::ptr_eq(new, old) {
                 same += 1;
             } else {

@@ -352,6 +352,9 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         idle_timeout: IDLE_TIMEOUT,
         max_requests_per_connection: 0,
         namespace: "default".into(),
+        tls: None,
+        tcp_idle_timeout: Duration::ZERO,
+        max_connection_duration: Duration::ZERO,
     })
 }
 

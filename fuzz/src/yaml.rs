@@ -93,10 +93,13 @@ pub fn run(bytes: &[u8]) {
     assert_eq!(shown.is_empty(), compiled.diagnostics.is_empty());
     let _json = to_json(&compiled.diagnostics);
     for listener in &compiled.snapshot.listeners {
-        for (at, host) in listener.routes.virtual_hosts().iter().enumerate() {
-            for route in 0..host.routes().len() {
-                let places = compiled.origins.of_route(&sources, &listener.key, at, route);
-                assert!(!places.is_empty(), "every route was written somewhere");
+        for (table, routes) in listener.tables.iter().enumerate() {
+            for (at, host) in routes.virtual_hosts().iter().enumerate() {
+                for route in 0..host.routes().len() {
+                    let listener = (&listener.key, table);
+                    let places = compiled.origins.of_route(&sources, listener, at, route);
+                    assert!(!places.is_empty(), "every route was written somewhere");
+                }
             }
         }
     }

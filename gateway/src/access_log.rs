@@ -213,6 +213,8 @@ pub struct Record<'a> {
     pub local: Option<SocketAddr>,
     /// The client's socket.
     pub peer: SocketAddr,
+    /// The name that the client asked TLS for.
+    pub server_name: Option<&'a str>,
     /// The route's name.
     pub route: &'a str,
 }
@@ -340,10 +342,10 @@ fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
     let path = record.original_path.unwrap_or(&request.path);
     writeln!(
         out,
-        "[{stamp}] \"{} {} {}\" {} {} {} - \"-\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} {} {} {} - {}",
+        "[{stamp}] \"{} {} {}\" {} {} {} - \"-\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} {} {} {} {} {}",
         request.method,
         Quoted(path.as_bytes()),
-        request.version.as_str(),
+        version(request),
         record.status.unwrap_or(0),
         record.flags,
         text_or_dash(record.detail),
@@ -360,8 +362,18 @@ fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         OrDash(record.upstream_local),
         OrDash(record.local),
         record.peer,
+        record.server_name.unwrap_or("-"),
         text_or_dash(record.route),
     )
+}
+
+/// The version as it is written; a connection of bytes has none.
+fn version(request: &RequestHead) -> &'static str {
+    if request.method.as_str() == "-" {
+        "-"
+    } else {
+        request.version.as_str()
+    }
 }
 
 fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::Result<()> {
@@ -376,7 +388,7 @@ fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         "start_time": stamp,
         "method": request.method.as_str(),
         "path": record.original_path.unwrap_or(&request.path),
-        "protocol": request.version.as_str(),
+        "protocol": Some(version(request)).filter(|version| *version != "-"),
         "response_code": record.status.unwrap_or(0),
         "response_flags": record.flags.to_string(),
         "response_code_details": record.detail,
@@ -395,7 +407,7 @@ fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         "upstream_local_address": record.upstream_local.map(|address| address.to_string()),
         "downstream_local_address": record.local.map(|address| address.to_string()),
         "downstream_remote_address": record.peer.to_string(),
-        "requested_server_name": null,
+        "requested_server_name": record.server_name,
         "route_name": Some(record.route).filter(|name| !name.is_empty()),
     });
     serde_json::to_writer(&mut *out, &line)?;
@@ -424,6 +436,7 @@ mod tests {
             cluster: "outbound|80||a",
             local: None,
             peer: ([10, 0, 0, 1], 5).into(),
+            server_name: None,
             route: "",
         }
     }

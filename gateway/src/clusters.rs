@@ -6,13 +6,16 @@
 
 use crate::io::clock;
 use crate::io::stream::Liveness;
+use crate::io::tls::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
+use crate::upstream::connect::Secure;
 use crate::upstream::{Connection, Open};
 use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId};
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
+use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -33,6 +36,8 @@ pub struct ClusterHandle {
     // Boxed, so that a connection moves between pool and request without being copied or allocated anew.
     idle: RefCell<Slab<Box<Connection>>>,
     gone: Cell<bool>,
+    /// Keys for what its `tls` asks for, if they could be loaded.
+    keys: RefCell<Option<Arc<ClientConfig>>>,
 }
 
 /// All clusters of this shard.
@@ -101,6 +106,28 @@ impl ClusterHandle {
         &self.key
     }
 
+    /// How connections are secured, for a request to this host; None for plaintext.
+    pub fn secure(&self, host: &str) -> Result<Option<Secure>, Cause> {
+        let cluster = self.cluster.borrow();
+        let Some(tls) = &cluster.spec().tls else {
+            return Ok(None);
+        };
+        let keys = self.keys.borrow();
+        let config = keys.as_ref().ok_or(Cause::UpstreamTls)?;
+        let name = tls.sni.as_deref().unwrap_or(host).trim_matches(['[', ']']);
+        Ok(Some(Secure {
+            config: Arc::clone(config),
+            name: name.into(),
+        }))
+    }
+
+    /// How long a connection of bytes may be silent, and how long it may last; zero for no limit.
+    pub fn tcp_limits(&self) -> (Duration, Duration) {
+        let cluster = self.cluster.borrow();
+        let spec = cluster.spec();
+        (spec.tcp_idle_timeout, spec.max_connection_duration)
+    }
+
     /// How long a connect may take.
     pub fn connect_timeout(&self) -> Duration {
         self.cluster.borrow().spec().connect_timeout
@@ -110,6 +137,12 @@ impl ClusterHandle {
     pub fn is_used_up(&self, requests: u32) -> bool {
         let max = self.cluster.borrow().spec().max_requests_per_connection;
         max > 0 && requests >= max
+    }
+
+    fn take_keys(&self, tls: &TlsSet) {
+        let cluster = self.cluster.borrow();
+        let wanted = cluster.spec().tls.as_ref();
+        *self.keys.borrow_mut() = wanted.and_then(|wanted| tls.clients.get(wanted).cloned());
     }
 
     fn has_spec(&self, spec: &Arc<ClusterSpec>) -> bool {
@@ -124,12 +157,14 @@ impl ClusterHandle {
     }
 
     /// Picks an endpoint and, unless `fresh`, an idle connection to it that is still good. `careful` asks for a look
-    /// even at one that was used a moment ago: the request could not be sent again.
+    /// even at one that was used a moment ago: the request could not be sent again. Of secured ones only those do that
+    /// asked for `name`.
     pub fn start(
         self: &Rc<Self>,
         avoid: &[EndpointId],
         fresh: bool,
         careful: bool,
+        name: Option<&str>,
         now: Instant,
         random: &RefCell<Random>,
     ) -> Start {
@@ -162,6 +197,9 @@ impl ClusterHandle {
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
+                    if connection.name.as_deref() != name {
+                        continue;
+                    }
                     let idled = now.saturating_duration_since(idle_since);
                     // Bytes that nobody asked for would be taken for the next answer.
                     let trusted = idled <= TRUSTED_IDLE
@@ -201,7 +239,7 @@ impl Clusters {
     }
 
     /// Takes a new version over: clusters whose name stays keep their connections and counts.
-    pub fn reconcile(&self, publication: &Publication, random: &RefCell<Random>) {
+    pub fn reconcile(&self, publication: &Publication, tls: &TlsSet, random: &RefCell<Random>) {
         let mut next: ClusterMap<Rc<ClusterHandle>> = ClusterMap::default();
         let mut before = std::mem::take(&mut *self.map.borrow_mut());
         for (key, spec) in &publication.snapshot.clusters {
@@ -228,8 +266,10 @@ impl Clusters {
                     )),
                     idle: RefCell::new(Slab::new()),
                     gone: Cell::new(false),
+                    keys: RefCell::default(),
                 }),
             };
+            handle.take_keys(tls);
             next.insert(key.clone(), handle);
         }
         *self.map.borrow_mut() = next;
@@ -239,6 +279,14 @@ impl Clusters {
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
         }
+    }
+
+    /// Takes other keys over, for new connections.
+    pub fn secure(&self, tls: &TlsSet) {
+        self.map
+            .borrow()
+            .values()
+            .for_each(|handle| handle.take_keys(tls));
     }
 
     /// Closes connections that idled too long or that their peer has closed.

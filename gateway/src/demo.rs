@@ -193,6 +193,7 @@ fn options(args: &Args, ready_file: PathBuf) -> Result<run::Options, String> {
         compile: isthmus_config::Options::default(),
         mesh_config: None,
         settings: None,
+        credentials: None,
         shards: Some(executor::granted_parallelism().min(SHARDS_MAX)),
         access_log: if args.access_log {
             Target::Stdout

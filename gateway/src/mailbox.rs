@@ -4,6 +4,7 @@
 //! in the sender's outbox and goes with the next [`Outbox::flush`]. A wake-up is an atomic flag and, when the other
 //! side sleeps, one write to its event descriptor; the shard's ticker bounds what a lost one could cost.
 
+use crate::io::tls::TlsSet;
 use atomic_waker::AtomicWaker;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::name::ClusterMap;
@@ -33,8 +34,17 @@ pub enum ToShard {
     Apply {
         /// The version.
         publication: Arc<Publication>,
+        /// Keys of its servers and clusters.
+        tls: Arc<TlsSet>,
         /// Sockets of listeners that the shard does not have yet.
         sockets: Vec<(ListenerKey, OwnedFd)>,
+    },
+    /// The present version with other keys; connections that are there keep theirs.
+    Secure {
+        /// Counts such changes.
+        number: u64,
+        /// The keys.
+        tls: Arc<TlsSet>,
     },
     /// Send [`ToControl::Stats`].
     CollectStats,
@@ -78,6 +88,11 @@ pub enum ToControl {
     Applied {
         /// Which.
         version: u64,
+    },
+    /// New handshakes see the keys of this [`ToShard::Secure`].
+    Secured {
+        /// Which.
+        number: u64,
     },
     /// A listener could not be opened on the shard.
     ListenFailed {

@@ -6,6 +6,7 @@ use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
 use crate::shard;
+use crate::tls::{self, Store};
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::mesh::MeshConfig;
 use isthmus_config::{Compiled, Source};
@@ -38,6 +39,8 @@ pub struct Options {
     pub access_log: Target,
     /// How they look.
     pub access_log_format: Format,
+    /// A folder of credentials: NAME/tls.crt, tls.key, ca.crt.
+    pub credentials: Option<PathBuf>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -182,6 +185,10 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
         Ok(log) => log,
         Err(error) => return Exit::Environment(format!("the access log cannot be opened: {error}")),
     };
+    let store = match new_store(compiled.secrets, options.credentials) {
+        Ok(store) => store,
+        Err(exit) => return exit,
+    };
     let mut links = Vec::with_capacity(count);
     for index in 0..count {
         let (to_shard, from_control) = mailbox::channel(MAILBOX);
@@ -228,6 +235,7 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
             options.control,
             &settings.congestion_control,
             compiled.snapshot,
+            store,
             links,
             metrics,
             log,
@@ -239,6 +247,16 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
         Ok(Ended::ShardDied) => Exit::Internal("a shard ended by itself".to_owned()),
         Err(error) => Exit::Environment(error.to_string()),
     }
+}
+
+/// Where the keys of resources are found.
+pub(crate) fn new_store(
+    secrets: isthmus_config::Secrets,
+    credentials: Option<PathBuf>,
+) -> Result<Store, Exit> {
+    let ticketer = tls::new_ticketer()
+        .map_err(|error| Exit::Environment(format!("no keys for TLS tickets: {error}")))?;
+    Ok(Store::new(secrets, credentials, ticketer))
 }
 
 /// A seed that differs from run to run and from shard to shard.

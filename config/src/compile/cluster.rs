@@ -1,10 +1,10 @@
 //! Clusters: one for each port of each service, and one for each subset of it.
 
 use super::Context;
+use crate::Defaults;
 use crate::index::selects;
 use crate::registry::{Port, Service};
 use crate::resource::destination_rule::{Blocks, Subset};
-use crate::{Defaults, Options};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
 use isthmus_core::endpoint::EndpointSet;
@@ -27,7 +27,7 @@ pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
                 let blocks = rule
                     .map(|rule| rule.blocks(port.number, subset))
                     .unwrap_or_default();
-                let spec = cluster(service, port, subset, &blocks, context.options);
+                let spec = cluster(service, port, subset, &blocks, context);
                 clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
             }
         }
@@ -40,8 +40,9 @@ fn cluster(
     port: &Port<'_>,
     subset: Option<&Subset>,
     blocks: &Blocks,
-    options: &Options,
+    context: &Context<'_>,
 ) -> ClusterSpec {
+    let options = context.options;
     let taken = port
         .endpoints
         .iter()
@@ -68,6 +69,16 @@ fn cluster(
             u32::try_from(pool.max_requests_per_connection).unwrap_or(0)
         }),
         namespace: service.namespace.into(),
+        tls: blocks
+            .tls
+            .as_ref()
+            .and_then(|tls| super::tls::client(tls, service.subject_alt_names, service.namespace, context)),
+        tcp_idle_timeout: pool
+            .and_then(|pool| pool.tcp_idle_timeout)
+            .unwrap_or(IDLE_TIMEOUT),
+        max_connection_duration: pool
+            .and_then(|pool| pool.max_connection_duration)
+            .unwrap_or_default(),
     }
 }
 

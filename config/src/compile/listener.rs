@@ -1,24 +1,27 @@
 //! Listeners: which ports are open, and which virtual hosts each has.
 //!
-//! All servers of all Gateways on one port are one table of virtual hosts. A virtual host has the hosts that a server
-//! and a VirtualService have in common; routes of several VirtualServices for one host follow each other in the order
-//! of precedence.
+//! All plaintext servers of all Gateways on one port are one table of virtual hosts; on a TLS port, all servers with one
+//! TLS policy are. A virtual host has the hosts that a server and a VirtualService have in common; routes of several
+//! VirtualServices for one host follow each other in the order of precedence. Ports that carry bytes, and names whose
+//! TLS passes through, take the rules of `stream`.
 
 use super::route::{Site, check_destinations, is_catch_all};
-use super::{Context, delegate};
+use super::{Context, delegate, stream, tls};
 use crate::Options;
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
-use crate::origins::{RouteOrigin, RouteOrigins};
+use crate::origins::{RouteOrigin, RouteOrigins, TlsUse};
 use crate::report::Report;
-use crate::resource::gateway::{Gateway, Server};
+use crate::resource::gateway::Server;
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
-use crate::validate::gateway::is_http;
+use crate::validate::gateway::{is_http, is_tls};
 use crate::yaml::Path;
-use isthmus_core::listener::{Listener, ListenerKey};
+use isthmus_core::listener::{Accepts, Chain, ChainAction, Listener, ListenerKey, SniTable, TcpRoute};
 use isthmus_core::name::{HostIndex, HostPattern};
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
+use isthmus_core::tls::ServerTls;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,7 +31,7 @@ pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
 
 /// A virtual host that is being put together.
 #[derive(Default)]
-struct Draft {
+struct HostParts {
     https_redirect: bool,
     /// Which routes, by position in [`Table::routes`].
     parts: Vec<usize>,
@@ -43,23 +46,77 @@ struct HostDraft {
     routes: Vec<(Route, RouteOrigin)>,
 }
 
-/// The table of one listener that is being put together.
+/// A listener that is being put together.
 #[derive(Default)]
-struct Table<'a> {
+struct Draft<'a> {
     /// What the first server on it speaks, and who that is.
-    first: Option<(bool, &'a str)>,
+    first: Option<(Transport, &'a str)>,
+    /// One on a plaintext port; one for each policy on a TLS port.
+    tables: Vec<(Option<Arc<ServerTls>>, Table)>,
+    tcp: Option<Arc<TcpRoute>>,
+    chains: Vec<Chain>,
+    names: Vec<(HostPattern, usize)>,
+    /// Hosts of TLS servers as written, and names of chains, with whose they are.
+    taken: HashMap<String, String>,
+}
+
+impl Draft<'_> {
+    /// The table of a policy.
+    fn table(&mut self, policy: Option<&Arc<ServerTls>>) -> (usize, &mut Table) {
+        let known = self.tables.iter().position(|(known, _)| known.as_ref() == policy);
+        let at = known.unwrap_or(self.tables.len());
+        if at == self.tables.len() {
+            self.tables.push((policy.cloned(), Table::default()));
+        }
+        (at, &mut self.tables[at].1)
+    }
+
+    /// Whether anything would be done with a connection.
+    fn is_open(&self) -> bool {
+        match self.first {
+            None => false,
+            Some((Transport::Http, _)) => true,
+            Some((Transport::Tcp, _)) => self.tcp.is_some(),
+            Some((Transport::Tls, _)) => !self.chains.is_empty(),
+        }
+    }
+}
+
+/// What is on a port, before anything is decrypted. One port has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Http,
+    Tcp,
+    Tls,
+}
+
+impl Transport {
+    fn of(protocol: &str) -> Self {
+        if is_http(protocol) {
+            Self::Http
+        } else if is_tls(protocol) {
+            Self::Tls
+        } else {
+            Self::Tcp
+        }
+    }
+}
+
+/// The virtual hosts of one table that is being put together.
+#[derive(Default)]
+struct Table {
     /// Compiled routes of one VirtualService at one Gateway, once.
     routes: Vec<Vec<(Route, RouteOrigin)>>,
     known: HashMap<(usize, usize), usize>,
-    drafts: BTreeMap<HostPattern, Draft>,
+    drafts: BTreeMap<HostPattern, HostParts>,
     /// Patterns in the order in which they came.
     order: Vec<HostPattern>,
     /// VirtualServices, a later and an earlier one, that share a host, with the first such host.
     overlaps: BTreeMap<(usize, usize), HostPattern>,
 }
 
-impl Table<'_> {
-    fn draft(&mut self, pattern: &HostPattern) -> &mut Draft {
+impl Table {
+    fn draft(&mut self, pattern: &HostPattern) -> &mut HostParts {
         if !self.drafts.contains_key(pattern) {
             self.order.push(pattern.clone());
         }
@@ -71,7 +128,7 @@ impl Table<'_> {
         let mut by_content: HashMap<(Vec<usize>, bool), usize> = HashMap::new();
         let mut hosts: Vec<HostDraft> = Vec::new();
         for pattern in std::mem::take(&mut self.order) {
-            let Some(Draft {
+            let Some(HostParts {
                 https_redirect,
                 parts,
                 ..
@@ -161,14 +218,11 @@ impl<'a> Bindings<'a> {
 }
 
 /// Compiles the listeners of all Gateways that select this process.
-pub(crate) fn compile(
-    resources: &Resources,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) -> (Vec<Arc<Listener>>, RouteOrigins) {
+pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut Report<'_>) -> Listeners {
     let options = context.options;
     let bindings = Bindings::new(&resources.virtual_services, options);
-    let mut tables: BTreeMap<ListenerKey, Table<'_>> = BTreeMap::new();
+    let mut drafts: BTreeMap<ListenerKey, Draft<'_>> = BTreeMap::new();
+    let mut uses = Vec::new();
     let mut used = HashSet::new();
     let mut mesh_door = false;
     for (gateway_at, written) in resources.gateways.iter().enumerate() {
@@ -195,12 +249,15 @@ pub(crate) fn compile(
         used.extend(&bound);
         let mut served = HashSet::new();
         let list = Path::SPEC.key("servers");
+        let mut left_out = false;
         for (at, server) in spec.servers.iter().enumerate() {
             let path = list.index(at);
-            let Some(key) = open(server, meta, &path, &mut tables, report) else {
+            let opened = open(server, meta, &path, &mut drafts, report);
+            let Some((key, transport)) = opened else {
+                left_out = true;
                 continue;
             };
-            let Some(table) = tables.get_mut(&key) else {
+            let Some(draft) = drafts.get_mut(&key) else {
                 continue;
             };
             let site = Site {
@@ -208,19 +265,31 @@ pub(crate) fn compile(
                 mesh,
                 port: key.port,
             };
-            add_server(
+            let mut place = Place {
                 server,
                 meta,
                 gateway_at,
-                &bound,
-                &bindings,
-                &site,
-                table,
-                &mut served,
+                bound: &bound,
+                bindings: &bindings,
+                site: &site,
+                served: &mut served,
                 context,
-            );
+            };
+            match transport {
+                Transport::Http => place.add_http(draft.table(None).1),
+                Transport::Tcp => place.add_tcp(draft, &path, report),
+                Transport::Tls => {
+                    if let Some(policy) = place.add_tls(draft, &path, report) {
+                        let origin = meta.origin.clone();
+                        uses.push(TlsUse::server(policy, &origin, at));
+                    }
+                }
+            }
         }
-        check_unserved(&bound, &served, &id, spec, &bindings, report);
+        // When a server was left out, that is the reason, and it has been reported.
+        if !left_out {
+            check_unserved(&bound, &served, &id, &bindings, report);
+        }
     }
     check_bindings(resources, &bindings, &used, mesh_door, options, report);
     let used_delegates: HashSet<(&str, &str)> = bindings
@@ -241,20 +310,38 @@ pub(crate) fn compile(
             check_destinations(written, context, report);
         }
     }
-    check_overlaps(&tables, &bindings, report);
-    let tables = tables
-        .into_iter()
-        .filter(|(_, table)| matches!(table.first, Some((true, _))));
+    check_overlaps(&drafts, &bindings, report);
     let mut origins = HashMap::new();
-    let listeners = tables.map(|(key, table)| {
-        let (routes, places) = table.finish();
-        origins.insert(key.clone(), places);
-        Arc::new(Listener {
-            key,
-            routes: Arc::new(routes),
-        })
-    });
-    (listeners.collect(), origins)
+    let listeners = drafts
+        .into_iter()
+        .filter(|(_, draft)| draft.is_open())
+        .map(|(key, draft)| {
+            let accepts = match draft.first {
+                Some((Transport::Tls, _)) => Accepts::Tls(Arc::new(SniTable::new(draft.chains, draft.names))),
+                Some((Transport::Tcp, _)) => Accepts::Tcp(draft.tcp),
+                _ => Accepts::Http,
+            };
+            let tables = draft.tables.into_iter().enumerate().map(|(at, (_, table))| {
+                let (routes, places) = table.finish();
+                origins.insert((key.clone(), at), places);
+                Arc::new(routes)
+            });
+            let tables = tables.collect();
+            Arc::new(Listener { key, accepts, tables })
+        });
+    let listeners = listeners.collect();
+    Listeners {
+        listeners,
+        origins,
+        uses,
+    }
+}
+
+/// What this module gives.
+pub(crate) struct Listeners {
+    pub(crate) listeners: Vec<Arc<Listener>>,
+    pub(crate) origins: RouteOrigins,
+    pub(crate) uses: Vec<TlsUse>,
 }
 
 /// Finds the listener of a server, if the server is one that is served.
@@ -262,25 +349,29 @@ fn open<'a>(
     server: &Server,
     meta: &'a Meta,
     path: &Path<'_>,
-    tables: &mut BTreeMap<ListenerKey, Table<'a>>,
+    drafts: &mut BTreeMap<ListenerKey, Draft<'a>>,
     report: &mut Report<'_>,
-) -> Option<ListenerKey> {
+) -> Option<(ListenerKey, Transport)> {
     if server.bind.starts_with("unix://") {
         let message = "listening on unix sockets is not executed yet: this server is left out";
         report.warn("not-executed", &meta.origin, &path.key("bind"), message);
         return None;
     }
-    let bind = server.bind.parse::<IpAddr>().ok();
-    let key = ListenerKey {
-        port: u16::try_from(server.port).ok()?,
-        bind,
-    };
-    let http = is_http(&server.protocol);
-    let table = tables.entry(key.clone()).or_default();
     let port = path.key("port");
     let protocol = port.key("protocol");
-    let (first_http, first) = *table.first.get_or_insert((http, name_of(meta)));
-    if first_http != http {
+    if server.protocol.eq_ignore_ascii_case("UDP") {
+        let message = "datagrams are not routed: this server is left out";
+        report.warn("not-executed", &meta.origin, &protocol, message);
+        return None;
+    }
+    let key = ListenerKey {
+        port: u16::try_from(server.port).ok()?,
+        bind: server.bind.parse::<IpAddr>().ok(),
+    };
+    let transport = Transport::of(&server.protocol);
+    let draft = drafts.entry(key.clone()).or_default();
+    let (first_transport, first) = *draft.first.get_or_insert((transport, name_of(meta)));
+    if first_transport != transport {
         let message = format!(
             "port {} is already open for another protocol, by {first}: this server is left out",
             key.port
@@ -288,15 +379,7 @@ fn open<'a>(
         report.warn("port-conflict", &meta.origin, &protocol, message);
         return None;
     }
-    if !http {
-        let message = format!(
-            "protocol {} is not served yet: this server is left out",
-            server.protocol
-        );
-        report.warn("not-executed", &meta.origin, &protocol, message);
-        return None;
-    }
-    Some(key)
+    Some((key, transport))
 }
 
 /// Hosts of a server, with what finds the one that covers a name.
@@ -373,79 +456,236 @@ fn hosts_of(written: &Written<VirtualService>, mesh: bool) -> Vec<HostPattern> {
     hosts
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the loop's body, apart so that it can be read"
-)]
-fn add_server<'a>(
-    server: &Server,
-    meta: &Meta,
+/// One server, and everything that what is bound to it depends on.
+struct Place<'a> {
+    server: &'a Server,
+    meta: &'a Meta,
     gateway_at: usize,
-    bound: &[usize],
-    bindings: &Bindings<'_>,
-    site: &Site<'_>,
-    table: &mut Table<'a>,
-    served: &mut HashSet<usize>,
-    context: &Context<'_>,
-) {
-    let https_redirect = server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
-    // Servers that name no namespace have the same hosts for everybody.
-    let for_all =
-        (!server.hosts.iter().any(|host| host.contains('/'))).then(|| ServerHosts::new(server, meta, None));
-    for &at in bound {
-        let Some(written) = bindings.all.get(at) else {
-            continue;
-        };
-        let own;
-        let hosts = match &for_all {
-            Some(hosts) => hosts,
-            None => {
-                own = ServerHosts::new(server, meta, Some(&written.meta.namespace));
-                &own
-            }
-        };
-        let mut common = Vec::new();
-        let mut seen = HashSet::new();
-        for wanted in hosts_of(written, site.mesh) {
-            for pattern in hosts.intersection(&wanted) {
-                if seen.insert(pattern.clone()) {
-                    common.push(pattern);
-                }
-            }
-        }
-        if common.is_empty() {
-            continue;
-        }
-        served.insert(at);
-        let part = match table.known.get(&(gateway_at, at)) {
-            Some(part) => *part,
-            None => {
-                table.routes.push(super::route::compile(written, site, context));
-                let part = table.routes.len() - 1;
-                table.known.insert((gateway_at, at), part);
-                part
-            }
-        };
-        // A VirtualService without any rule for this gateway and port contributes nothing.
-        let empty = table.routes.get(part).is_none_or(Vec::is_empty);
-        for pattern in common {
-            if empty && !https_redirect {
+    /// VirtualServices of its Gateway, in order of precedence.
+    bound: &'a [usize],
+    bindings: &'a Bindings<'a>,
+    site: &'a Site<'a>,
+    /// VirtualServices that have a host in common with a server.
+    served: &'a mut HashSet<usize>,
+    context: &'a Context<'a>,
+}
+
+impl<'a> Place<'a> {
+    /// VirtualServices that have hosts in common with the server, and those hosts.
+    fn common(&mut self) -> Vec<(usize, Vec<HostPattern>)> {
+        let (server, meta) = (self.server, self.meta);
+        // Servers that name no namespace have the same hosts for everybody.
+        let for_all = (!server.hosts.iter().any(|host| host.contains('/')))
+            .then(|| ServerHosts::new(server, meta, None));
+        let mut found = Vec::new();
+        for &at in self.bound {
+            let Some(written) = self.bindings.all.get(at) else {
                 continue;
-            }
-            let draft = table.draft(&pattern);
-            draft.https_redirect |= https_redirect;
-            if !empty && !draft.parts.contains(&part) {
-                draft.parts.push(part);
-                let first = *draft.first.get_or_insert(at);
-                if first != at {
-                    table.overlaps.entry((at, first)).or_insert(pattern);
+            };
+            let own;
+            let hosts = match &for_all {
+                Some(hosts) => hosts,
+                None => {
+                    own = ServerHosts::new(server, meta, Some(&written.meta.namespace));
+                    &own
                 }
+            };
+            let mut common = Vec::new();
+            let mut seen = HashSet::new();
+            for wanted in hosts_of(written, self.site.mesh) {
+                for pattern in hosts.intersection(&wanted) {
+                    if seen.insert(pattern.clone()) {
+                        common.push(pattern);
+                    }
+                }
+            }
+            if !common.is_empty() {
+                self.served.insert(at);
+                found.push((at, common));
+            }
+        }
+        found
+    }
+
+    /// Adds the virtual hosts of an HTTP server.
+    fn add_http(&mut self, table: &mut Table) {
+        let plain = is_http(&self.server.protocol);
+        let https_redirect = plain && self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
+        for (at, common) in self.common() {
+            let Some(written) = self.bindings.all.get(at) else {
+                continue;
+            };
+            let part = match table.known.get(&(self.gateway_at, at)) {
+                Some(part) => *part,
+                None => {
+                    table
+                        .routes
+                        .push(super::route::compile(written, self.site, self.context));
+                    let part = table.routes.len() - 1;
+                    table.known.insert((self.gateway_at, at), part);
+                    part
+                }
+            };
+            // A VirtualService without any rule for this gateway and port contributes nothing.
+            let empty = table.routes.get(part).is_none_or(Vec::is_empty);
+            for pattern in common {
+                if empty && !https_redirect {
+                    continue;
+                }
+                let draft = table.draft(&pattern);
+                draft.https_redirect |= https_redirect;
+                if !empty && !draft.parts.contains(&part) {
+                    draft.parts.push(part);
+                    let first = *draft.first.get_or_insert(at);
+                    if first != at {
+                        table.overlaps.entry((at, first)).or_insert(pattern);
+                    }
+                }
+            }
+        }
+        if https_redirect {
+            for pattern in hosts_for(self.server, self.meta, None) {
+                table.draft(&pattern).https_redirect = true;
             }
         }
     }
-    if https_redirect {
-        for pattern in hosts_for(server, meta, None) {
-            table.draft(&pattern).https_redirect = true;
+
+    /// The route of the first VirtualService that has a rule for whole connections here.
+    fn tcp_route(&mut self) -> Option<Arc<TcpRoute>> {
+        let common = self.common();
+        let mut bound = common.iter().filter_map(|(at, _)| self.bindings.all.get(*at));
+        bound.find_map(|written| stream::tcp(written, self.site, self.context))
+    }
+
+    /// Adds a server of bytes.
+    fn add_tcp(&mut self, draft: &mut Draft<'_>, path: &Path<'_>, report: &mut Report<'_>) {
+        let origin = &self.meta.origin;
+        let route = self.tcp_route();
+        if draft.tcp.is_some() {
+            let first = draft.first.map_or("", |(_, first)| first);
+            let message = format!(
+                "port {} already carries the connections of {first}: this server is left out",
+                self.site.port
+            );
+            return report.warn("port-conflict", origin, &path.key("port").key("number"), message);
+        }
+        if route.is_none() {
+            let message = "no VirtualService has a tcp rule for this server: the port stays closed";
+            report.warn("no-route", origin, path, message);
+        }
+        draft.tcp = route;
+    }
+
+    /// Adds a server of TLS; answers what it presents, if TLS ends at it.
+    fn add_tls(
+        &mut self,
+        draft: &mut Draft<'_>,
+        path: &Path<'_>,
+        report: &mut Report<'_>,
+    ) -> Option<Arc<ServerTls>> {
+        let (server, meta) = (self.server, self.meta);
+        let name = format!("{}/{}", meta.id(), server.port_name);
+        let hosts = path.key("hosts");
+        for (at, host) in server.hosts.iter().enumerate() {
+            if let Some(first) = draft.taken.get(host) {
+                let message = format!(
+                    "`{host}` on port {} is already a host of {first}: this server is left out",
+                    self.site.port
+                );
+                report.warn("duplicate-host", &meta.origin, &hosts.index(at), message);
+                return None;
+            }
+        }
+        for host in &server.hosts {
+            draft.taken.insert(host.clone(), name.clone());
+        }
+        let patterns = hosts_for(server, meta, None);
+        let terminated = tls::server(server, meta, self.context);
+        let action = match terminated {
+            tls::Mode::Terminate(tls) if server.protocol.eq_ignore_ascii_case("HTTPS") => {
+                let (table, of_policy) = draft.table(Some(&tls));
+                self.add_http(of_policy);
+                ChainAction::Http { tls, table }
+            }
+            tls::Mode::Terminate(tls) => {
+                let route = self.tcp_route();
+                if route.is_none() {
+                    let message =
+                        "no VirtualService has a tcp rule for this server: its connections are closed";
+                    report.warn("no-route", &meta.origin, path, message);
+                }
+                ChainAction::Tcp { tls, route }
+            }
+            tls::Mode::AutoPass => {
+                let _counts_as_served = self.common();
+                ChainAction::AutoPass(patterns.clone())
+            }
+            tls::Mode::Pass => {
+                self.pass_through(draft, &name, path, report);
+                return None;
+            }
+        };
+        let policy = action.tls().cloned();
+        let names = match &action {
+            // Its names are those of clusters, not of the hosts themselves.
+            ChainAction::AutoPass(_) => vec![HostPattern::Any],
+            _ => patterns,
+        };
+        let chain = draft.chains.len();
+        draft.chains.push(Chain {
+            server: name.into(),
+            action,
+        });
+        draft.names.extend(names.into_iter().map(|name| (name, chain)));
+        policy
+    }
+
+    /// Adds the names of a server whose TLS passes through: those of the rules that are bound to it.
+    fn pass_through(&mut self, draft: &mut Draft<'_>, name: &str, path: &Path<'_>, report: &mut Report<'_>) {
+        let before = draft.chains.len();
+        for (at, _) in self.common() {
+            let Some(written) = self.bindings.all.get(at) else {
+                continue;
+            };
+            for found in stream::tls(written, self.site, self.context) {
+                let chain = draft.chains.len();
+                let list = Path::SPEC.key("tls");
+                let rule = list.index(found.rule);
+                let matches = rule.key("match");
+                let matched = matches.index(found.matched);
+                let hosts = matched.key("sniHosts");
+                let mut any = false;
+                for (at, sni) in found.sni_hosts.iter().enumerate() {
+                    let pattern = HostPattern::parse(sni);
+                    let owner = draft.taken.entry(format!("sni {pattern}"));
+                    match owner {
+                        Entry::Occupied(first) if *first.get() != found.id => {
+                            let message = format!(
+                                "TLS for `{sni}` on port {} already goes where {} says: it is left out here",
+                                self.site.port,
+                                first.get()
+                            );
+                            report.warn("duplicate-host", &written.meta.origin, &hosts.index(at), message);
+                        }
+                        Entry::Occupied(_) => {}
+                        Entry::Vacant(free) => {
+                            free.insert(found.id.clone());
+                            draft.names.push((pattern, chain));
+                            any = true;
+                        }
+                    }
+                }
+                if any {
+                    draft.chains.push(Chain {
+                        server: name.into(),
+                        action: ChainAction::Pass(found.route),
+                    });
+                }
+            }
+        }
+        if draft.chains.len() == before {
+            let message = "no VirtualService has a tls rule for this server: its connections are refused";
+            report.warn("no-route", &self.meta.origin, path, message);
         }
     }
 }
@@ -455,14 +695,9 @@ fn check_unserved(
     bound: &[usize],
     served: &HashSet<usize>,
     gateway: &str,
-    spec: &Gateway,
     bindings: &Bindings<'_>,
     report: &mut Report<'_>,
 ) {
-    // When a server was left out for its protocol, that is the reason, and it has been reported.
-    if !spec.servers.iter().all(|server| is_http(&server.protocol)) {
-        return;
-    }
     for written in bound
         .iter()
         .filter(|at| !served.contains(at))
@@ -480,12 +715,13 @@ fn check_unserved(
 
 /// Reports VirtualServices that add rules behind those of another one.
 fn check_overlaps(
-    tables: &BTreeMap<ListenerKey, Table<'_>>,
+    drafts: &BTreeMap<ListenerKey, Draft<'_>>,
     bindings: &Bindings<'_>,
     report: &mut Report<'_>,
 ) {
     let mut told = HashSet::new();
-    for ((later, first), pattern) in tables.values().flat_map(|table| &table.overlaps) {
+    let tables = drafts.values().flat_map(|draft| &draft.tables);
+    for ((later, first), pattern) in tables.flat_map(|(_, table)| &table.overlaps) {
         if let (Some(later_one), Some(first_one)) = (bindings.all.get(*later), bindings.all.get(*first))
             && told.insert((later, first))
         {

@@ -2,12 +2,14 @@
 //!
 //! `cluster` turns services and DestinationRules into clusters, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
-//! routes.
+//! routes; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
 
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;
 pub(crate) mod route;
+pub(crate) mod stream;
+pub(crate) mod tls;
 
 use crate::Options;
 use crate::index::Rules;
@@ -41,12 +43,16 @@ pub(crate) fn compile(
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
     };
-    let (listeners, routes) = listener::compile(resources, &context, report);
+    let listeners = listener::compile(resources, &context, report);
     let snapshot = Snapshot {
         version: options.version,
-        listeners,
+        listeners: listeners.listeners,
         clusters: cluster::compile(&context),
     };
-    let documents = report.places();
-    (snapshot, Origins { documents, routes })
+    let origins = Origins {
+        documents: report.places(),
+        routes: listeners.origins,
+        tls: listeners.uses,
+    };
+    (snapshot, origins)
 }

@@ -12,7 +12,7 @@ use crate::origins::{RouteOrigin, RuleOrigin};
 use crate::report::Report;
 use crate::resource::virtual_service::{
     HeaderOperations as WrittenOperations, HttpDestination, HttpMatch, HttpRoute,
-    Redirect as WrittenRedirect, VirtualService,
+    Redirect as WrittenRedirect, Target, VirtualService,
 };
 use crate::resource::{Meta, Written};
 use crate::validate::virtual_service::{header_value, is_authority};
@@ -25,6 +25,7 @@ use isthmus_core::route::{
     Action, Destination, DirectResponse, Forward, HeaderMatch, HeaderSubject, PathMatch, PathRewrite,
     QueryMatch, Redirect, RedirectPort, RegexRewrite, Route, RouteMatch, TextMatch,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,11 +138,31 @@ fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOri
 
 /// Whether a match can apply at all: gateway, port, and the labels and namespace of the proxy itself.
 fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> bool {
-    (matched.gateways.is_empty() || site.is_named(&matched.gateways, &meta.namespace))
-        && matched.port.is_none_or(|port| port == i128::from(site.port))
-        && selects(&matched.source_labels, &context.options.labels)
-        && (matched.source_namespace.is_empty() || matched.source_namespace == context.options.namespace)
-        && !matched.needs_claims()
+    applies_here(
+        &matched.gateways,
+        matched.port,
+        &matched.source_labels,
+        &matched.source_namespace,
+        meta,
+        site,
+        context,
+    ) && !matched.needs_claims()
+}
+
+/// Whether what a match says of the proxy itself holds: gateway, port, labels and namespace.
+pub(crate) fn applies_here(
+    gateways: &[String],
+    port: Option<i128>,
+    source_labels: &BTreeMap<String, String>,
+    source_namespace: &str,
+    meta: &Meta,
+    site: &Site<'_>,
+    context: &Context<'_>,
+) -> bool {
+    (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
+        && port.is_none_or(|port| port == i128::from(site.port))
+        && selects(source_labels, &context.options.labels)
+        && (source_namespace.is_empty() || source_namespace == context.options.namespace)
 }
 
 /// Whether a route takes every request: path `/` or `.*`, and nothing else (Istio's `isCatchAllRoute`).
@@ -324,7 +345,7 @@ fn destination(
         .or_else(|| rule.operations().request.authority())
         .or_else(|| written.headers.request.authority());
     Destination {
-        cluster: cluster_key(written, namespace, site.port, context),
+        cluster: cluster_key(&written.target, namespace, site.port, context),
         weight: if only {
             1
         } else {
@@ -337,8 +358,8 @@ fn destination(
 }
 
 /// The cluster that a destination names: its port, else the only port of the service, else the listener's.
-fn cluster_key(
-    written: &HttpDestination,
+pub(crate) fn cluster_key(
+    written: &Target,
     namespace: &str,
     listener_port: u16,
     context: &Context<'_>,
@@ -398,51 +419,78 @@ pub(crate) fn check_destinations(
     let list = Path::SPEC.key("http");
     for (at, rule) in spec.http.iter().enumerate() {
         let rule_path = list.index(at);
-        let routes = rule_path.key("route");
         check_delegate(rule, meta, &rule_path, context, report);
-        for (at, destination) in rule.route.iter().enumerate() {
-            let item = routes.index(at);
-            let path = item.key("destination");
-            let host = expand(&destination.host, &meta.namespace);
-            let Some(service) = context.registry.find(&host, &meta.namespace) else {
-                let message = format!("no service is named `{host}`: requests are answered with 503");
-                report.warn("unknown-host", &meta.origin, &path.key("host"), message);
-                continue;
-            };
-            let number = destination.port.and_then(|port| u16::try_from(port).ok());
-            if let Some(port) = number
-                && !service.ports.iter().any(|candidate| candidate.number == port)
-            {
-                let message = format!("`{host}` has no port {port}: requests are answered with 503");
-                report.warn(
-                    "unknown-port",
-                    &meta.origin,
-                    &path.key("port").key("number"),
-                    message,
-                );
-            }
-            let rule = context.rules.find(&service.host, service.namespace);
-            let known = rule.is_some_and(|rule| rule.has_subset(&destination.subset));
-            if !destination.subset.is_empty() && !known {
-                let message = format!(
-                    "no DestinationRule gives `{host}` a subset `{}`: requests are answered with 503",
-                    destination.subset
-                );
-                let names = rule
-                    .map_or(&[][..], |rule| &rule.subsets[..])
-                    .iter()
-                    .map(|subset| subset.name.as_str());
-                let near = crate::diagnostic::nearest(&destination.subset, names);
-                let help = near.map(|name| format!("did you mean `{name}`?"));
-                report.add(
-                    Severity::Warning,
-                    "unknown-subset",
-                    &meta.origin,
-                    &path.key("subset"),
-                    message,
-                    help,
-                );
-            }
+        let targets = rule.route.iter().map(|destination| &destination.target);
+        check_targets(
+            targets,
+            meta,
+            &rule_path,
+            "requests are answered with 503",
+            context,
+            report,
+        );
+    }
+    for (name, rules) in [("tls", &spec.tls), ("tcp", &spec.tcp)] {
+        let list = Path::SPEC.key(name);
+        for (at, rule) in rules.iter().enumerate() {
+            let targets = rule.route.iter().map(|destination| &destination.target);
+            let outcome = "connections are closed";
+            check_targets(targets, meta, &list.index(at), outcome, context, report);
+        }
+    }
+}
+
+fn check_targets<'a>(
+    targets: impl Iterator<Item = &'a Target>,
+    meta: &Meta,
+    rule: &Path<'_>,
+    outcome: &str,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+) {
+    let routes = rule.key("route");
+    for (at, target) in targets.enumerate() {
+        let item = routes.index(at);
+        let path = item.key("destination");
+        let host = expand(&target.host, &meta.namespace);
+        let Some(service) = context.registry.find(&host, &meta.namespace) else {
+            let message = format!("no service is named `{host}`: {outcome}");
+            report.warn("unknown-host", &meta.origin, &path.key("host"), message);
+            continue;
+        };
+        let number = target.port.and_then(|port| u16::try_from(port).ok());
+        if let Some(port) = number
+            && !service.ports.iter().any(|candidate| candidate.number == port)
+        {
+            let message = format!("`{host}` has no port {port}: {outcome}");
+            report.warn(
+                "unknown-port",
+                &meta.origin,
+                &path.key("port").key("number"),
+                message,
+            );
+        }
+        let rule = context.rules.find(&service.host, service.namespace);
+        let known = rule.is_some_and(|rule| rule.has_subset(&target.subset));
+        if !target.subset.is_empty() && !known {
+            let message = format!(
+                "no DestinationRule gives `{host}` a subset `{}`: {outcome}",
+                target.subset
+            );
+            let names = rule
+                .map_or(&[][..], |rule| &rule.subsets[..])
+                .iter()
+                .map(|subset| subset.name.as_str());
+            let near = crate::diagnostic::nearest(&target.subset, names);
+            let help = near.map(|name| format!("did you mean `{name}`?"));
+            report.add(
+                Severity::Warning,
+                "unknown-subset",
+                &meta.origin,
+                &path.key("subset"),
+                message,
+                help,
+            );
         }
     }
 }

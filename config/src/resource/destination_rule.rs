@@ -38,6 +38,7 @@ pub(crate) struct TrafficPolicy {
 pub(crate) struct Blocks {
     pub(crate) load_balancer: Option<LoadBalancer>,
     pub(crate) connection_pool: Option<ConnectionPool>,
+    pub(crate) tls: Option<ClientTls>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -53,7 +54,40 @@ pub(crate) struct LoadBalancer {
 pub(crate) struct ConnectionPool {
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) tcp_idle_timeout: Option<Duration>,
+    pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_requests_per_connection: i128,
+}
+
+/// `tls`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientTls {
+    pub(crate) mode: String,
+    pub(crate) client_certificate: String,
+    pub(crate) private_key: String,
+    pub(crate) ca_certificates: String,
+    pub(crate) ca_crl: String,
+    pub(crate) credential_name: String,
+    pub(crate) subject_alt_names: Vec<String>,
+    pub(crate) sni: String,
+    pub(crate) insecure_skip_verify: bool,
+}
+
+impl ClientTls {
+    fn read(node: &Node) -> Self {
+        let text = |name| node.text(name).unwrap_or("").to_owned();
+        Self {
+            mode: node.text("mode").unwrap_or("DISABLE").to_owned(),
+            client_certificate: text("clientCertificate"),
+            private_key: text("privateKey"),
+            ca_certificates: text("caCertificates"),
+            ca_crl: text("caCrl"),
+            credential_name: text("credentialName"),
+            subject_alt_names: node.texts("subjectAltNames"),
+            sni: text("sni"),
+            insecure_skip_verify: node.flag("insecureSkipVerify"),
+        }
+    }
 }
 
 impl DestinationRule {
@@ -104,9 +138,12 @@ impl Blocks {
                 ConnectionPool {
                     connect_timeout: duration_of(tcp, "connectTimeout"),
                     idle_timeout: duration_of(http, "idleTimeout"),
+                    tcp_idle_timeout: duration_of(tcp, "idleTimeout"),
+                    max_connection_duration: duration_of(tcp, "maxConnectionDuration"),
                     max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
                 }
             }),
+            tls: node.get("tls").map(ClientTls::read),
             any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
                 .into_iter()
                 .any(written),

@@ -14,6 +14,7 @@ pub(crate) struct ServiceEntry {
     /// `workloadSelector.labels`.
     pub(crate) selector: Option<BTreeMap<String, String>>,
     pub(crate) export_to: Vec<String>,
+    pub(crate) subject_alt_names: Vec<String>,
 }
 
 /// `ports[]`.
@@ -56,6 +57,7 @@ impl ServiceEntry {
             endpoints: spec.list("endpoints").iter().map(WorkloadEntry::read).collect(),
             selector: spec.get("workloadSelector").map(|node| node.text_map("labels")),
             export_to: spec.texts("exportTo"),
+            subject_alt_names: spec.texts("subjectAltNames"),
         }
     }
 }

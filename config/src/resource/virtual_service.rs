@@ -17,8 +17,8 @@ pub(crate) struct VirtualService {
     pub(crate) gateways: Vec<String>,
     pub(crate) export_to: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
-    /// Number of `tls[]` and `tcp[]` rules.
-    pub(crate) other_rules: usize,
+    pub(crate) tls: Vec<StreamRoute>,
+    pub(crate) tcp: Vec<StreamRoute>,
 }
 
 /// `http[]`.
@@ -36,6 +36,73 @@ pub(crate) struct HttpRoute {
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
     pub(crate) has_fault: bool,
+}
+
+/// `tls[]` or `tcp[]`: a rule for whole connections.
+#[derive(Debug)]
+pub(crate) struct StreamRoute {
+    pub(crate) matches: Vec<StreamMatch>,
+    pub(crate) route: Vec<StreamDestination>,
+}
+
+/// `match[]` of such a rule.
+#[derive(Debug, Default)]
+pub(crate) struct StreamMatch {
+    /// Only of `tls[]`.
+    pub(crate) sni_hosts: Vec<String>,
+    pub(crate) port: Option<i128>,
+    pub(crate) gateways: Vec<String>,
+    pub(crate) source_labels: BTreeMap<String, String>,
+    pub(crate) source_namespace: String,
+}
+
+/// `route[]` of such a rule.
+#[derive(Debug)]
+pub(crate) struct StreamDestination {
+    pub(crate) target: Target,
+    pub(crate) weight: i128,
+}
+
+/// `destination`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Target {
+    pub(crate) host: String,
+    pub(crate) subset: String,
+    pub(crate) port: Option<i128>,
+}
+
+impl Target {
+    /// Reads the `destination` in `node`.
+    fn read(node: &Node) -> Self {
+        let destination = node.get("destination").unwrap_or(&Node::Null);
+        Self {
+            host: destination.text("host").unwrap_or("").to_owned(),
+            subset: destination.text("subset").unwrap_or("").to_owned(),
+            port: destination
+                .get("port")
+                .map(|port| port.int("number").unwrap_or(0)),
+        }
+    }
+}
+
+impl StreamRoute {
+    fn read(node: &Node) -> Self {
+        let matches = node.list("match").iter().map(|node| StreamMatch {
+            sni_hosts: node.texts("sniHosts"),
+            port: node.int("port").filter(|port| *port != 0),
+            gateways: node.texts("gateways"),
+            source_labels: node.text_map("sourceLabels"),
+            source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
+        });
+        let route = node.list("route").iter().map(|node| StreamDestination {
+            target: Target::read(node),
+            weight: node.int("weight").unwrap_or(0),
+        });
+        Self {
+            matches: matches.collect(),
+            route: route.collect(),
+        }
+    }
 }
 
 /// `http[].match[]`.
@@ -59,9 +126,7 @@ pub(crate) struct HttpMatch {
 /// `http[].route[]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HttpDestination {
-    pub(crate) host: String,
-    pub(crate) subset: String,
-    pub(crate) port: Option<i128>,
+    pub(crate) target: Target,
     pub(crate) weight: i128,
     pub(crate) headers: Headers,
 }
@@ -136,7 +201,8 @@ impl VirtualService {
             http: rules
                 .map(|(at, node)| HttpRoute::read(node, &http.index(at), origin, report))
                 .collect(),
-            other_rules: spec.list("tls").len() + spec.list("tcp").len(),
+            tls: spec.list("tls").iter().map(StreamRoute::read).collect(),
+            tcp: spec.list("tcp").iter().map(StreamRoute::read).collect(),
         }
     }
 }
@@ -267,13 +333,8 @@ pub(crate) fn regex_error(error: &RegexError, origin: &Origin, path: &Path<'_>, 
 
 impl HttpDestination {
     fn read(node: &Node) -> Self {
-        let destination = node.get("destination").unwrap_or(&Node::Null);
         Self {
-            host: destination.text("host").unwrap_or("").to_owned(),
-            subset: destination.text("subset").unwrap_or("").to_owned(),
-            port: destination
-                .get("port")
-                .map(|port| port.int("number").unwrap_or(0)),
+            target: Target::read(node),
             weight: node.int("weight").unwrap_or(0),
             headers: node.get("headers").map(Headers::read).unwrap_or_default(),
         }

@@ -26,6 +26,35 @@ pub(crate) fn is_http(protocol: &str) -> bool {
         .any(|known| known.eq_ignore_ascii_case(protocol))
 }
 
+/// Whether a protocol is TLS on the wire.
+pub(crate) fn is_tls(protocol: &str) -> bool {
+    ["HTTPS", "TLS"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(protocol))
+}
+
+/// A SHA-256 in base64, as `verifyCertificateSpki` has it.
+pub(crate) fn spki_hash(text: &str) -> Option<[u8; 32]> {
+    super::virtual_service::base64(text)?.try_into().ok()
+}
+
+/// A SHA-256 in hexadecimal digits, with or without colons, as `verifyCertificateHash` has it.
+pub(crate) fn certificate_hash(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u32> = text
+        .chars()
+        .filter(|letter| *letter != ':')
+        .map(|letter| letter.to_digit(16))
+        .collect::<Option<_>>()?;
+    let bytes = digits
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => u8::try_from(high * 16 + low).ok(),
+            _ => None,
+        })
+        .collect::<Option<Vec<u8>>>()?;
+    bytes.try_into().ok()
+}
+
 impl Validate for Gateway {
     fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
         if !is_label(&meta.name) {
@@ -108,9 +137,8 @@ impl Server {
             );
             report.error("bad-value", origin, &protocol, message);
         }
-        let secure = ["HTTPS", "TLS"]
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(&self.protocol));
+        let secure = is_tls(&self.protocol);
+        self.validate_pins(path, origin, report);
         match &self.tls {
             None if secure => {
                 let message = format!("a server with protocol {} needs `tls`", self.protocol);
@@ -140,6 +168,26 @@ impl Server {
             _ => {}
         }
         self.validate_hosts(path, meta, report);
+    }
+
+    /// Hashes that no certificate can have, which Istio would find out only when it serves them.
+    fn validate_pins(&self, path: &Path<'_>, origin: &crate::report::Origin, report: &mut Report<'_>) {
+        let Some(tls) = &self.tls else { return };
+        let path = path.key("tls");
+        let list = path.key("verifyCertificateSpki");
+        for (at, text) in tls.verify_certificate_spki.iter().enumerate() {
+            if spki_hash(text).is_none() {
+                let message = "must be the SHA-256 of a public key in base64: 44 characters";
+                report.error("bad-value", origin, &list.index(at), message);
+            }
+        }
+        let list = path.key("verifyCertificateHash");
+        for (at, text) in tls.verify_certificate_hash.iter().enumerate() {
+            if certificate_hash(text).is_none() {
+                let message = "must be the SHA-256 of a certificate in hexadecimal: 64 digits";
+                report.error("bad-value", origin, &list.index(at), message);
+            }
+        }
     }
 
     fn validate_hosts(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {

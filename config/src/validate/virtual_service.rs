@@ -52,7 +52,7 @@ impl Validate for VirtualService {
             check_gateway(name, &gateways.index(at), meta, report);
         }
         check_export_to(&self.export_to, false, meta, report);
-        if self.http.is_empty() && self.other_rules == 0 {
+        if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
             report.error(
                 "missing-field",
                 origin,
@@ -228,7 +228,7 @@ impl HttpRoute {
         for (at, destination) in self.route.iter().enumerate() {
             let item = list.index(at);
             let path = item.key("destination");
-            match destination.host.as_str() {
+            match destination.target.host.as_str() {
                 "*" => report.error(
                     "bad-host",
                     origin,
@@ -241,11 +241,11 @@ impl HttpRoute {
                     }
                 }
             }
-            if !destination.subset.is_empty() && !is_label(&destination.subset) {
-                let message = format!("`{}` is not the name of a subset", destination.subset);
+            if !destination.target.subset.is_empty() && !is_label(&destination.target.subset) {
+                let message = format!("`{}` is not the name of a subset", destination.target.subset);
                 report.error("bad-value", origin, &path.key("subset"), message);
             }
-            if let Some(port) = destination.port {
+            if let Some(port) = destination.target.port {
                 check_port(port, origin, &path.key("port").key("number"), report);
             }
             if destination.weight < 0 {

@@ -10,6 +10,54 @@ use crate::random::Random;
 use std::io::Write;
 use std::net::IpAddr;
 
+/// What becomes of x-forwarded-client-cert (Istio `gatewayTopology.forwardClientCertDetails`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForwardClientCert {
+    /// It is removed.
+    Sanitize,
+    /// What a client with a certificate sends is passed on; what others send is removed.
+    ForwardOnly,
+    /// The same, with the client's own certificate behind it.
+    AppendForward,
+    /// It says what the client's certificate says, and nothing else: Istio's default for gateways.
+    #[default]
+    SanitizeSet,
+    /// What anybody sends is passed on.
+    AlwaysForwardOnly,
+}
+
+impl ForwardClientCert {
+    /// The form that Istio names so.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "SANITIZE" => Self::Sanitize,
+            "FORWARD_ONLY" => Self::ForwardOnly,
+            "APPEND_FORWARD" => Self::AppendForward,
+            "SANITIZE_SET" | "UNDEFINED" => Self::SanitizeSet,
+            "ALWAYS_FORWARD_ONLY" => Self::AlwaysForwardOnly,
+            _ => return None,
+        })
+    }
+
+    /// Writes the field; `own` is what the client's certificate says, None when it has shown none.
+    pub fn apply(self, headers: &mut HeaderList, own: Option<&str>) {
+        const NAME: HeaderId = HeaderId::XForwardedClientCert;
+        match (self, own) {
+            (Self::AlwaysForwardOnly, _) | (Self::ForwardOnly, Some(_)) => {}
+            (Self::SanitizeSet, Some(own)) => headers.set(NAME, own.as_bytes()),
+            (Self::AppendForward, Some(own)) => {
+                let mut list = headers.get_all(NAME).collect::<Vec<_>>().join(&b","[..]);
+                if !list.is_empty() {
+                    list.push(b',');
+                }
+                list.extend_from_slice(own.as_bytes());
+                headers.set(NAME, &list);
+            }
+            _ => headers.remove(NAME),
+        }
+    }
+}
+
 /// What is known about the connection that a request came on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Downstream {
@@ -214,6 +262,31 @@ mod tests {
             .map(|value| String::from_utf8_lossy(value).into_owned())
             .collect::<Vec<_>>()
             .join("|")
+    }
+
+    #[test]
+    fn the_client_cert_field_is_only_believed_as_far_as_it_may_be() {
+        let shown = |form: &str, sent: &str, own: Option<&str>| {
+            let mut headers = HeaderList::default();
+            headers.append(b"x-forwarded-client-cert", sent.as_bytes());
+            ForwardClientCert::parse(form).unwrap().apply(&mut headers, own);
+            let left: Vec<_> = headers
+                .get_all(HeaderId::XForwardedClientCert)
+                .map(|value| String::from_utf8_lossy(value).into_owned())
+                .collect();
+            left.join("|")
+        };
+        for (form, without, with) in [
+            ("SANITIZE", "", ""),
+            ("FORWARD_ONLY", "", "sent"),
+            ("APPEND_FORWARD", "", "sent,own"),
+            ("SANITIZE_SET", "", "own"),
+            ("ALWAYS_FORWARD_ONLY", "sent", "sent"),
+        ] {
+            assert_eq!(shown(form, "sent", None), without, "{form}");
+            assert_eq!(shown(form, "sent", Some("own")), with, "{form}");
+        }
+        assert_eq!(ForwardClientCert::parse("ALL"), None);
     }
 
     #[test]

@@ -54,6 +54,7 @@ known_names! {
     XForwardedProto = "x-forwarded-proto",
     XForwardedHost = "x-forwarded-host",
     XForwardedPort = "x-forwarded-port",
+    XForwardedClientCert = "x-forwarded-client-cert",
     XRequestId = "x-request-id",
     XEnvoyExternalAddress = "x-envoy-external-address",
     XEnvoyOriginalPath = "x-envoy-original-path",

@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod forwarded;
 pub mod h1;
 pub mod header;
+pub mod hello;
 pub mod limits;
 pub mod listener;
 pub mod message;

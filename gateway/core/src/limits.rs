@@ -2,6 +2,7 @@
 //!
 //! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
 
+use crate::forwarded::ForwardClientCert;
 use std::time::Duration;
 
 /// A setting's value, as the settings file may write it.
@@ -164,6 +165,28 @@ impl SettingType for PathNormalization {
     }
 }
 
+impl SettingType for ForwardClientCert {
+    const EXPECTS: &'static str =
+        "SANITIZE, FORWARD_ONLY, APPEND_FORWARD, SANITIZE_SET or ALWAYS_FORWARD_ONLY";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        let known = match value {
+            SettingValue::Text(text) => Self::parse(text),
+            _ => None,
+        };
+        known.ok_or_else(|| format!("expected {}", Self::EXPECTS))
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Sanitize => "SANITIZE",
+            Self::ForwardOnly => "FORWARD_ONLY",
+            Self::AppendForward => "APPEND_FORWARD",
+            Self::SanitizeSet => "SANITIZE_SET",
+            Self::AlwaysForwardOnly => "ALWAYS_FORWARD_ONLY",
+        }
+        .to_owned()
+    }
+}
+
 /// One line of the documentation of settings.
 #[derive(Debug, Clone)]
 pub struct SettingInfo {
@@ -236,6 +259,8 @@ settings! {
     "interimResponses" interim_responses: u32 = 16;
     /// Time from the first byte of a request head to its last; then 408 and the connection closes. Ends slow-header attacks; 0 for no limit.
     "headerTimeout" header_timeout: Duration = Duration::from_secs(15);
+    /// Time from accepting a TLS connection to the end of its handshake; then it is closed. Istio's default. 0 for no limit.
+    "tlsHandshakeTimeout" tls_handshake_timeout: Duration = Duration::from_secs(15);
     /// Time that a connection may wait for its next request. Envoy's default. 0 for no limit.
     "idleTimeout" idle_timeout: Duration = Duration::from_secs(3600);
     /// Time that a client may pause while it sends a request body; then 408. 0 for no limit.
@@ -256,6 +281,8 @@ settings! {
     "pathNormalization" path_normalization: PathNormalization = PathNormalization::Base;
     /// Proxies in front of this gateway whose X-Forwarded-For entries are trusted (MeshConfig gatewayTopology.numTrustedProxies).
     "numTrustedProxies" trusted_proxies: u32 = 0;
+    /// What becomes of x-forwarded-client-cert (MeshConfig gatewayTopology.forwardClientCertDetails).
+    "forwardClientCertDetails" forward_client_cert: ForwardClientCert = ForwardClientCert::SanitizeSet;
     /// Pass the upstream's Server field through instead of writing `server: isthmus`.
     "passServerHeader" pass_server_header: bool = false;
     /// Answer with x-isthmus-cause, which names why the gateway itself answered.

@@ -1,6 +1,11 @@
-//! Listeners: the ports that Gateways open, each with its routes.
+//! Listeners: the ports that Gateways open, and what each does with the connections that come.
+//!
+//! A plaintext port carries HTTP or bytes. On a TLS port the name that the client asks for (SNI, RFC 6066, 3) chooses a
+//! [`Chain`]: what is presented, and whether HTTP or bytes are inside, or whether the bytes pass through unopened.
 
+use crate::name::{ClusterKey, HostIndex, HostPattern};
 use crate::route::RouteTable;
+use crate::tls::ServerTls;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,6 +23,212 @@ pub struct ListenerKey {
 pub struct Listener {
     /// Which one.
     pub key: ListenerKey,
-    /// The virtual hosts of all servers on it.
-    pub routes: Arc<RouteTable>,
+    /// What is done with a connection.
+    pub accepts: Accepts,
+    /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes.
+    pub tables: Vec<Arc<RouteTable>>,
+}
+
+/// What a listener does with a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Accepts {
+    /// Plaintext HTTP, by the only table.
+    Http,
+    /// Bytes. Without a route the connection is closed.
+    Tcp(Option<Arc<TcpRoute>>),
+    /// TLS.
+    Tls(Arc<SniTable>),
+}
+
+/// Where the bytes of a connection go (`VirtualService` `tcp[]` and `tls[]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpRoute {
+    /// `namespace/name` of the VirtualService.
+    pub virtual_service: Arc<str>,
+    /// Candidates; a connection draws one. Never empty, and the weights are above 0.
+    pub destinations: Vec<TcpDestination>,
+}
+
+/// One candidate of a [`TcpRoute`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpDestination {
+    /// Its cluster.
+    pub cluster: ClusterKey,
+    /// Its share, beside the others'.
+    pub weight: u32,
+}
+
+impl TcpRoute {
+    /// The destination that a draw from `0..=u32::MAX` falls on, each in proportion to its weight.
+    pub fn pick(&self, draw: u32) -> Option<&TcpDestination> {
+        let total: u64 = self.destinations.iter().map(|one| u64::from(one.weight)).sum();
+        let mut left = (u64::from(draw) * total) >> 32;
+        self.destinations.iter().find(|one| {
+            let weight = u64::from(one.weight);
+            let hit = left < weight;
+            left = left.saturating_sub(weight);
+            hit
+        })
+    }
+}
+
+/// What a TLS port does for one set of names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chain {
+    /// `namespace/gateway/port name` of the server, for people.
+    pub server: Box<str>,
+    /// What is done.
+    pub action: ChainAction,
+}
+
+/// What is done with a TLS connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChainAction {
+    /// TLS ends here, and HTTP is inside.
+    Http {
+        /// What is presented and demanded.
+        tls: Arc<ServerTls>,
+        /// Position in [`Listener::tables`]. Chains with one policy share a table.
+        table: usize,
+    },
+    /// TLS ends here, and bytes are inside.
+    Tcp {
+        /// What is presented and demanded.
+        tls: Arc<ServerTls>,
+        /// Where they go; without it the connection is closed.
+        route: Option<Arc<TcpRoute>>,
+    },
+    /// The bytes pass through unopened.
+    Pass(Arc<TcpRoute>),
+    /// The name itself says the cluster, `outbound_.PORT_.SUBSET_.HOST`, for hosts that these cover.
+    AutoPass(Vec<HostPattern>),
+}
+
+impl ChainAction {
+    /// What is presented, where TLS ends here.
+    pub fn tls(&self) -> Option<&Arc<ServerTls>> {
+        match self {
+            Self::Http { tls, .. } | Self::Tcp { tls, .. } => Some(tls),
+            Self::Pass(_) | Self::AutoPass(_) => None,
+        }
+    }
+}
+
+/// The chains of a TLS port by the name that a client asks for: exact before the longest wildcard before `*`.
+#[derive(Debug, Default)]
+pub struct SniTable {
+    chains: Vec<Chain>,
+    names: Vec<(HostPattern, usize)>,
+    index: HostIndex<usize>,
+}
+
+impl PartialEq for SniTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.chains == other.chains && self.names == other.names
+    }
+}
+
+impl SniTable {
+    /// A table of chains, and the names of each by its position. Of a name that is there twice the first counts.
+    pub fn new(chains: Vec<Chain>, names: Vec<(HostPattern, usize)>) -> Self {
+        let mut index = HostIndex::default();
+        for (pattern, chain) in &names {
+            let _the_first_stays = index.insert(pattern.clone(), *chain);
+        }
+        Self { chains, names, index }
+    }
+
+    /// All chains.
+    pub fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// The chain for a name in lower case; a client that names none is one of `*`.
+    pub fn find(&self, name: Option<&str>) -> Option<usize> {
+        self.index.find(name.unwrap_or("")).copied()
+    }
+}
+
+/// The cluster that a name of AUTO_PASSTHROUGH spells, `outbound_.PORT_.SUBSET_.HOST`, if `hosts` cover its host.
+pub fn auto_passthrough(name: &str, hosts: &[HostPattern]) -> Option<ClusterKey> {
+    let rest = name.strip_prefix("outbound_.")?;
+    let (port, rest) = rest.split_once("_.")?;
+    let (subset, host) = rest.split_once("_.")?;
+    let covered = hosts.iter().any(|pattern| pattern.matches(host));
+    covered.then_some(ClusterKey::outbound(port.parse().ok()?, subset, host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(weights: &[u32]) -> TcpRoute {
+        let destination = |(at, &weight): (usize, &u32)| TcpDestination {
+            cluster: ClusterKey::outbound(at as u16, "", "h"),
+            weight,
+        };
+        TcpRoute {
+            virtual_service: "ns/name".into(),
+            destinations: weights.iter().enumerate().map(destination).collect(),
+        }
+    }
+
+    #[test]
+    fn draws_fall_on_destinations_by_weight() {
+        let route = route(&[1, 2, 1]);
+        let quarter = 1u32 << 30;
+        let picked = |draw: u32| route.pick(draw).unwrap().cluster.port();
+        assert_eq!(picked(0), 0);
+        assert_eq!(picked(quarter - 1), 0);
+        assert_eq!(picked(quarter), 1);
+        assert_eq!(picked(3 * quarter - 1), 1);
+        assert_eq!(picked(3 * quarter), 2);
+        assert_eq!(picked(u32::MAX), 2);
+    }
+
+    #[test]
+    fn names_choose_chains_and_none_is_one_of_the_star() {
+        let chain = |name: &str| Chain {
+            server: name.into(),
+            action: ChainAction::Pass(Arc::new(route(&[1]))),
+        };
+        let names = ["a.foo.com", "*.foo.com", "*.b.foo.com"];
+        let names = names
+            .iter()
+            .enumerate()
+            .map(|(at, name)| (HostPattern::parse(name), at));
+        let chains = vec![chain("exact"), chain("short"), chain("long")];
+        let table = SniTable::new(chains.clone(), names.clone().collect());
+        let find = |name: &str| table.find(Some(name));
+        assert_eq!(
+            [
+                find("a.foo.com"),
+                find("c.foo.com"),
+                find("a.b.foo.com"),
+                find("foo.com")
+            ],
+            [Some(0), Some(1), Some(2), None]
+        );
+        assert_eq!(table.find(None), None);
+        let all = SniTable::new(chains, names.chain([(HostPattern::Any, 0)]).collect());
+        assert_eq!((all.find(None), all.find(Some("x"))), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn a_name_of_auto_passthrough_spells_a_cluster() {
+        let hosts = [HostPattern::parse("*.local")];
+        let name = "outbound_.443_.v1_.reviews.default.svc.cluster.local";
+        let key = auto_passthrough(name, &hosts).unwrap();
+        assert_eq!(key.as_str(), "outbound|443|v1|reviews.default.svc.cluster.local");
+        let whole = auto_passthrough("outbound_.80_._.a.local", &hosts).unwrap();
+        assert_eq!(whole.as_str(), "outbound|80||a.local");
+        for bad in [
+            "a.local",
+            "outbound_.x_._.a.local",
+            "outbound_.80_._.a.com",
+            "outbound_.80_.a.local",
+        ] {
+            assert!(auto_passthrough(bad, &hosts).is_none(), "{bad}");
+        }
+    }
 }

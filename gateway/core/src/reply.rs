@@ -4,6 +4,7 @@
 //! Response flags and details are Envoy's, because operators search their logs for them.
 
 use crate::h1::{BodyError, HeadError};
+use crate::tls::HandshakeFailure;
 use http::StatusCode;
 use std::fmt;
 
@@ -47,6 +48,8 @@ flags! {
     SI = 11;
     /// The client was too slow.
     DT = 12;
+    /// No server of the port has the name that the client asked for.
+    NFCF = 13;
 }
 
 impl Flags {
@@ -131,6 +134,22 @@ pub enum Cause {
     StreamIdle,
     /// The client went away before its answer was complete.
     ClientGone,
+    /// The authority is that of a server with another certificate or policy than this connection's.
+    Misdirected,
+    /// No server of the port has the name that the client asked TLS for.
+    NoChain,
+    /// The server's keys could not be loaded.
+    NoKeys,
+    /// The client's TLS handshake failed.
+    Handshake(HandshakeFailure),
+    /// The upstream's TLS handshake failed, or its certificate is not the right one.
+    UpstreamTls,
+    /// A connection of bytes was silent for too long.
+    ConnectionIdle,
+    /// A connection of bytes lasted as long as it may.
+    ConnectionTooOld,
+    /// The client's PROXY header is missing or broken.
+    ProxyHeader,
 }
 
 impl Cause {
@@ -151,6 +170,15 @@ impl Cause {
             Self::RequestPath | Self::RequestBody(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::UpstreamTls => StatusCode::SERVICE_UNAVAILABLE,
+            // These concern whole connections: nothing is answered.
+            Self::NoChain
+            | Self::NoKeys
+            | Self::Handshake(_)
+            | Self::ConnectionIdle
+            | Self::ConnectionTooOld
+            | Self::ProxyHeader => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -171,6 +199,13 @@ impl Cause {
             Self::HeaderTimeout | Self::BodyTimeout => Flags::DT,
             Self::StreamIdle => Flags::SI,
             Self::ClientGone => Flags::DC,
+            Self::Misdirected => Flags::NR,
+            Self::NoChain => Flags::NFCF,
+            Self::UpstreamTls => Flags::UF,
+            Self::ConnectionIdle => Flags::SI,
+            Self::Handshake(HandshakeFailure::Timeout) => Flags::DT,
+            Self::Handshake(_) | Self::ProxyHeader => Flags::DPE,
+            Self::NoKeys | Self::ConnectionTooOld => Flags::NONE,
         }
     }
 
@@ -198,6 +233,14 @@ impl Cause {
             Self::BodyTimeout => "request_body_timeout",
             Self::StreamIdle => "stream_idle_timeout",
             Self::ClientGone => "downstream_remote_disconnect",
+            Self::Misdirected => "misdirected_request",
+            Self::NoChain => "filter_chain_not_found",
+            Self::NoKeys => "downstream_transport_failure{no_certificate}",
+            Self::Handshake(failure) => failure.detail(),
+            Self::UpstreamTls => "upstream_reset_before_response_started{tls_error}",
+            Self::ConnectionIdle => "idle_timeout",
+            Self::ConnectionTooOld => "max_connection_duration_reached",
+            Self::ProxyHeader => "proxy_protocol_error",
         }
     }
 
@@ -222,6 +265,14 @@ impl Cause {
             Self::HeaderTimeout | Self::BodyTimeout => "the request did not arrive in time (DT)\n",
             Self::StreamIdle => "the exchange stood still for too long (SI)\n",
             Self::ClientGone => "the client went away (DC)\n",
+            Self::Misdirected => "this connection is not for this authority: open another (NR)\n",
+            Self::UpstreamTls => "the upstream could not be reached securely (UF)\n",
+            Self::NoChain
+            | Self::NoKeys
+            | Self::Handshake(_)
+            | Self::ConnectionIdle
+            | Self::ConnectionTooOld
+            | Self::ProxyHeader => "",
         }
     }
 
@@ -247,6 +298,14 @@ impl Cause {
             Self::BodyTimeout => "body_timeout",
             Self::StreamIdle => "stream_idle",
             Self::ClientGone => "client_gone",
+            Self::Misdirected => "misdirected",
+            Self::NoChain => "no_filter_chain",
+            Self::NoKeys => "no_keys",
+            Self::Handshake(failure) => failure.label(),
+            Self::UpstreamTls => "upstream_tls",
+            Self::ConnectionIdle => "connection_idle",
+            Self::ConnectionTooOld => "connection_too_old",
+            Self::ProxyHeader => "proxy_header",
         }
     }
 }

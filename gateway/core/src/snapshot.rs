@@ -52,41 +52,50 @@ impl Snapshot {
 
 fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
     let known: HashMap<u64, &Arc<VirtualHost>> = before
-        .routes
-        .virtual_hosts()
+        .tables
         .iter()
+        .flat_map(|table| table.virtual_hosts())
         .map(|host| (host.content(), host))
         .collect();
-    let hosts: Vec<Arc<VirtualHost>> = listener
-        .routes
-        .virtual_hosts()
-        .iter()
-        .map(|host| match known.get(&host.content()) {
-            // The hash alone is no proof.
-            Some(known) if *known == host => Arc::clone(known),
-            _ => Arc::clone(host),
-        })
-        .collect();
-    let same = before.routes.virtual_hosts();
-    if same.len() == hosts.len()
-        && same
+    let share = |(at, table): (usize, &Arc<RouteTable>)| {
+        let hosts: Vec<Arc<VirtualHost>> = table
+            .virtual_hosts()
             .iter()
-            .zip(&hosts)
-            .all(|(known, host)| Arc::ptr_eq(known, host))
-    {
-        *listener = Arc::clone(before);
-    } else {
-        *listener = Arc::new(Listener {
-            key: listener.key.clone(),
-            routes: Arc::new(RouteTable::new(hosts)),
+            .map(|host| match known.get(&host.content()) {
+                // The hash alone is no proof.
+                Some(known) if *known == host => Arc::clone(known),
+                _ => Arc::clone(host),
+            })
+            .collect();
+        let same = before.tables.get(at).filter(|old| {
+            let old = old.virtual_hosts();
+            old.len() == hosts.len() && old.iter().zip(&hosts).all(|(old, new)| Arc::ptr_eq(old, new))
         });
-    }
+        same.map_or_else(|| Arc::new(RouteTable::new(hosts)), Arc::clone)
+    };
+    let tables: Vec<Arc<RouteTable>> = listener.tables.iter().enumerate().map(share).collect();
+    let unchanged = before.tables.len() == tables.len()
+        && before
+            .tables
+            .iter()
+            .zip(&tables)
+            .all(|(old, new)| Arc::ptr_eq(old, new))
+        && before.accepts == listener.accepts;
+    *listener = if unchanged {
+        Arc::clone(before)
+    } else {
+        Arc::new(Listener {
+            key: listener.key.clone(),
+            accepts: listener.accepts.clone(),
+            tables,
+        })
+    };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::ListenerKey;
+    use crate::listener::{Accepts, ListenerKey};
     use crate::name::HostPattern;
 
     fn snapshot(hosts: &[(&str, bool)]) -> Snapshot {
@@ -97,7 +106,8 @@ mod tests {
         Snapshot {
             listeners: vec![Arc::new(Listener {
                 key: ListenerKey { port: 80, bind: None },
-                routes: Arc::new(RouteTable::new(hosts.collect())),
+                accepts: Accepts::Http,
+                tables: vec![Arc::new(RouteTable::new(hosts.collect()))],
             })],
             ..Snapshot::default()
         }
@@ -112,11 +122,11 @@ mod tests {
 
         let mut after = snapshot(&[("a.com", true), ("b.com", false), ("c.com", false)]);
         after.share_with(&before);
-        let hosts = |snapshot: &Snapshot| snapshot.listeners[0].routes.virtual_hosts().to_vec();
+        let hosts = |snapshot: &Snapshot| snapshot.listeners[0].tables[0].virtual_hosts().to_vec();
         let (old, new) = (hosts(&before), hosts(&after));
         assert!(!Arc::ptr_eq(&old[0], &new[0]));
         assert!(new[0].https_redirect);
         assert!(Arc::ptr_eq(&old[1], &new[1]));
-        assert_eq!(after.listeners[0].routes.find_host("c.com"), Some(2));
+        assert_eq!(after.listeners[0].tables[0].find_host("c.com"), Some(2));
     }
 }

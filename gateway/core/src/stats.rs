@@ -54,6 +54,19 @@ pub struct Finished {
     pub response_bytes: u64,
 }
 
+/// Connections of bytes of one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpSeries {
+    /// Connections that began.
+    pub opened: u64,
+    /// Connections that ended.
+    pub closed: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes to clients.
+    pub sent: u64,
+}
+
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $field:ident = $name:literal;)*) => {
         /// Plain counters and gauges of one shard.
@@ -77,6 +90,8 @@ macro_rules! counters {
 counters! {
     /// Downstream connections accepted.
     downstream_connections = "downstream_connections_total";
+    /// TLS handshakes with clients that succeeded.
+    tls_handshakes = "tls_handshakes_total";
     /// Times that accepting failed (out of file descriptors, mostly).
     accept_errors = "accept_errors_total";
     /// Upstream connections opened.
@@ -131,6 +146,8 @@ gauges! {
 pub struct ShardStats {
     /// Requests by cluster (None for those that reached none) and answer.
     pub requests: HashMap<Option<ClusterKey>, HashMap<Answer, RequestSeries>>,
+    /// Connections of bytes by cluster.
+    pub tcp: HashMap<Option<ClusterKey>, TcpSeries>,
     /// Refused requests and broken answers by cause label.
     pub causes: HashMap<(&'static str, Flags), u64>,
     /// Counters.
@@ -156,6 +173,31 @@ impl ShardStats {
         }
     }
 
+    fn tcp_series(&mut self, cluster: &Option<ClusterKey>) -> &mut TcpSeries {
+        self.tcp.entry(cluster.clone()).or_default()
+    }
+
+    /// Counts a connection of bytes that begins.
+    pub fn tcp_opened(&mut self, cluster: &Option<ClusterKey>) {
+        self.tcp_series(cluster).opened += 1;
+    }
+
+    /// Counts one that ends.
+    pub fn tcp_closed(&mut self, cluster: &Option<ClusterKey>) {
+        self.tcp_series(cluster).closed += 1;
+    }
+
+    /// Counts bytes that one has carried, from the client and to it.
+    pub fn tcp_moved(&mut self, cluster: &Option<ClusterKey>, received: u64, sent: u64) {
+        // A known cluster's name is not cloned: its count is another core's cache line.
+        let series = match self.tcp.get_mut(cluster) {
+            Some(series) => series,
+            None => self.tcp_series(cluster),
+        };
+        series.received += received;
+        series.sent += sent;
+    }
+
     /// The series, made when it is not there yet. A known cluster's name is not cloned: its count is another core's
     /// cache line.
     fn series(&mut self, cluster: &Option<ClusterKey>, answer: Answer) -> Option<&mut RequestSeries> {
@@ -177,6 +219,13 @@ impl ShardStats {
                     mine.merge(theirs);
                 }
             }
+        }
+        for (cluster, theirs) in &other.tcp {
+            let mine = self.tcp_series(cluster);
+            mine.opened += theirs.opened;
+            mine.closed += theirs.closed;
+            mine.received += theirs.received;
+            mine.sent += theirs.sent;
         }
         for (cause, count) in &other.causes {
             *self.causes.entry(*cause).or_default() += count;

@@ -127,3 +127,74 @@ pub struct ClientTls {
     /// Protocols offered by ALPN; empty when none is.
     pub alpn: Vec<Box<str>>,
 }
+
+/// Why a client's handshake failed, as far as operators tell such failures apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HandshakeFailure {
+    /// It sent no certificate where one must be.
+    NoCertificate,
+    /// Its certificate is signed by nobody that is trusted here.
+    UnknownCa,
+    /// Its certificate was revoked.
+    Revoked,
+    /// No revocation list that is in date says whether its certificate was revoked.
+    RevocationUnknown,
+    /// Its certificate has expired, or is not valid yet.
+    Expired,
+    /// Its certificate is a good one, and not one of those that may come in.
+    NotAllowed,
+    /// Its certificate is broken, or meant for something else.
+    BadCertificate,
+    /// There is no version, cipher suite, group or protocol that both sides have.
+    NoSharedParameters,
+    /// It refused what it was shown, with an alert.
+    RefusedByPeer,
+    /// It does not speak TLS, or breaks its rules.
+    NotTls,
+    /// It closed before the end.
+    Closed,
+    /// It took too long.
+    Timeout,
+    /// Something else.
+    Other,
+}
+
+impl HandshakeFailure {
+    /// As metrics name it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "tls_no_client_certificate",
+            Self::UnknownCa => "tls_unknown_ca",
+            Self::Revoked => "tls_certificate_revoked",
+            Self::RevocationUnknown => "tls_revocation_unknown",
+            Self::Expired => "tls_certificate_expired",
+            Self::NotAllowed => "tls_certificate_not_allowed",
+            Self::BadCertificate => "tls_bad_certificate",
+            Self::NoSharedParameters => "tls_no_shared_parameters",
+            Self::RefusedByPeer => "tls_refused_by_peer",
+            Self::NotTls => "tls_protocol_error",
+            Self::Closed => "tls_closed",
+            Self::Timeout => "tls_timeout",
+            Self::Other => "tls_other",
+        }
+    }
+
+    /// As the access log names it, in Envoy's form.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "downstream_transport_failure{no_client_certificate}",
+            Self::UnknownCa => "downstream_transport_failure{unknown_ca}",
+            Self::Revoked => "downstream_transport_failure{certificate_revoked}",
+            Self::RevocationUnknown => "downstream_transport_failure{revocation_unknown}",
+            Self::Expired => "downstream_transport_failure{certificate_expired}",
+            Self::NotAllowed => "downstream_transport_failure{certificate_not_allowed}",
+            Self::BadCertificate => "downstream_transport_failure{bad_certificate}",
+            Self::NoSharedParameters => "downstream_transport_failure{no_shared_parameters}",
+            Self::RefusedByPeer => "downstream_transport_failure{refused_by_peer}",
+            Self::NotTls => "downstream_transport_failure{protocol_error}",
+            Self::Closed => "downstream_transport_failure{closed}",
+            Self::Timeout => "downstream_transport_failure{timeout}",
+            Self::Other => "downstream_transport_failure{other}",
+        }
+    }
+}

@@ -1,9 +1,13 @@
 //! `isthmus check`: what is wrong with resources, without running them.
 
 use super::{ResourceArgs, print};
+use crate::io::clock;
+use crate::run::Exit;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
+use isthmus_config::{Compiled, Source};
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -43,7 +47,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
             return ExitCode::from(status);
         }
     }
-    let compiled = isthmus_config::compile(&sources, &options);
+    let mut compiled = isthmus_config::compile(&sources, &options);
+    if let Err(exit) = check_keys(&sources, &mut compiled, resources.credentials.clone()) {
+        let (status, text) = exit.status();
+        let _closed = writeln!(std::io::stderr().lock(), "isthmus: {}", text.unwrap_or(""));
+        return ExitCode::from(status);
+    }
     let count = |severity| {
         compiled
             .diagnostics
@@ -72,6 +81,31 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
     let failed = errors > 0 || (args.strict && warnings > 0);
     ExitCode::from(u8::from(failed))
+}
+
+/// Loads the keys that servers name. What is wrong with them are warnings: the keys may be on another machine than the
+/// one that checks, and one that is missing stops its own hosts only.
+fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<PathBuf>) -> Result<(), Exit> {
+    let mut store = crate::run::new_store(std::mem::take(&mut compiled.secrets), credentials)?;
+    store.load(&compiled.snapshot, clock::wall());
+    let servers: Vec<_> = compiled.origins.servers().cloned().collect();
+    for (at, policy) in servers.iter().enumerate() {
+        let (errors, warnings) = store.server_faults(policy);
+        let errors = errors.iter().map(|error| ("keys-unusable", error.to_string()));
+        let warnings = warnings
+            .iter()
+            .map(|warning| ("keys-doubtful", warning.to_string()));
+        for (code, message) in errors.chain(warnings) {
+            let found = compiled
+                .origins
+                .server_problem(sources, at, Severity::Warning, code, message);
+            compiled.diagnostics.extend(found);
+        }
+    }
+    compiled
+        .diagnostics
+        .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    Ok(())
 }
 
 /// `1 error`, `2 errors`.

@@ -76,6 +76,9 @@ struct ResourceArgs {
     /// Limits and time-outs; see `isthmus help settings`.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_SETTINGS")]
     settings: Option<PathBuf>,
+    /// Folder of credentials, NAME/{tls.crt,tls.key,ca.crt} for each credentialName; watched, as a Secret mounted there is.
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_CREDENTIALS")]
+    credentials: Option<PathBuf>,
     /// Take unknown fields as warnings, and repair what can be repaired.
     #[arg(long, env = "ISTHMUS_LENIENT")]
     lenient: bool,
@@ -204,6 +207,7 @@ impl RunArgs {
             compile: self.resources.compile_options(),
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
+            credentials: self.resources.credentials.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
                 "off" => Target::Off,

@@ -49,6 +49,7 @@ pub(super) async fn serve_admin(address: SocketAddr, events: Events) -> Result<S
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
         .route("/config_dump", get(config_dump))
+        .route("/certs", get(certs))
         .route("/stats", get(prometheus))
         .route("/stats/prometheus", get(prometheus))
         .route("/ready", get(ready))
@@ -58,7 +59,7 @@ pub(super) async fn serve_admin(address: SocketAddr, events: Events) -> Result<S
 }
 
 async fn index() -> &'static str {
-    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /stats/prometheus\nGET  /ready\n\
+    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      POST /drain_listeners\n"
 }
 
@@ -109,6 +110,12 @@ async fn listeners(State(events): State<Events>) -> Response {
 
 async fn config_dump(State(events): State<Events>) -> Response {
     text(&events, Request::ConfigDump).await.map_or_else(ending, json)
+}
+
+async fn certs(State(events): State<Events>) -> Response {
+    text(&events, Request::Certificates)
+        .await
+        .map_or_else(ending, json)
 }
 
 async fn clusters(State(events): State<Events>, Query(query): Query<HashMap<String, String>>) -> Response {

@@ -3,12 +3,14 @@
 //! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
 //! histograms, and feeding those to the facade would mean one call for each request that there was.
 
+use crate::tls::Store;
 use hdrhistogram::Histogram;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::Flags;
 use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
+use std::time::SystemTime;
 
 /// Istio's buckets of request duration, in milliseconds.
 const DURATION_MS: [f64; 19] = [
@@ -82,6 +84,16 @@ impl Metrics {
                 metrics::counter!("isthmus_causes_total", "cause" => cause, "response_flags" => flags.to_string())
                     .increment(count);
             }
+            for (cluster, series) in &stats.tcp {
+                let labels = tcp_labels(cluster.as_ref());
+                let count = |name: &'static str, value| {
+                    metrics::counter!(name, labels.clone()).increment(value);
+                };
+                count("istio_tcp_connections_opened_total", series.opened);
+                count("istio_tcp_connections_closed_total", series.closed);
+                count("istio_tcp_received_bytes_total", series.received);
+                count("istio_tcp_sent_bytes_total", series.sent);
+            }
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
                     metrics::counter!("istio_requests_total", labels(cluster.as_ref(), answer))
@@ -96,6 +108,28 @@ impl Metrics {
         metrics::with_local_recorder(&self.recorder, || {
             metrics::gauge!("isthmus_rings").set(rings);
             metrics::gauge!("isthmus_rings_flagged").set(flagged);
+        });
+    }
+
+    /// Notes what is known about keys: when certificates expire, and how much is wrong.
+    pub(super) fn set_certificates(&self, store: &Store) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_gauge!(
+                "isthmus_certificate_expiration_timestamp_seconds",
+                "When a certificate ceases to be valid, in seconds since 1970."
+            );
+            for shown in store.certificates() {
+                let expires = shown.info.not_after.duration_since(SystemTime::UNIX_EPOCH);
+                let labels = [
+                    ("source", shown.info.source.clone()),
+                    ("subject", shown.info.subject.clone()),
+                    ("serial", shown.info.serial.clone()),
+                ];
+                metrics::gauge!("isthmus_certificate_expiration_timestamp_seconds", &labels)
+                    .set(expires.unwrap_or_default().as_secs_f64());
+            }
+            metrics::describe_gauge!("isthmus_key_errors", "Keys that cannot be loaded.");
+            metrics::gauge!("isthmus_key_errors").set(store.errors().count() as f64);
         });
     }
 
@@ -212,6 +246,19 @@ fn labels(cluster: Option<&ClusterKey>, (status, flags): (u16, Flags)) -> Vec<me
         label("response_flags", flags.to_string()),
         label("connection_security_policy", "none".into()),
     ]
+}
+
+/// Labels of the series of connections of bytes.
+fn tcp_labels(cluster: Option<&ClusterKey>) -> Vec<metrics::Label> {
+    let mut all = labels(cluster, (0, Flags::NONE));
+    all.retain(|label| {
+        !matches!(
+            label.key(),
+            "response_code" | "request_protocol" | "response_flags"
+        )
+    });
+    all.push(metrics::Label::new("request_protocol", "tcp"));
+    all
 }
 
 fn distribution<'a>(

@@ -5,6 +5,7 @@
 //! shards. It never waits for a shard: it asks, and goes on when the answer comes.
 
 mod admin;
+mod keys;
 mod listeners;
 mod metrics;
 mod publish;
@@ -17,9 +18,11 @@ use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
+use crate::tls::Store;
 use isthmus_core::limits::CongestionControl;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::{Gauges, ShardStats};
+use keys::Keys;
 use listeners::Listeners;
 use publish::Publisher;
 use std::collections::BTreeMap;
@@ -122,6 +125,7 @@ enum Request {
     Metrics(Gauges),
     Listeners,
     ConfigDump,
+    Certificates,
     Ready,
 }
 
@@ -140,6 +144,7 @@ struct Shard {
     seen: (u64, Instant),
     stalled: bool,
     applied: u64,
+    secured: u64,
     drained: bool,
 }
 
@@ -167,6 +172,7 @@ struct Control {
     shards: Vec<Shard>,
     listeners: Listeners,
     publisher: Publisher,
+    keys: Keys,
     metrics: Metrics,
     log: access_log::Writer,
     life: Life,
@@ -189,6 +195,7 @@ pub async fn run(
     options: Options,
     congestion_control: &CongestionControl,
     snapshot: Snapshot,
+    keys: Store,
     links: Vec<ShardLink>,
     metrics: Metrics,
     log: access_log::Writer,
@@ -216,10 +223,12 @@ pub async fn run(
             seen: (0, clock::now()),
             stalled: false,
             applied: 0,
+            secured: 0,
             drained: false,
         });
     }
     spawn_signals(&events)?;
+    let keys = Keys::new(keys);
     let listeners = Listeners::new(
         options.bind_address,
         options.port_map.clone(),
@@ -233,6 +242,7 @@ pub async fn run(
         shards,
         listeners,
         publisher: Publisher::default(),
+        keys,
         metrics,
         log,
         life: Life::Starting,
@@ -276,15 +286,29 @@ fn spawn_signals(events: &mpsc::Sender<Event>) -> std::io::Result<()> {
 impl Control {
     fn publish(&mut self, snapshot: Snapshot) -> Result<(), ListenerError> {
         let mut sockets = self.listeners.open(&snapshot, self.shards.len())?;
+        let tls = self.keys.load(&snapshot);
         let publication = self.publisher.publish(snapshot);
         for (index, shard) in self.shards.iter_mut().enumerate() {
             let sockets = sockets.get_mut(index).map(std::mem::take).unwrap_or_default();
             shard.outbox.send(ToShard::Apply {
                 publication: Arc::clone(&publication),
+                tls: Arc::clone(&tls),
                 sockets,
             });
         }
         Ok(())
+    }
+
+    /// Looks after keys, and hands those that are new to the shards.
+    fn refresh_keys(&mut self) {
+        if let Some((number, tls)) = self.keys.refresh() {
+            for shard in &mut self.shards {
+                shard.outbox.send(ToShard::Secure {
+                    number,
+                    tls: Arc::clone(&tls),
+                });
+            }
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -296,6 +320,7 @@ impl Control {
                     Request::Metrics(gauges) => self.render_metrics(&gauges),
                     Request::Listeners => report::listeners(&self.listeners),
                     Request::ConfigDump => report::config_dump(self.publisher.current()),
+                    Request::Certificates => report::certificates(self.keys.store()),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
                         if serves { "ready" } else { "" }.to_owned()
@@ -328,6 +353,13 @@ impl Control {
                 if self.life == Life::Starting && self.shards.iter().all(|shard| shard.applied >= current) {
                     self.announce();
                 }
+            }
+            ToControl::Secured { number } => {
+                if let Some(shard) = self.shards.get_mut(index) {
+                    shard.secured = number;
+                }
+                let everywhere = self.shards.iter().map(|shard| shard.secured).min();
+                self.keys.secured(everywhere.unwrap_or(number));
             }
             ToControl::ListenFailed { listener, error } => {
                 tracing::error!(
@@ -450,6 +482,7 @@ impl Control {
 
     fn render_metrics(&self, gauges: &Gauges) -> String {
         let held = self.publisher.permits_held();
+        self.metrics.set_certificates(self.keys.store());
         let version = self
             .publisher
             .current()
@@ -508,6 +541,7 @@ impl Control {
             tracing::warn!("a shard did not send its counters in time");
             self.answer_collection();
         }
+        self.refresh_keys();
         for (index, shard) in self.shards.iter_mut().enumerate() {
             shard.outbox.flush();
             if shard.thread.is_finished() && self.life != Life::Over {

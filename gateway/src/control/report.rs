@@ -2,6 +2,8 @@
 
 use super::listeners::Listeners;
 use crate::mailbox::{ClusterView, Publication};
+use crate::tls::Store;
+use isthmus_core::listener::{Accepts, Chain, ChainAction, TcpRoute};
 use isthmus_core::route::{Action, Route};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -34,6 +36,33 @@ pub(super) fn ready_file(
 /// `/listeners`.
 pub(super) fn listeners(listeners: &Listeners) -> String {
     json!({ "listeners": listener_list(listeners) }).to_string()
+}
+
+/// `/certs`: what is served, shown and trusted, and what is wrong with it.
+pub(super) fn certificates(store: &Store) -> String {
+    let time = |time| humantime::format_rfc3339_seconds(time).to_string();
+    let certificates: Vec<Value> = store
+        .certificates()
+        .map(|shown| {
+            json!({
+                "used_as": match (shown.is_authority, shown.is_server) {
+                    (true, true) => "authority of clients",
+                    (true, false) => "authority of upstreams",
+                    (false, true) => "server",
+                    (false, false) => "client",
+                },
+                "subject": shown.info.subject,
+                "names": shown.info.names,
+                "serial": shown.info.serial,
+                "not_before": time(shown.info.not_before),
+                "not_after": time(shown.info.not_after),
+                "source": shown.info.source,
+            })
+        })
+        .collect();
+    let errors: Vec<String> = store.errors().map(ToString::to_string).collect();
+    let warnings: Vec<String> = store.warnings().map(ToString::to_string).collect();
+    json!({ "certificates": certificates, "errors": errors, "warnings": warnings }).to_string()
 }
 
 /// `/clusters?format=json`: what each shard has, added up.
@@ -96,9 +125,9 @@ pub(super) fn config_dump(publication: Option<&Arc<Publication>>) -> String {
         .iter()
         .map(|listener| {
             let hosts: Vec<Value> = listener
-                .routes
-                .virtual_hosts()
+                .tables
                 .iter()
+                .flat_map(|table| table.virtual_hosts())
                 .map(|host| {
                     json!({
                         "name": host.name,
@@ -108,12 +137,38 @@ pub(super) fn config_dump(publication: Option<&Arc<Publication>>) -> String {
                     })
                 })
                 .collect();
-            json!({ "port": listener.key.port, "bind": listener.key.bind, "virtual_hosts": hosts })
+            json!({
+                "port": listener.key.port,
+                "bind": listener.key.bind,
+                "tls": chains(&listener.accepts),
+                "virtual_hosts": hosts,
+            })
         })
         .collect();
     let mut names: Vec<&str> = snapshot.clusters.keys().map(|key| key.as_str()).collect();
     names.sort_unstable();
     json!({ "version": snapshot.version, "listeners": listeners, "clusters": names }).to_string()
+}
+
+fn chains(accepts: &Accepts) -> Vec<Value> {
+    let Accepts::Tls(names) = accepts else {
+        return Vec::new();
+    };
+    let destinations = |route: &TcpRoute| {
+        let all = route.destinations.iter();
+        all.map(|one| json!({"cluster": one.cluster.as_str(), "weight": one.weight}))
+            .collect::<Vec<_>>()
+    };
+    let chain = |chain: &Chain| {
+        let action = match &chain.action {
+            ChainAction::Http { .. } => json!("http"),
+            ChainAction::Tcp { route, .. } => json!({"tcp": route.as_deref().map(destinations)}),
+            ChainAction::Pass(route) => json!({"passthrough": destinations(route)}),
+            ChainAction::AutoPass(_) => json!("auto_passthrough"),
+        };
+        json!({"server": chain.server, "action": action})
+    };
+    names.chains().iter().map(chain).collect()
 }
 
 fn route(route: &Route) -> Value {

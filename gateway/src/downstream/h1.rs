@@ -5,6 +5,7 @@
 //! no buffer and no message, only what it takes to wait.
 
 use super::Drain;
+use super::tls::Secured;
 use crate::io::buffer::Pool;
 use crate::io::h1::{MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
@@ -13,10 +14,12 @@ use isthmus_core::h1::HeadError;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::RequestHead;
 use isthmus_core::reply::Cause;
+use isthmus_core::tls::ServerTls;
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -49,6 +52,8 @@ pub struct Connection {
     pub phase: Timer,
     /// The client's address.
     pub peer: SocketAddr,
+    /// What is known about the client, when its TLS ends here.
+    pub secured: Option<Secured>,
     /// Requests so far.
     pub requests: u32,
     drain: Rc<Cell<Drain>>,
@@ -58,6 +63,7 @@ impl Connection {
     /// A connection that was just accepted.
     pub fn new(
         stream: Stream,
+        secured: Option<Secured>,
         peer: SocketAddr,
         pool: &Pool,
         limits: MessageLimits,
@@ -70,9 +76,20 @@ impl Connection {
             writer: MessageWriter::default(),
             phase: wheel.timer(),
             peer,
+            secured,
             requests: 0,
             drain,
         }
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.secured.is_some() { "https" } else { "http" }
+    }
+
+    /// What was shown and demanded, when TLS ends here.
+    pub fn policy(&self) -> Option<&Arc<ServerTls>> {
+        self.secured.as_ref().map(|secured| &secured.policy)
     }
 
     /// Whether the process drains: answers then announce the connection's end.

@@ -34,7 +34,8 @@ impl Pool {
         self.free.lent.get()
     }
 
-    fn lend(&self, large: bool) -> Block {
+    /// Lends a block, large or usual.
+    pub(super) fn lend(&self, large: bool) -> Block {
         let (list, size) = if large {
             (&self.free.large, LARGE)
         } else {
@@ -51,8 +52,9 @@ impl Pool {
     }
 }
 
-struct Block {
-    bytes: Box<[u8]>,
+/// A block that is lent; it goes back when dropped.
+pub(super) struct Block {
+    pub(super) bytes: Box<[u8]>,
     pool: Pool,
 }
 
@@ -152,8 +154,9 @@ impl ReadBuffer {
                 Poll::Ready(Ok(Filled::End))
             }
             Poll::Ready(Ok(read)) => {
-                // A read that fills all it was offered announces bulk data: fewer, larger reads from now on.
-                self.bulk = read == offered && offered >= SMALL / 2;
+                // A read that fills nearly all it was offered (TLS keeps a part of it for itself) announces bulk data:
+                // fewer, larger reads from now on.
+                self.bulk = read >= offered / 8 * 7 && offered >= SMALL / 2;
                 self.end += read;
                 Poll::Ready(Ok(Filled::Bytes(read)))
             }

@@ -384,7 +384,7 @@ impl MessageWriter {
             self.written += written as u64;
             self.advance(written);
         }
-        Poll::Ready(Ok(()))
+        stream.poll_flush(cx)
     }
 
     /// Writes what is queued and then `data`, in as few system calls as the socket allows. `at` counts how much of
@@ -400,7 +400,7 @@ impl MessageWriter {
             let queued = self.out.get(self.at..).unwrap_or(&[]);
             let rest = data.get(*at..).unwrap_or(&[]);
             if queued.is_empty() && rest.is_empty() {
-                return Poll::Ready(Ok(()));
+                return stream.poll_flush(cx);
             }
             let written = ready!(stream.poll_write(cx, &[IoSlice::new(queued), IoSlice::new(rest)]))?;
             self.written += written as u64;

@@ -9,7 +9,7 @@ use super::body::{
 };
 use super::fields;
 use super::local::{self, Answer};
-use super::{Context, ListenerState};
+use super::{Context, FoundHost, ListenerState};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start};
 use crate::downstream::h1::Connection;
@@ -27,7 +27,7 @@ use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
-use isthmus_core::route::{Action, Destination, Forward};
+use isthmus_core::route::{Action, Destination, Forward, split_port};
 use isthmus_core::stats::Finished;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -36,9 +36,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
-
-/// What clients speak to the listeners that there are.
-pub(super) const SCHEME: &str = "http";
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -205,6 +202,10 @@ fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Insta
             cluster: outcome.cluster_key().as_ref().map_or("", |key| key.as_str()),
             local: conn.stream.local_addr(),
             peer: conn.peer,
+            server_name: conn
+                .secured
+                .as_ref()
+                .and_then(|secured| secured.server_name.as_deref()),
             route: &x.route_name,
         });
     }
@@ -243,32 +244,45 @@ async fn route(context: &Context, listener: &ListenerState, conn: &mut Connectio
     x.request.headers.remove_connection_fields();
     let downstream = forwarded::Downstream {
         peer: conn.peer.ip(),
-        scheme: SCHEME,
+        scheme: conn.scheme(),
         port: listener.key.port,
         trusted_proxies: context.settings.trusted_proxies,
     };
+    let client_cert = conn
+        .secured
+        .as_ref()
+        .and_then(|secured| secured.client_cert.as_deref());
+    context
+        .settings
+        .forward_client_cert
+        .apply(&mut x.request.headers, client_cert);
     x.client = forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
 
-    let routes = Rc::clone(&listener.routes.borrow());
-    let Some(pin) = routes.find(&x.request.host) else {
-        return local::refuse(context, conn, x, Cause::NoVirtualHost.into(), false).await;
+    let found = listener.serving.borrow().find(conn.policy(), &x.request.host);
+    let pin = match found {
+        FoundHost::Host(pin) => pin,
+        FoundHost::Unknown => {
+            return local::refuse(context, conn, x, Cause::NoVirtualHost.into(), false).await;
+        }
+        FoundHost::Misdirected => {
+            return local::refuse(context, conn, x, Cause::Misdirected.into(), false).await;
+        }
     };
-    drop(routes);
     if pin.host.https_redirect {
-        let host = isthmus_core::route::split_port(&x.request.authority).0;
+        let host = split_port(&x.request.authority).0;
         let location = format!("https://{host}{}", x.request.path);
         return redirect(context, conn, x, StatusCode::MOVED_PERMANENTLY, &location, &[]).await;
     }
     let found = pin
         .host
-        .find(&x.request, SCHEME, &mut context.scratch.borrow_mut());
+        .find(&x.request, conn.scheme(), &mut context.scratch.borrow_mut());
     let Some(route) = found else {
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
     match &*route.action {
         Action::Redirect(to) => {
-            let location = to.location(&x.request, SCHEME, listener.key.port);
+            let location = to.location(&x.request, conn.scheme(), listener.key.port);
             redirect(context, conn, x, to.status, &location, &route.response_headers).await;
         }
         Action::Respond(direct) => {
@@ -351,7 +365,7 @@ fn rewrite(conn: &Connection, x: &mut Exchange, forward: &Forward, destination: 
             .append_known(HeaderId::XEnvoyOriginalHost, request.authority.as_bytes());
         request.set_authority(authority);
     }
-    fields::change_request(conn, x, SCHEME, &destination.request_headers);
+    fields::change_request(conn, x, conn.scheme(), &destination.request_headers);
     if let Some(timeout) = forward.timeout {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         x.request.headers.set(
@@ -525,7 +539,12 @@ async fn connect(
     now: Instant,
 ) -> Result<Connected, End> {
     let careful = !x.request.method.is_idempotent() || !conn.reader.is_body_done();
-    match cluster.start(avoid, fresh, careful, now, &context.random) {
+    let secure = match cluster.secure(split_port(&x.request.authority).0) {
+        Ok(secure) => secure,
+        Err(cause) => return Ok(Connected::Refused(cause)),
+    };
+    let name = secure.as_ref().map(|secure| &*secure.name);
+    match cluster.start(avoid, fresh, careful, name, now, &context.random) {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
@@ -540,8 +559,10 @@ async fn connect(
             let connecting = Box::pin(upstream::connect::connect(
                 address,
                 timeout,
+                secure,
                 permit,
                 &context.pool,
+                &context.wheel,
                 context.limits,
                 open,
             ));
@@ -639,9 +660,7 @@ async fn send(
                 return Poll::Ready(Ok(Some(read)));
             }
             // An interim response may still be on its way to the client.
-            if !conn.writer.is_flushed()
-                && let Poll::Ready(Err(_)) = conn.writer.poll_flush(&conn.stream, cx)
-            {
+            if let Poll::Ready(Err(_)) = conn.writer.poll_flush(&conn.stream, cx) {
                 return Poll::Ready(Err(End::ClientGone));
             }
             // While the body streams, its own reads notice a client that is gone.
@@ -857,7 +876,7 @@ fn begin_response(
     destination: &Destination,
     sending: Sending,
 ) -> bool {
-    fields::change_response(conn, x, SCHEME, &destination.response_headers);
+    fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");

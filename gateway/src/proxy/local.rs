@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::fields;
-use super::http::{After, Exchange, SCHEME};
+use super::http::{After, Exchange};
 use crate::downstream::h1::Connection;
 use crate::io::clock;
 use crate::io::h1::Chunk;
@@ -71,7 +71,7 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
     if !answer.body.is_empty() && !bodyless {
         head.headers.append_known(HeaderId::ContentType, b"text/plain");
     }
-    fields::change_response(conn, x, SCHEME, answer.operations);
+    fields::change_response(conn, x, conn.scheme(), answer.operations);
     let head = &mut x.response;
     head.headers
         .append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());

@@ -5,18 +5,22 @@ mod body;
 mod fields;
 pub mod http;
 mod local;
+pub mod tcp;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
+use crate::io::tls::TlsSet;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::listener::ListenerKey;
+use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
 use isthmus_core::stats::ShardStats;
+use isthmus_core::tls::ServerTls;
+use rustls::ServerConfig;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -72,18 +76,50 @@ pub struct VirtualHostPin {
     pub host: Arc<VirtualHost>,
 }
 
-/// The routes of one listener in one version.
-pub struct ListenerRoutes {
+/// The routes of one table in one version.
+struct Table {
     table: Arc<RouteTable>,
     pins: Vec<Rc<VirtualHostPin>>,
 }
 
-impl ListenerRoutes {
-    /// Routes for a listener; virtual hosts that `before` had too keep their pin.
-    pub fn new(table: Arc<RouteTable>, before: Option<&Self>) -> Self {
-        let before = before.map_or(&[][..], |before| &before.pins);
-        let known: HashMap<*const VirtualHost, &Rc<VirtualHostPin>> =
-            before.iter().map(|pin| (Arc::as_ptr(&pin.host), pin)).collect();
+impl Table {
+    fn find(&self, host: &str) -> Option<Rc<VirtualHostPin>> {
+        self.table
+            .find_host(host)
+            .and_then(|at| self.pins.get(at))
+            .cloned()
+    }
+}
+
+/// What a listener does in one version.
+pub struct Serving {
+    accepts: Accepts,
+    tables: Vec<Table>,
+    /// By chain of a TLS listener: what TLS ends with, if its keys could be loaded.
+    configs: Vec<Option<Arc<ServerConfig>>>,
+    /// Whether every name of a TLS listener has one policy, so that no request can be on the wrong connection.
+    one_policy: bool,
+}
+
+/// What a look for a request's virtual host finds.
+pub enum FoundHost {
+    /// This one.
+    Host(Rc<VirtualHostPin>),
+    /// None that serves this authority.
+    Unknown,
+    /// The authority is that of a server with another certificate or policy.
+    Misdirected,
+}
+
+impl Serving {
+    /// What a listener does; virtual hosts that `before` had too keep their pin.
+    pub fn new(listener: &Listener, tls: &TlsSet, before: Option<&Self>) -> Self {
+        let before = before.map_or(&[][..], |before| &before.tables);
+        let known: HashMap<*const VirtualHost, &Rc<VirtualHostPin>> = before
+            .iter()
+            .flat_map(|table| &table.pins)
+            .map(|pin| (Arc::as_ptr(&pin.host), pin))
+            .collect();
         let pin = |host: &Arc<VirtualHost>| {
             known
                 .get(&Arc::as_ptr(host))
@@ -94,23 +130,85 @@ impl ListenerRoutes {
                     })
                 })
         };
-        let pins = table.virtual_hosts().iter().map(pin).collect();
-        Self { table, pins }
+        let tables = listener.tables.iter().map(|table| Table {
+            table: Arc::clone(table),
+            pins: table.virtual_hosts().iter().map(pin).collect(),
+        });
+        let chains = match &listener.accepts {
+            Accepts::Tls(names) => names.chains(),
+            _ => &[],
+        };
+        let is_first = |action: &ChainAction| matches!(action, ChainAction::Http { table: 0, .. });
+        Self {
+            accepts: listener.accepts.clone(),
+            tables: tables.collect(),
+            one_policy: chains.iter().all(|chain| is_first(&chain.action)),
+            configs: chain_configs(&listener.accepts, tls),
+        }
     }
 
-    /// The virtual host of an authority's host.
-    pub fn find(&self, host: &str) -> Option<Rc<VirtualHostPin>> {
-        self.table
-            .find_host(host)
-            .and_then(|at| self.pins.get(at))
-            .cloned()
+    /// The same with other keys.
+    pub fn with_keys(&self, tls: &TlsSet) -> Self {
+        let tables = self.tables.iter().map(|table| Table {
+            table: Arc::clone(&table.table),
+            pins: table.pins.clone(),
+        });
+        Self {
+            accepts: self.accepts.clone(),
+            tables: tables.collect(),
+            configs: chain_configs(&self.accepts, tls),
+            one_policy: self.one_policy,
+        }
+    }
+
+    /// What is done with a connection.
+    pub fn accepts(&self) -> &Accepts {
+        &self.accepts
+    }
+
+    /// What TLS ends with at a chain, by its position.
+    pub fn config(&self, chain: usize) -> Option<&Arc<ServerConfig>> {
+        self.configs.get(chain)?.as_ref()
+    }
+
+    /// The virtual host of an authority's host, on a connection with this policy (None for plaintext).
+    pub fn find(&self, policy: Option<&Arc<ServerTls>>, host: &str) -> FoundHost {
+        let at = match (&self.accepts, policy) {
+            (Accepts::Http, None) => Some(0),
+            (Accepts::Tls(names), Some(policy)) if !self.one_policy => {
+                let chain = names.find(Some(host)).and_then(|chain| names.chains().get(chain));
+                match chain.map(|chain| &chain.action) {
+                    Some(ChainAction::Http { tls, table }) if Arc::ptr_eq(tls, policy) || tls == policy => {
+                        Some(*table)
+                    }
+                    Some(_) => return FoundHost::Misdirected,
+                    None => None,
+                }
+            }
+            (Accepts::Tls(_), Some(_)) => Some(0),
+            _ => None,
+        };
+        at.and_then(|at| self.tables.get(at)?.find(host))
+            .map_or(FoundHost::Unknown, FoundHost::Host)
     }
 }
 
-/// A listener as its connections see it: the routes change under them, between two requests.
+fn chain_configs(accepts: &Accepts, tls: &TlsSet) -> Vec<Option<Arc<ServerConfig>>> {
+    let Accepts::Tls(names) = accepts else {
+        return Vec::new();
+    };
+    let config = |policy| tls.servers.get(policy).cloned();
+    names
+        .chains()
+        .iter()
+        .map(|chain| chain.action.tls().and_then(config))
+        .collect()
+}
+
+/// A listener as its connections see it: what it does changes under them, between two requests.
 pub struct ListenerState {
     /// Which one.
     pub key: ListenerKey,
-    /// The present version's routes.
-    pub routes: RefCell<Rc<ListenerRoutes>>,
+    /// The present version.
+    pub serving: RefCell<Rc<Serving>>,
 }

@@ -1,14 +1,22 @@
-//! A client's connection from accept to close: the loop that asks the codec for requests and hands them to the proxy.
+//! A client's connection from accept to close: what is inside of it is found out, and then it is either carried as
+//! bytes, or asked for requests, which are handed to the proxy.
 
 use super::accept::Counted;
-use crate::downstream::Drain;
 use crate::downstream::h1::{Connection, Next};
+use crate::downstream::tls::Secured;
+use crate::downstream::{Drain, tls};
+use crate::io::buffer::ReadBuffer;
 use crate::io::stream::Stream;
 use crate::proxy::http::{self, After, Exchange};
-use crate::proxy::{Context, ListenerState};
+use crate::proxy::{Context, ListenerState, tcp};
+use isthmus_core::listener::{Accepts, ChainAction, TcpRoute, auto_passthrough};
+use isthmus_core::name::ClusterKey;
+use isthmus_core::reply::Cause;
+use isthmus_core::tls::HandshakeFailure;
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(
@@ -19,10 +27,155 @@ pub(super) async fn serve(
     drain: Rc<Cell<Drain>>,
     _counted: Counted,
 ) {
-    let mut conn = Connection::new(stream, peer, &context.pool, context.limits, &context.wheel, drain);
+    let plain = matches!(listener.serving.borrow().accepts(), Accepts::Http);
+    if plain {
+        let conn = Connection::new(
+            stream,
+            None,
+            peer,
+            &context.pool,
+            context.limits,
+            &context.wheel,
+            drain,
+        );
+        return serve_http(&context, &listener, conn).await;
+    }
+    // Boxed, so that a connection of HTTP, which is the usual one, does not carry the room of this.
+    match Box::pin(begin(&context, &listener, stream, peer)).await {
+        Begun::Http(stream, secured) => {
+            let secured = Some(secured);
+            let conn = Connection::new(
+                stream,
+                secured,
+                peer,
+                &context.pool,
+                context.limits,
+                &context.wheel,
+                drain,
+            );
+            serve_http(&context, &listener, conn).await;
+        }
+        Begun::Bytes(client, route) => Box::pin(tcp::serve(&context, client, &route)).await,
+        Begun::Cluster(client, key) => Box::pin(tcp::serve_cluster(&context, client, &key)).await,
+        Begun::Over => {}
+    }
+}
+
+/// What is inside of a connection.
+enum Begun {
+    Http(Stream, Secured),
+    Bytes(tcp::Client, Arc<TcpRoute>),
+    Cluster(tcp::Client, ClusterKey),
+    /// Nothing: it was refused.
+    Over,
+}
+
+/// Finds out what a connection that is not plaintext HTTP is for.
+async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, peer: SocketAddr) -> Begun {
+    let serving = Rc::clone(&listener.serving.borrow());
+    let mut begun = ReadBuffer::new(&context.pool);
+    let names = match serving.accepts() {
+        // The listener may just have changed; its next connection is served as it is now.
+        Accepts::Http | Accepts::Tcp(None) => return Begun::Over,
+        Accepts::Tcp(Some(route)) => {
+            let client = tcp::Client {
+                stream,
+                begun,
+                peer,
+                secured: None,
+                server_name: None,
+            };
+            return Begun::Bytes(client, Arc::clone(route));
+        }
+        Accepts::Tls(names) => names,
+    };
+    let mut deadline = context.wheel.timer();
+    deadline.set(context.settings.tls_handshake_timeout);
+    let hello = match tls::read_hello(&stream, &mut begun, &mut deadline).await {
+        Ok(hello) => hello,
+        // Scanners and health checks open connections and close them: that is nobody's fault.
+        Err(Cause::Handshake(HandshakeFailure::Closed)) if begun.is_empty() => return Begun::Over,
+        Err(cause) => return refuse(context, &stream, peer, None, cause).await,
+    };
+    let server_name = hello.server_name;
+    let chain = names.find(server_name.as_deref());
+    let Some((at, chain)) = chain.and_then(|at| Some((at, names.chains().get(at)?))) else {
+        return refuse(context, &stream, peer, server_name.as_deref(), Cause::NoChain).await;
+    };
+    let client = |stream, begun, secured, server_name| tcp::Client {
+        stream,
+        begun,
+        peer,
+        secured,
+        server_name,
+    };
+    let policy = match &chain.action {
+        ChainAction::Pass(route) => {
+            return Begun::Bytes(client(stream, begun, None, server_name), Arc::clone(route));
+        }
+        ChainAction::AutoPass(hosts) => {
+            let key = server_name
+                .as_deref()
+                .and_then(|name| auto_passthrough(name, hosts));
+            return match key {
+                Some(key) => Begun::Cluster(client(stream, begun, None, server_name), key),
+                None => refuse(context, &stream, peer, server_name.as_deref(), Cause::NoChain).await,
+            };
+        }
+        ChainAction::Http { tls, .. } | ChainAction::Tcp { tls, .. } => Arc::clone(tls),
+    };
+    let Some(config) = serving.config(at) else {
+        return refuse(context, &stream, peer, server_name.as_deref(), Cause::NoKeys).await;
+    };
+    let shaken = tls::shake_hands(&mut stream, config, begun, &context.pool, &mut deadline).await;
+    if let Err(cause) = shaken {
+        tcp::refused(context, stream.local_addr(), peer, server_name.as_deref(), cause);
+        return Begun::Over;
+    }
+    context.stats.borrow_mut().counters.tls_handshakes += 1;
+    let secured = tls::secured(&stream, policy, server_name);
+    match &chain.action {
+        ChainAction::Tcp {
+            route: Some(route), ..
+        } => {
+            let begun = ReadBuffer::new(&context.pool);
+            let server_name = secured.server_name.clone();
+            Begun::Bytes(
+                client(stream, begun, Some(secured), server_name),
+                Arc::clone(route),
+            )
+        }
+        ChainAction::Tcp { route: None, .. } => {
+            tcp::refused(
+                context,
+                stream.local_addr(),
+                peer,
+                secured.server_name.as_deref(),
+                Cause::NoRoute,
+            );
+            Begun::Over
+        }
+        _ => Begun::Http(stream, secured),
+    }
+}
+
+async fn refuse(
+    context: &Context,
+    stream: &Stream,
+    peer: SocketAddr,
+    server_name: Option<&str>,
+    cause: Cause,
+) -> Begun {
+    tls::refuse(stream, cause).await;
+    stream.shutdown_write();
+    tcp::refused(context, stream.local_addr(), peer, server_name, cause);
+    Begun::Over
+}
+
+async fn serve_http(context: &Context, listener: &ListenerState, mut conn: Connection) {
     while conn.wait(&context.settings).await == Next::Request {
         // Boxed, so that a connection which waits does not carry the room of one that works.
-        match Box::pin(serve_while_warm(&context, &listener, &mut conn)).await {
+        match Box::pin(serve_while_warm(context, listener, &mut conn)).await {
             Warm::Quiet => {}
             Warm::Closed => return,
             Warm::Close { asked: true } if conn.reader.is_body_done() && !conn.reader.has_unread() => {

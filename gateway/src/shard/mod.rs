@@ -9,9 +9,10 @@ use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::{self, Tasks};
 use crate::io::timer::Wheel;
+use crate::io::tls::TlsSet;
 use crate::io::{clock, socket};
 use crate::mailbox::{Inbox, Outbox, Publication, ToControl, ToShard};
-use crate::proxy::{Context, ListenerRoutes, ListenerState};
+use crate::proxy::{Context, ListenerState, Serving};
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::random::Random;
@@ -94,7 +95,15 @@ pub async fn run(start: Start, wheel: Wheel) {
     let mut inbox = start.inbox;
     while let Some(message) = inbox.recv().await {
         match message {
-            ToShard::Apply { publication, sockets } => shard.apply(&publication, sockets),
+            ToShard::Apply {
+                publication,
+                tls,
+                sockets,
+            } => shard.apply(&publication, &tls, sockets),
+            ToShard::Secure { number, tls } => {
+                shard.secure(&tls);
+                shard.send(ToControl::Secured { number });
+            }
             ToShard::CollectStats => shard.send_stats(),
             ToShard::Drain { stop_accepting } => shard.drain(stop_accepting),
             ToShard::Stop => break,
@@ -112,8 +121,15 @@ impl Shard {
     }
 
     /// Serves a new version: clusters first, so that no route names one that is not there; then routes; then listeners.
-    fn apply(self: &Rc<Self>, publication: &Arc<Publication>, sockets: Vec<(ListenerKey, OwnedFd)>) {
-        self.context.clusters.reconcile(publication, &self.context.random);
+    fn apply(
+        self: &Rc<Self>,
+        publication: &Arc<Publication>,
+        tls: &TlsSet,
+        sockets: Vec<(ListenerKey, OwnedFd)>,
+    ) {
+        self.context
+            .clusters
+            .reconcile(publication, tls, &self.context.random);
         self.context.scratch.borrow_mut().clear();
         let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
         let mut before = std::mem::take(&mut *self.listeners.borrow_mut());
@@ -121,9 +137,8 @@ impl Shard {
         for listener in &publication.snapshot.listeners {
             let key = &listener.key;
             if let Some(known) = before.remove(key) {
-                let routes =
-                    ListenerRoutes::new(Arc::clone(&listener.routes), Some(&known.state.routes.borrow()));
-                *known.state.routes.borrow_mut() = Rc::new(routes);
+                let serving = Serving::new(listener, tls, Some(&known.state.serving.borrow()));
+                *known.state.serving.borrow_mut() = Rc::new(serving);
                 next.insert(key.clone(), known);
                 continue;
             }
@@ -137,10 +152,9 @@ impl Shard {
                 });
                 continue;
             }
-            let routes = RefCell::new(Rc::new(ListenerRoutes::new(Arc::clone(&listener.routes), None)));
             let state = Rc::new(ListenerState {
                 key: key.clone(),
-                routes,
+                serving: RefCell::new(Rc::new(Serving::new(listener, tls, None))),
             });
             let guard = accept::start(self, bound, Rc::clone(&state));
             next.insert(
@@ -158,6 +172,15 @@ impl Shard {
             version: publication.snapshot.version,
         });
         self.retire();
+    }
+
+    /// Serves the present version with other keys: new handshakes see them, connections that are there keep theirs.
+    fn secure(&self, tls: &TlsSet) {
+        for listening in self.listeners.borrow().values() {
+            let serving = listening.state.serving.borrow().with_keys(tls);
+            *listening.state.serving.borrow_mut() = Rc::new(serving);
+        }
+        self.context.clusters.secure(tls);
     }
 
     /// Sends the versions back that nothing here uses any more: requests hold parts of a version, never the whole.

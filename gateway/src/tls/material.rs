@@ -13,12 +13,12 @@ use super::fault::{MaterialError, MaterialWarning};
 use super::peer::{SubjectNames, common_name};
 use super::verify::client_verifier;
 use isthmus_core::tls::{CaSource, CredentialName, KeySource};
+use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use rustls::server::VerifierBuilderError;
 use rustls::sign::CertifiedKey;
-use rustls::{CertRevocationListError, RootCertStore};
+use rustls_native_certs::CertificateResult;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -221,16 +221,7 @@ impl Credentials {
 
     fn system_roots(&self) -> Result<Arc<RootCertStore>, MaterialError> {
         self.system
-            .get_or_init(|| {
-                let found = rustls_native_certs::load_native_certs();
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(found.certs);
-                if roots.is_empty() {
-                    let errors = found.errors.iter().map(ToString::to_string);
-                    return Err(errors.collect::<Vec<_>>().join("; "));
-                }
-                Ok(Arc::new(roots))
-            })
+            .get_or_init(|| usable_roots(rustls_native_certs::load_native_certs()))
             .clone()
             .map_err(|cause| MaterialError::NoSystemRoots { cause })
     }
@@ -337,18 +328,29 @@ impl Authorities {
         list: &CertificateRevocationListDer<'static>,
     ) -> Result<Option<SystemTime>, String> {
         let (_, parsed) = x509_parser::parse_x509_crl(list).map_err(|error| error.to_string())?;
+        if parsed.version().is_none() {
+            return Err("it is of version 1, and version 2 is needed".to_owned());
+        }
         // The verifier is asked for each list by itself, since for several it does not say which one it means.
         match client_verifier(Arc::clone(&self.roots))
             .with_crls([list.clone()])
             .build()
         {
             Ok(_) => Ok(parsed.next_update().and_then(system_time)),
-            Err(VerifierBuilderError::InvalidCrl(CertRevocationListError::UnsupportedCrlVersion)) => {
-                Err("it is of version 1, and version 2 is needed".to_owned())
-            }
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// The roots that a system has, or why it has none. Single ones that are damaged are no reason to trust no other.
+fn usable_roots(found: CertificateResult) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let errors = found.errors.iter().map(ToString::to_string);
+        return Err(errors.collect::<Vec<_>>().join("; "));
+    }
+    Ok(Arc::new(roots))
 }
 
 fn certified_key(
@@ -435,14 +437,19 @@ fn certificates(item: &Item<'_>) -> Result<Vec<CertificateDer<'static>>, Materia
 }
 
 fn private_key(item: &Item<'_>) -> Result<PrivateKeyDer<'static>, MaterialError> {
+    /// PKCS#8, and the older form, which has fields between its first line and its digits (RFC 1421).
+    const ENCRYPTED: [&[u8]; 2] = [
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----",
+        b"Proc-Type: 4,ENCRYPTED",
+    ];
     let place = item.place.clone();
-    if let Some(key) = sections(item)?.into_iter().next() {
-        return Ok(key);
-    }
-    if contains(&item.bytes, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") {
+    if ENCRYPTED.iter().any(|mark| contains(&item.bytes, mark)) {
         return Err(MaterialError::EncryptedKey { place });
     }
-    Err(MaterialError::NoPrivateKey { place })
+    match sections(item)?.into_iter().next() {
+        Some(key) => Ok(key),
+        None => Err(MaterialError::NoPrivateKey { place }),
+    }
 }
 
 /// Every section of one kind; none when there are only others.
@@ -579,5 +586,391 @@ fn label(name: &CredentialName) -> String {
         name.name.to_string()
     } else {
         format!("{}/{}", name.namespace, name.name)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::tls::fixtures::{Authority, Issued, Kind, Leaf, credential, credentials, key_of, now};
+
+    fn own(kind: Kind) -> Issued {
+        Authority::new("root").issue(&Leaf::named(&["a.example"]).kind(kind))
+    }
+
+    fn load(entries: &[(&str, &str)]) -> Result<Loaded, MaterialError> {
+        credentials(&[("door", entries)]).load_key(&key_of("door"), now())
+    }
+
+    #[track_caller]
+    fn error(entries: &[(&str, &str)]) -> String {
+        load(entries).unwrap_err().to_string()
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let label = format!("{label}-----");
+        crate::tls::peer::pem_text(der).replace("CERTIFICATE-----", &label)
+    }
+
+    /// What an OCTET STRING of a PKCS#8 key holds: the key in the form of its own kind.
+    fn unwrapped(pkcs8: &[u8]) -> Vec<u8> {
+        use x509_parser::der_parser::asn1_rs::{Any, FromDer, OctetString, Sequence};
+        let (_, sequence) = Sequence::from_der(pkcs8).unwrap();
+        let (rest, _version) = Any::from_der(&sequence.content).unwrap();
+        let (rest, _algorithm) = Any::from_der(rest).unwrap();
+        OctetString::from_der(rest).unwrap().1.as_ref().to_vec()
+    }
+
+    /// An ECPrivateKey that names its curve, as RFC 5915 lets it and `openssl ecparam -genkey` does.
+    fn sec1(pkcs8: &[u8]) -> Vec<u8> {
+        const P256: [u8; 12] = [
+            0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
+        ];
+        let plain = unwrapped(pkcs8);
+        // SEQUENCE, INTEGER 1, OCTET STRING of 32; then the public key.
+        let (scalar, public) = plain[2..].split_at(3 + 2 + 32);
+        let content = [scalar, &P256, public].concat();
+        [&[0x30, u8::try_from(content.len()).unwrap()], content.as_slice()].concat()
+    }
+
+    #[test]
+    fn keys_are_taken_in_each_form_of_pem() {
+        for kind in [Kind::Ecdsa, Kind::Rsa, Kind::Ed25519] {
+            let own = own(kind);
+            assert_eq!(load(&own.entries()).unwrap().key.cert[0], own.leaf);
+        }
+        let rsa = own(Kind::Rsa);
+        let pkcs1 = pem("RSA PRIVATE KEY", &unwrapped(&rsa.key_der));
+        load(&[("tls.crt", &rsa.chain), ("tls.key", &pkcs1)]).unwrap();
+        let ecdsa = own(Kind::Ecdsa);
+        let parameters = pem("EC PARAMETERS", &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7]);
+        let sec1 = parameters + &pem("EC PRIVATE KEY", &sec1(&ecdsa.key_der));
+        load(&[("tls.crt", &ecdsa.chain), ("tls.key", &sec1)]).unwrap();
+    }
+
+    #[test]
+    fn both_spellings_are_read_and_never_mixed() {
+        let (first, second) = (own(Kind::Ecdsa), own(Kind::Ecdsa));
+        let generic = [("cert", first.chain.as_str()), ("key", first.key.as_str())];
+        assert_eq!(load(&generic).unwrap().key.cert[0], first.leaf);
+        let both = [generic, second.entries()].concat();
+        assert_eq!(load(&both).unwrap().key.cert[0], first.leaf);
+        // Half of one spelling does not spoil the other.
+        let half = [
+            ("cert", first.chain.as_str()),
+            second.entries()[0],
+            second.entries()[1],
+        ];
+        assert_eq!(load(&half).unwrap().key.cert[0], second.leaf);
+        assert_eq!(
+            error(&[("cert", &first.chain), ("tls.key", &first.key)]),
+            "Secret prod/door has no tls.crt; it has cert, tls.key"
+        );
+    }
+
+    #[test]
+    fn errors_name_the_place_and_what_is_wrong_there() {
+        let (own, other) = (own(Kind::Ecdsa), self::own(Kind::Ecdsa));
+        let with = |chain: &str, key: &str| error(&[("tls.crt", chain), ("tls.key", key)]);
+        assert_eq!(
+            error(&[]),
+            "Secret prod/door has no tls.crt and tls.key (or cert and key)"
+        );
+        assert_eq!(
+            error(&[("tls.crt", &own.chain), ("tls.key", "")]),
+            "Secret prod/door has no tls.key; it has tls.crt, tls.key"
+        );
+        assert_eq!(
+            with(&own.key, &own.key),
+            "Secret prod/door, tls.crt: no certificate in it"
+        );
+        assert_eq!(
+            with("\n", &own.key),
+            "Secret prod/door, tls.crt: no certificate in it"
+        );
+        assert_eq!(
+            with(&own.chain, &own.chain),
+            "Secret prod/door, tls.key: no private key in it"
+        );
+        assert_eq!(
+            with("hello", &own.key),
+            "Secret prod/door, tls.crt: not PEM: no line begins with -----BEGIN"
+        );
+        assert!(
+            with(&own.chain[..own.chain.len() - 30], &own.key)
+                .starts_with("Secret prod/door, tls.crt: not PEM: missing section end marker")
+        );
+        let junk = own.chain.clone() + &pem("CERTIFICATE", b"junk");
+        assert!(with(&junk, &own.key).starts_with("Secret prod/door, tls.crt: certificate 2 is not X.509: "));
+        assert_eq!(
+            with(&own.chain, &pem("ENCRYPTED PRIVATE KEY", b"junk")),
+            "Secret prod/door, tls.key: the private key is encrypted; store it without a passphrase"
+        );
+        let older = own
+            .key
+            .replacen('\n', "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n", 1);
+        assert!(with(&own.chain, &older).contains("is encrypted"));
+        assert_eq!(
+            with(&own.chain, &pem("PRIVATE KEY", b"junk")),
+            "Secret prod/door, tls.key: the private key is none of RSA with 2048 to 8192 bits, ECDSA P-256, P-384, \
+             P-521 and Ed25519"
+        );
+        assert_eq!(
+            with(&own.chain, &other.key),
+            "Secret prod/door, tls.key: not the key of the first certificate of Secret prod/door, tls.crt"
+        );
+        assert_eq!(
+            credentials(&[])
+                .load_key(&key_of("door"), now())
+                .unwrap_err()
+                .to_string(),
+            "no credential prod/door: looked for Secret prod/door"
+        );
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_is_loaded_with_a_warning() {
+        let root = Authority::new("root");
+        let loaded = |from, until| {
+            let issued = root.issue(&Leaf::named(&["a.example"]).years(from, until));
+            let warnings = load(&issued.entries()).unwrap().warnings;
+            warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(loaded(2020, 2030).is_empty());
+        assert_eq!(
+            loaded(2000, 2025),
+            ["Secret prod/door, tls.crt: the certificate of leaf expired at 2025-01-01T00:00:00Z"]
+        );
+        assert_eq!(
+            loaded(2027, 2030),
+            ["Secret prod/door, tls.crt: the certificate of leaf is not valid before 2027-01-01T00:00:00Z"]
+        );
+        assert_eq!(
+            loaded(1950, 1960),
+            ["Secret prod/door, tls.crt: the certificate of leaf expired at a year before 1970"]
+        );
+    }
+
+    #[test]
+    fn a_certificate_says_who_and_until_when() {
+        let names = ["a.example", "spiffe://x/a", "10.0.0.1", "me@example.com"];
+        let issued = Authority::new("root").issue(&Leaf::named(&names).serial(0x1f2e).years(2020, 2030));
+        let info = load(&issued.entries()).unwrap().info;
+        assert_eq!(info.subject, "leaf");
+        assert_eq!(info.names, names);
+        assert_eq!(info.serial, "1F2E");
+        assert_eq!(info.source, "Secret prod/door, tls.crt");
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(info.not_before, SystemTime::UNIX_EPOCH + 18_262 * day);
+        assert_eq!(info.not_after, SystemTime::UNIX_EPOCH + 21_915 * day);
+    }
+
+    /// Made with `openssl x509 -req`, which before OpenSSL 3.2 wrote version 1 unless it was given extensions.
+    #[test]
+    fn a_certificate_of_version_1_is_served_with_a_warning() {
+        let own = own(Kind::Ecdsa);
+        let first = first_version(&own.leaf);
+        let loaded = load(&[("tls.crt", &pem("CERTIFICATE", &first)), ("tls.key", &own.key)]).unwrap();
+        assert_eq!(
+            loaded.warnings,
+            [MaterialWarning::FirstVersion {
+                place: "Secret prod/door, tls.crt".to_owned()
+            }]
+        );
+    }
+
+    /// The certificate without version and extensions. Its signature is then wrong, which nobody here looks at.
+    fn first_version(der: &[u8]) -> Vec<u8> {
+        fn wrapped(content: &[u8]) -> Vec<u8> {
+            let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+            [&[0x30, 0x82], length.as_slice(), content].concat()
+        }
+        use x509_parser::der_parser::asn1_rs::{Any, FromDer, Sequence, ToDer};
+        let (_, certificate) = Sequence::from_der(der).unwrap();
+        let (signature, tbs) = Sequence::from_der(&certificate.content).unwrap();
+        let mut rest: &[u8] = &tbs.content;
+        let mut fields = Vec::new();
+        while !rest.is_empty() {
+            let (next, field) = Any::from_der(rest).unwrap();
+            let is_explicit = field
+                .header
+                .raw_tag()
+                .is_some_and(|tag| [[0xa0], [0xa3]].iter().any(|one| tag == one));
+            if !is_explicit {
+                fields.extend(field.to_der_vec().unwrap());
+            }
+            rest = next;
+        }
+        wrapped(&[wrapped(&fields), signature.to_vec()].concat())
+    }
+
+    #[test]
+    fn a_staple_goes_with_the_chain_if_it_looks_like_one() {
+        let own = own(Kind::Ecdsa);
+        let with = |staple| load(&[own.entries()[0], own.entries()[1], ("tls.ocsp-staple", staple)]).unwrap();
+        assert_eq!(
+            with("0\u{3}\n\u{1}\0").key.ocsp.as_deref(),
+            Some(b"0\x03\n\x01\0".as_slice())
+        );
+        let text = with("MAMKAQA=");
+        assert_eq!(text.key.ocsp, None);
+        assert_eq!(
+            text.warnings[0].to_string(),
+            "Secret prod/door, tls.ocsp-staple: not an OCSP response in DER; served without a staple"
+        );
+    }
+
+    #[test]
+    fn files_are_read_by_their_paths_and_folders_by_the_names_of_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = own(Kind::Ecdsa);
+        fs::create_dir(folder.path().join("door")).unwrap();
+        let file = |name: &str| folder.path().join("door").join(name);
+        fs::write(file("cert"), &own.chain).unwrap();
+        fs::write(file("key"), &own.key).unwrap();
+        let text = |path: PathBuf| Box::<str>::from(path.display().to_string());
+        let found = Credentials::new(BTreeMap::new(), Some(folder.path().to_owned()));
+        let files = KeySource::Files {
+            certificate: text(file("cert")),
+            key: text(file("key")),
+        };
+        assert_eq!(found.load_key(&files, now()).unwrap().key.cert[0], own.leaf);
+        let by_name = found.load_key(&key_of("door"), now()).unwrap();
+        assert_eq!(by_name.key.cert[0], own.leaf);
+        assert_eq!(by_name.info.source, file("cert").display().to_string());
+
+        // A Secret of that name comes first, even a bad one.
+        let secrets = BTreeMap::from([(credential("door"), BTreeMap::new())]);
+        let both = Credentials::new(secrets, Some(folder.path().to_owned()));
+        assert!(matches!(
+            both.load_key(&key_of("door"), now()),
+            Err(MaterialError::Missing { .. })
+        ));
+        let missing = |name: &str| found.load_key(&key_of(name), now()).unwrap_err().to_string();
+        let path = folder.path().display().to_string();
+        assert_eq!(
+            missing("gate"),
+            format!("no credential prod/gate: looked for Secret prod/gate, folder {path}/gate")
+        );
+        for name in ["..", ".", "", "door/../door", "/etc"] {
+            assert_eq!(
+                missing(name),
+                format!("no credential prod/{name}: looked for Secret prod/{name}")
+            );
+        }
+        fs::remove_file(file("key")).unwrap();
+        assert_eq!(missing("door"), format!("folder {path}/door has no key"));
+        fs::create_dir(file("key")).unwrap();
+        assert_eq!(missing("door"), format!("{path}/door/key: not a file"));
+        fs::remove_dir(file("key")).unwrap();
+        File::create(file("key"))
+            .unwrap()
+            .set_len(MAX_FILE_BYTES + 1)
+            .unwrap();
+        assert_eq!(
+            missing("door"),
+            format!("{path}/door/key: larger than 33554432 bytes")
+        );
+    }
+
+    #[test]
+    fn authorities_of_a_credential_are_those_of_its_namesake_with_the_suffix_first() {
+        let [server, client] = ["server", "client"].map(|name| Authority::new(name).pem());
+        let subject = |secrets: &[(&str, &[(&str, &str)])]| {
+            let source = CaSource::Credential(credential("door"));
+            let found = credentials(secrets).load_authorities(&source, now())?;
+            Ok::<_, MaterialError>(found.infos[0].subject.clone())
+        };
+        assert_eq!(subject(&[("door", &[("ca.crt", &server)])]).unwrap(), "server");
+        assert_eq!(
+            subject(&[("door", &[("cacert", &server), ("ca.crt", &client)])]).unwrap(),
+            "server"
+        );
+        assert_eq!(
+            subject(&[("door-cacert", &[("cacert", &client)])]).unwrap(),
+            "client"
+        );
+        assert_eq!(
+            subject(&[
+                ("door", &[("ca.crt", &server)]),
+                ("door-cacert", &[("ca.crt", &client)])
+            ])
+            .unwrap(),
+            "client"
+        );
+        assert_eq!(
+            subject(&[("door", &[("tls.crt", &server)])])
+                .unwrap_err()
+                .to_string(),
+            "Secret prod/door has no ca.crt (or cacert); it has tls.crt"
+        );
+        assert_eq!(
+            subject(&[]).unwrap_err().to_string(),
+            "no credential prod/door: looked for Secret prod/door, Secret prod/door-cacert"
+        );
+        assert_eq!(
+            subject(&[("door", &[("ca.crt", "\n")])]).unwrap_err().to_string(),
+            "Secret prod/door, ca.crt: no certificate in it"
+        );
+    }
+
+    #[test]
+    fn every_certificate_and_revocation_list_of_a_text_is_taken() {
+        let [first, second] = ["first", "second"].map(Authority::new);
+        let ca = first.pem() + &second.pem();
+        let crl = first.revoke_until(&[1], 2021) + &second.revoke(&[2]);
+        let source = CaSource::Credential(credential("door"));
+        let load = |crl: &str| {
+            credentials(&[("door", &[("ca.crt", &ca), ("ca.crl", crl)])]).load_authorities(&source, now())
+        };
+        let found = load(&crl).unwrap();
+        assert_eq!(
+            (found.roots.len(), found.infos.len(), found.crls.len()),
+            (2, 2, 2)
+        );
+        assert_eq!(
+            found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "Secret prod/door, ca.crl: the revocation list expired at 2021-01-01T00:00:00Z; certificates of its \
+              issuer are refused"
+            ]
+        );
+        assert_eq!(
+            load(&ca).unwrap_err().to_string(),
+            "Secret prod/door, ca.crl: no revocation list in it"
+        );
+        assert!(
+            load(&(crl + &pem("X509 CRL", b"junk")))
+                .unwrap_err()
+                .to_string()
+                .starts_with("Secret prod/door, ca.crl: revocation list 3 cannot be used: ")
+        );
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("revoked.pem");
+        fs::write(&path, second.revoke(&[2])).unwrap();
+        let found = credentials(&[("door", &[("ca.crt", &ca), ("crl", &first.revoke(&[]))])])
+            .load_trust(&source, Some(&path.display().to_string()), now())
+            .unwrap();
+        assert_eq!(found.crls.len(), 2);
+    }
+
+    #[test]
+    fn a_system_without_roots_is_an_error() {
+        let mut found = CertificateResult::default();
+        assert_eq!(usable_roots(CertificateResult::default()).unwrap_err(), "");
+        let issued = own(Kind::Ecdsa);
+        found.certs = vec![CertificateDer::from(b"junk".to_vec()), issued.leaf];
+        assert_eq!(usable_roots(found).unwrap().len(), 1);
+        let none = MaterialError::NoSystemRoots { cause: String::new() };
+        assert_eq!(none.to_string(), "no root certificates of the system found");
+    }
+
+    #[test]
+    fn a_log_does_not_get_keys() {
+        let own = own(Kind::Ecdsa);
+        let text = format!("{:?}", credentials(&[("door", &own.entries())]));
+        assert!(text.contains("prod/door") && !text.contains("PRIVATE"), "{text}");
     }
 }

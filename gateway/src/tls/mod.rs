@@ -2,22 +2,25 @@
 //!
 //! It works on the control thread, and in `isthmus check`, and knows nothing of sockets: a shard gets a finished
 //! `Arc<ServerConfig>` or `Arc<ClientConfig>` and drives connections of it. Only what verifiers do here, and
-//! [`describe_peer`] and [`HandshakeFailure::of`], happen during handshakes.
+//! [`describe_peer`] and [`classify`], happen during handshakes.
 //!
 //! - [`material`]: where keys, certificates, authorities and revocation lists are found ([`Credentials`])
 //! - [`fault`]: what can be wrong with them, in the operator's words
 //! - [`server`]: [`build_server`], from a Gateway's `tls`
 //! - [`client`]: [`build_client`], from a DestinationRule's `tls`
 //! - [`verify`]: chains, revocation, names and pins of peers
+//! - [`store`]: all keys of a snapshot, kept up to date ([`Store`])
 //! - [`peer`]: what a certificate says about its holder ([`describe_peer`])
 
 pub mod client;
 pub mod fault;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod fixtures;
 pub mod material;
 pub mod peer;
 pub mod server;
+pub mod store;
 mod verify;
 
 pub use client::{ClientConfigBuilt, build_client};
@@ -25,10 +28,12 @@ pub use fault::{MaterialError, MaterialWarning};
 pub use material::{Authorities, CertificateInfo, Credentials, Loaded};
 pub use peer::{PeerCertificate, describe_peer};
 pub use server::{ServerConfigBuilt, build_server};
+pub use store::Store;
 
+use isthmus_core::tls::HandshakeFailure;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::ProducesTickets;
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, Error};
 use std::sync::Arc;
 
 /// What seals the tickets of all servers, one for the life of the process: its keys rotate every six hours, and a
@@ -37,106 +42,91 @@ pub fn new_ticketer() -> Result<Arc<dyn ProducesTickets>, Error> {
     Ticketer::new()
 }
 
-/// Why a handshake failed, as coarse as a counter needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum HandshakeFailure {
-    /// The peer has to present a certificate and has none.
-    NoCertificate,
-    /// The peer's certificate is signed by nobody who is trusted.
-    UnknownCa,
-    /// The peer's certificate is revoked.
-    Revoked,
-    /// No revocation list that is in date tells whether the peer's certificate is revoked.
-    RevocationUnknown,
-    /// The peer's certificate has expired, or is not valid yet.
-    Expired,
-    /// The peer's certificate is good, but has none of the names or pins that are asked for.
-    NotAllowed,
-    /// The peer's certificate is bad in another way.
-    BadCertificate,
-    /// No version, cipher suite, group, signature or protocol in common.
-    NoSharedParameters,
-    /// What the peer sends is not TLS.
-    NotTls,
-    /// The peer gave up with an alert; it may not like our certificate.
-    PeerRefused,
-    /// Anything else.
-    Other,
+/// The kind of an error that ended a handshake.
+pub fn classify(error: &Error) -> HandshakeFailure {
+    match error {
+        Error::NoCertificatesPresented => HandshakeFailure::NoCertificate,
+        Error::InvalidCertificate(error) => of_certificate(error),
+        Error::InvalidCertRevocationList(_) => HandshakeFailure::RevocationUnknown,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeFailure::NoSharedParameters,
+        Error::InvalidMessage(_)
+        | Error::InappropriateMessage { .. }
+        | Error::InappropriateHandshakeMessage { .. }
+        | Error::PeerMisbehaved(_)
+        | Error::PeerSentOversizedRecord
+        | Error::DecryptError => HandshakeFailure::NotTls,
+        Error::AlertReceived(alert) => of_alert(*alert),
+        _ => HandshakeFailure::Other,
+    }
 }
 
-impl HandshakeFailure {
-    /// All of them, for tables of counters.
-    pub const ALL: [Self; 11] = [
-        Self::NoCertificate,
-        Self::UnknownCa,
-        Self::Revoked,
-        Self::RevocationUnknown,
-        Self::Expired,
-        Self::NotAllowed,
-        Self::BadCertificate,
-        Self::NoSharedParameters,
-        Self::NotTls,
-        Self::PeerRefused,
-        Self::Other,
-    ];
+fn of_certificate(error: &CertificateError) -> HandshakeFailure {
+    match error {
+        CertificateError::UnknownIssuer => HandshakeFailure::UnknownCa,
+        CertificateError::Revoked => HandshakeFailure::Revoked,
+        CertificateError::UnknownRevocationStatus
+        | CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => HandshakeFailure::RevocationUnknown,
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => HandshakeFailure::Expired,
+        CertificateError::NotValidForName
+        | CertificateError::NotValidForNameContext { .. }
+        | CertificateError::ApplicationVerificationFailure => HandshakeFailure::NotAllowed,
+        _ => HandshakeFailure::BadCertificate,
+    }
+}
 
-    /// The kind of an error that ended a handshake.
-    pub fn of(error: &Error) -> Self {
-        match error {
-            Error::NoCertificatesPresented => Self::NoCertificate,
-            Error::InvalidCertificate(error) => Self::of_certificate(error),
-            Error::InvalidCertRevocationList(_) => Self::RevocationUnknown,
-            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Self::NoSharedParameters,
-            Error::InvalidMessage(
-                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
-            ) => Self::NotTls,
-            Error::AlertReceived(alert) => Self::of_alert(*alert),
-            _ => Self::Other,
-        }
+fn of_alert(alert: AlertDescription) -> HandshakeFailure {
+    match alert {
+        AlertDescription::HandshakeFailure
+        | AlertDescription::ProtocolVersion
+        | AlertDescription::InsufficientSecurity
+        | AlertDescription::NoApplicationProtocol => HandshakeFailure::NoSharedParameters,
+        _ => HandshakeFailure::RefusedByPeer,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::tls::fixtures::{Authority, HOST, Leaf};
+    use rustls::{PeerIncompatible, ServerConnection};
+
+    #[test]
+    fn what_is_not_tls_is_told_from_a_lack_of_parameters() {
+        let own = Authority::new("root").issue(&Leaf::named(&[HOST]));
+        let spec = server::tests::simple(&["door"]);
+        let credentials = fixtures::credentials(&[("door", &own.entries())]);
+        let built = build_server(&spec, &credentials, &new_ticketer().unwrap(), fixtures::now()).unwrap();
+        let failure = |mut bytes: &[u8]| {
+            let mut connection = ServerConnection::new(Arc::clone(&built.config)).unwrap();
+            connection.read_tls(&mut bytes).unwrap();
+            classify(&connection.process_new_packets().unwrap_err())
+        };
+        assert_eq!(
+            failure(b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n"),
+            HandshakeFailure::NotTls
+        );
+        assert_eq!(failure(b"SSH-2.0-OpenSSH_9.2\r\n"), HandshakeFailure::NotTls);
+        assert_eq!(
+            failure(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"),
+            HandshakeFailure::NotTls
+        );
     }
 
-    /// The value of a label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoCertificate => "no_certificate",
-            Self::UnknownCa => "unknown_ca",
-            Self::Revoked => "revoked",
-            Self::RevocationUnknown => "revocation_unknown",
-            Self::Expired => "expired",
-            Self::NotAllowed => "not_allowed",
-            Self::BadCertificate => "bad_certificate",
-            Self::NoSharedParameters => "no_shared_parameters",
-            Self::NotTls => "not_tls",
-            Self::PeerRefused => "peer_refused",
-            Self::Other => "other",
-        }
-    }
-
-    fn of_certificate(error: &CertificateError) -> Self {
-        match error {
-            CertificateError::UnknownIssuer => Self::UnknownCa,
-            CertificateError::Revoked => Self::Revoked,
-            CertificateError::UnknownRevocationStatus
-            | CertificateError::ExpiredRevocationList
-            | CertificateError::ExpiredRevocationListContext { .. } => Self::RevocationUnknown,
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => Self::Expired,
-            CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. }
-            | CertificateError::ApplicationVerificationFailure => Self::NotAllowed,
-            _ => Self::BadCertificate,
-        }
-    }
-
-    fn of_alert(alert: AlertDescription) -> Self {
-        match alert {
-            AlertDescription::HandshakeFailure
-            | AlertDescription::ProtocolVersion
-            | AlertDescription::InsufficientSecurity
-            | AlertDescription::NoApplicationProtocol => Self::NoSharedParameters,
-            _ => Self::PeerRefused,
-        }
+    #[test]
+    fn alerts_tell_what_is_missing_or_that_the_peer_refused() {
+        let of = |alert| classify(&Error::AlertReceived(alert));
+        assert_eq!(of(AlertDescription::UnknownCA), HandshakeFailure::RefusedByPeer);
+        assert_eq!(
+            of(AlertDescription::ProtocolVersion),
+            HandshakeFailure::NoSharedParameters
+        );
+        let incompatible = Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon);
+        assert_eq!(classify(&incompatible), HandshakeFailure::NoSharedParameters);
+        assert_eq!(classify(&Error::General(String::new())), HandshakeFailure::Other);
     }
 }

@@ -259,7 +259,8 @@ fn push_escaped(text: &mut String, characters: &[char]) {
     }
 }
 
-fn pem_text(der: &[u8]) -> String {
+/// PEM of a certificate, in lines of 64 digits.
+pub(super) fn pem_text(der: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     // 48 bytes are a line of 64 digits.
@@ -278,4 +279,81 @@ fn pem_text(der: &[u8]) -> String {
     }
     text.push_str("-----END CERTIFICATE-----\n");
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::tls::fixtures::{Authority, Leaf};
+    use rcgen::DnType;
+    use rustls::pki_types::pem::PemObject;
+
+    fn subject(attributes: &[(DnType, &str)]) -> String {
+        let mut leaf = Leaf::named(&[]);
+        leaf.subject = attributes
+            .iter()
+            .map(|(kind, value)| (kind.clone(), (*value).to_owned()))
+            .collect();
+        let issued = Authority::new("root").issue(&leaf);
+        describe_peer(&[issued.leaf]).unwrap().subject
+    }
+
+    #[test]
+    fn subjects_are_written_as_openssl_writes_rfc_2253() {
+        assert_eq!(
+            subject(&[
+                (DnType::CountryName, "US"),
+                (DnType::OrganizationName, "Example, Inc."),
+                (DnType::CommonName, "client"),
+            ]),
+            "CN=client,O=Example\\, Inc.,C=US"
+        );
+        assert_eq!(
+            subject(&[(DnType::CommonName, " a+b=\"c\"#<\\>; ")]),
+            "CN=\\ a\\+b=\\\"c\\\"#\\<\\\\\\>\\;\\ "
+        );
+        assert_eq!(subject(&[(DnType::CommonName, "#é\n")]), "CN=\\#\\C3\\A9\\0A");
+        assert_eq!(
+            subject(&[(DnType::CustomDnType(vec![1, 2, 3, 4]), "x")]),
+            "1.2.3.4=#0C0178"
+        );
+        assert_eq!(subject(&[]), "");
+    }
+
+    #[test]
+    fn a_peer_is_described_by_its_leaf() {
+        let root = Authority::new("root");
+        let names = ["a.example", "spiffe://x/a", "spiffe://x/b", "10.0.0.1"];
+        let leaf = root.issue(&Leaf::named(&names)).leaf;
+        let peer = describe_peer(&[leaf.clone(), CertificateDer::from(vec![0])]).unwrap();
+        assert_eq!(peer.uris, ["spiffe://x/a", "spiffe://x/b"]);
+        assert_eq!(peer.dns_names, ["a.example"]);
+        assert_eq!(peer.subject, "CN=leaf");
+        assert_eq!(peer.hash_hex.len(), 64);
+        assert_eq!(CertificateDer::from_pem_slice(peer.pem.as_bytes()).unwrap(), leaf);
+        assert!(peer.pem.lines().all(|line| line.len() <= 64));
+        assert_eq!(describe_peer(&[]), None);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_described_by_its_digest() {
+        let peer = describe_peer(&[CertificateDer::from(b"abc".to_vec())]).unwrap();
+        assert_eq!(
+            peer.hash_hex,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(
+            peer.pem,
+            "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n"
+        );
+        let padded = |bytes: &[u8]| {
+            describe_peer(&[CertificateDer::from(bytes.to_vec())])
+                .unwrap()
+                .pem
+        };
+        assert!(padded(b"ab").contains("\nYWI=\n"));
+        assert!(padded(b"a").contains("\nYQ==\n"));
+        assert!(padded(&[0xff; 49]).contains(&format!("\n{}\n/w==\n", "/".repeat(64))));
+    }
 }

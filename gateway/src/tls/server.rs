@@ -266,3 +266,570 @@ fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub(super) mod tests {
+    use super::*;
+    use crate::tls::fixtures::{
+        Authority, HOST, Issued, Kind, Leaf, Outcome, Visitor, credential, credentials, handshake, key_of,
+        now,
+    };
+    use crate::tls::peer::sha256;
+    use crate::tls::{classify, new_ticketer};
+    use isthmus_core::tls::{CaSource, HandshakeFailure, KeySource};
+    use rustls::pki_types::SubjectPublicKeyInfoDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::{AlertDescription, CipherSuite, ClientConfig, NamedGroup};
+
+    pub(in crate::tls) fn simple(keys: &[&str]) -> ServerTls {
+        ServerTls {
+            keys: keys.iter().map(|name| key_of(name)).collect(),
+            client_auth: ClientAuth::None,
+            ca: None,
+            crl: None,
+            subject_alt_names: Vec::new(),
+            spki: Vec::new(),
+            hashes: Vec::new(),
+            skip_verify: false,
+            parameters: Parameters::default(),
+            alpn: Vec::new(),
+        }
+    }
+
+    fn built(spec: &ServerTls, credentials: &Credentials) -> ServerConfigBuilt {
+        build_server(spec, credentials, &new_ticketer().unwrap(), now()).unwrap()
+    }
+
+    /// A gateway with a certificate of its authority, and clients of another one.
+    struct Door {
+        authority: Authority,
+        clients: Authority,
+        own: Issued,
+        /// Certificates of more authorities of clients.
+        more: String,
+        crl: Option<String>,
+        spec: ServerTls,
+    }
+
+    impl Door {
+        fn new(client_auth: ClientAuth) -> Self {
+            let authority = Authority::new("gateway's CA");
+            Self {
+                own: authority.issue(&Leaf::named(&[HOST])),
+                authority,
+                clients: Authority::new("clients' CA"),
+                more: String::new(),
+                crl: None,
+                spec: ServerTls {
+                    client_auth,
+                    ca: Some(CaSource::Credential(credential("door"))),
+                    ..simple(&["door"])
+                },
+            }
+        }
+
+        fn config(&self) -> Arc<ServerConfig> {
+            let ca = self.clients.pem() + &self.more;
+            let mut authorities = vec![("ca.crt", ca.as_str())];
+            authorities.extend(self.crl.as_deref().map(|crl| ("ca.crl", crl)));
+            let found = credentials(&[("door", &self.own.entries()), ("door-cacert", &authorities)]);
+            built(&self.spec, &found).config
+        }
+
+        fn visitor(&self) -> Visitor {
+            Visitor::of(&self.authority)
+        }
+
+        fn meet(&self, client: &Issued) -> Outcome {
+            handshake(&self.config(), &self.visitor().with_key(client).config())
+        }
+
+        /// What the server objects to and the alert, which are the same in both versions.
+        #[track_caller]
+        fn refuses(&self, client: Option<&Issued>) -> (HandshakeFailure, AlertDescription) {
+            let config = self.config();
+            let refused = [&TLS12, &TLS13].map(|version| {
+                let mut visitor = self.visitor().version(version);
+                visitor.key = client.cloned();
+                let (error, alert) = handshake(&config, &visitor.config()).refused_by_server();
+                (classify(&error), alert)
+            });
+            assert_eq!(refused[0], refused[1]);
+            refused[1]
+        }
+    }
+
+    #[test]
+    fn simple_serves_its_chain_with_post_quantum_keys_and_asks_clients_nothing() {
+        let authority = Authority::new("root");
+        let chain = authority
+            .intermediate("intermediate", 1)
+            .issue(&Leaf::named(&[HOST]));
+        let server = built(&simple(&["door"]), &credentials(&[("door", &chain.entries())]));
+        assert!(server.warnings.is_empty() && server.authorities.is_empty());
+        assert_eq!(server.certificates[0].names, [HOST]);
+
+        let outcome = handshake(&server.config, &Visitor::of(&authority).config()).accepted();
+        assert_eq!(outcome.client.peer_certificates().unwrap().len(), 2);
+        assert!(outcome.server.peer_certificates().is_none());
+        let group = outcome.server.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
+        assert!(!outcome.resumed());
+    }
+
+    #[test]
+    fn of_two_keys_clients_get_ecdsa_if_they_can_and_rsa_if_not() {
+        let authority = Authority::new("root");
+        let rsa = authority.issue(&Leaf::named(&[HOST]).kind(Kind::Rsa));
+        let ecdsa = authority.issue(&Leaf::named(&[HOST]));
+        let found = credentials(&[("rsa", &rsa.entries()), ("ecdsa", &ecdsa.entries())]);
+        let server = built(&simple(&["rsa", "ecdsa"]), &found);
+        let served = |visitor: Visitor| {
+            let outcome = handshake(&server.config, &visitor.config()).accepted();
+            outcome.client.peer_certificates().unwrap()[0].clone()
+        };
+
+        assert_eq!(served(Visitor::of(&authority)), ecdsa.leaf);
+        assert_eq!(served(Visitor::of(&authority).version(&TLS12)), ecdsa.leaf);
+
+        let mut old = Visitor::of(&authority).version(&TLS12);
+        old.provider.cipher_suites = vec![cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
+        assert_eq!(served(old), rsa.leaf);
+    }
+
+    #[test]
+    fn of_two_keys_tls_1_3_clients_without_ecdsa_get_rsa() {
+        let rsa_authority = Authority::new("root");
+        let rsa = rsa_authority.issue(&Leaf::named(&[HOST]).kind(Kind::Rsa));
+        let ecdsa = rsa_authority.issue(&Leaf::named(&[HOST]));
+        let found = credentials(&[("rsa", &rsa.entries()), ("ecdsa", &ecdsa.entries())]);
+        let server = built(&simple(&["ecdsa", "rsa"]), &found);
+        let mut visitor = Visitor::of(&rsa_authority).version(&TLS13);
+        let algorithms = &mut visitor.provider.signature_verification_algorithms;
+        let schemes: Vec<_> = algorithms
+            .mapping
+            .iter()
+            .copied()
+            .filter(|(scheme, _)| format!("{scheme:?}").starts_with("RSA"))
+            .collect();
+        algorithms.mapping = Box::leak(schemes.into_boxed_slice());
+        let outcome = handshake(&server.config, &visitor.config()).accepted();
+        assert_eq!(outcome.client.peer_certificates().unwrap()[0], rsa.leaf);
+    }
+
+    #[test]
+    fn an_rsa_suite_list_makes_a_tls_1_2_client_get_the_rsa_key() {
+        let authority = Authority::new("root");
+        let rsa = authority.issue(&Leaf::named(&[HOST]).kind(Kind::Rsa));
+        let ecdsa = authority.issue(&Leaf::named(&[HOST]));
+        let found = credentials(&[("rsa", &rsa.entries()), ("ecdsa", &ecdsa.entries())]);
+        let mut spec = simple(&["rsa", "ecdsa"]);
+        spec.parameters.max = TlsVersion::V1_2;
+        spec.parameters.cipher_suites = vec!["ECDHE-RSA-AES256-GCM-SHA384".into()];
+        // The client offers the suites of TLS 1.3, too.
+        let outcome = handshake(&built(&spec, &found).config, &Visitor::of(&authority).config()).accepted();
+        assert_eq!(outcome.client.peer_certificates().unwrap()[0], rsa.leaf);
+    }
+
+    #[test]
+    fn an_ed25519_key_serves() {
+        let authority = Authority::new("root");
+        let own = authority.issue(&Leaf::named(&[HOST]).kind(Kind::Ed25519));
+        let server = built(&simple(&["door"]), &credentials(&[("door", &own.entries())]));
+        handshake(&server.config, &Visitor::of(&authority).config()).accepted();
+    }
+
+    #[test]
+    fn versions_are_those_between_min_and_max() {
+        let mut door = Door::new(ClientAuth::None);
+        for (min, max, version, accepted) in [
+            (TlsVersion::V1_2, TlsVersion::V1_3, &TLS12, true),
+            (TlsVersion::V1_2, TlsVersion::V1_3, &TLS13, true),
+            (TlsVersion::V1_2, TlsVersion::V1_2, &TLS12, true),
+            (TlsVersion::V1_2, TlsVersion::V1_2, &TLS13, false),
+            (TlsVersion::V1_3, TlsVersion::V1_3, &TLS12, false),
+            (TlsVersion::V1_3, TlsVersion::V1_3, &TLS13, true),
+        ] {
+            (door.spec.parameters.min, door.spec.parameters.max) = (min, max);
+            let outcome = handshake(&door.config(), &door.visitor().version(version).config());
+            if accepted {
+                let outcome = outcome.accepted();
+                assert_eq!(outcome.server.protocol_version(), Some(version.version));
+            } else {
+                let (error, alert) = outcome.refused_by_server();
+                assert_eq!(classify(&error), HandshakeFailure::NoSharedParameters);
+                assert_eq!(alert, AlertDescription::ProtocolVersion);
+            }
+        }
+    }
+
+    #[test]
+    fn cipher_suites_are_taken_in_the_order_of_the_list() {
+        let mut door = Door::new(ClientAuth::None);
+        door.spec.parameters.cipher_suites = vec![
+            "ECDHE-ECDSA-CHACHA20-POLY1305".into(),
+            "ECDHE-ECDSA-AES128-GCM-SHA256".into(),
+            "TLS_AES_128_GCM_SHA256".into(),
+        ];
+        let config = door.config();
+        let outcome = handshake(&config, &door.visitor().version(&TLS12).config()).accepted();
+        assert_eq!(
+            outcome.server.negotiated_cipher_suite().unwrap().suite(),
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+        );
+        let mut other = door.visitor().version(&TLS12);
+        other.provider.cipher_suites = vec![cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384];
+        let (error, alert) = handshake(&config, &other.config()).refused_by_server();
+        assert_eq!(classify(&error), HandshakeFailure::NoSharedParameters);
+        assert_eq!(alert, AlertDescription::HandshakeFailure);
+        // The suites of TLS 1.3 are not subject to it.
+        handshake(&config, &door.visitor().version(&TLS13).config()).accepted();
+    }
+
+    #[test]
+    fn suites_and_curves_that_are_unknown_are_warned_of_and_the_defaults_stand_in_for_none() {
+        let mut parameters = Parameters {
+            cipher_suites: vec!["AES128-GCM-SHA256".into(), "ECDHE-RSA-AES128-GCM-SHA256".into()],
+            curves: vec![
+                "P-521".into(),
+                "secp384r1".into(),
+                "prime256v1".into(),
+                "P-256".into(),
+            ],
+            ..Parameters::default()
+        };
+        let mut warnings = Vec::new();
+        let chosen = provider(&parameters, &mut warnings);
+        assert_eq!(chosen.cipher_suites.len(), 4);
+        let names: Vec<_> = chosen.kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(names, [NamedGroup::secp384r1, NamedGroup::secp256r1]);
+        assert_eq!(
+            warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "cipher suite AES128-GCM-SHA256 is not offered: only ECDHE with AES-GCM or ChaCha20-Poly1305 is",
+                "curve P-521 is not offered: X25519MLKEM768, X25519, P-256 and P-384 are",
+            ]
+        );
+
+        warnings.clear();
+        parameters.cipher_suites.truncate(1);
+        parameters.curves = vec!["X25519MLKEM768".into()];
+        parameters.max = TlsVersion::V1_2;
+        let chosen = provider(&parameters, &mut warnings);
+        assert_eq!(chosen.cipher_suites.len(), 6);
+        assert_eq!(chosen.kx_groups.len(), 4);
+        assert_eq!(
+            warnings[1..],
+            [
+                MaterialWarning::DefaultCipherSuites,
+                MaterialWarning::DefaultCurves
+            ]
+        );
+    }
+
+    #[test]
+    fn only_listed_curves_are_negotiated() {
+        let mut door = Door::new(ClientAuth::None);
+        door.spec.parameters.curves = vec!["P-384".into(), "X25519".into()];
+        for version in [&TLS12, &TLS13] {
+            let outcome = handshake(&door.config(), &door.visitor().version(version).config()).accepted();
+            let group = outcome.server.negotiated_key_exchange_group().unwrap().name();
+            assert!([NamedGroup::secp384r1, NamedGroup::X25519].contains(&group));
+        }
+        let mut other = door.visitor();
+        other.provider.kx_groups = vec![kx_group::SECP256R1];
+        let (error, _) = handshake(&door.config(), &other.config()).refused_by_server();
+        assert_eq!(classify(&error), HandshakeFailure::NoSharedParameters);
+    }
+
+    #[test]
+    fn alpn_is_negotiated_in_the_order_of_the_server() {
+        let mut door = Door::new(ClientAuth::None);
+        door.spec.alpn = vec!["h2".into(), "http/1.1".into()];
+        let mut visitor = door.visitor();
+        visitor.alpn = vec!["http/1.1", "h2"];
+        let outcome = handshake(&door.config(), &visitor.config()).accepted();
+        assert_eq!(outcome.server.alpn_protocol(), Some(b"h2".as_slice()));
+        let outcome = handshake(&door.config(), &door.visitor().config()).accepted();
+        assert_eq!(outcome.server.alpn_protocol(), None);
+    }
+
+    #[test]
+    fn sessions_resume_at_another_configuration_with_the_same_ticketer_only() {
+        let door = Door::new(ClientAuth::None);
+        let found = credentials(&[("door", &door.own.entries())]);
+        let ticketer = new_ticketer().unwrap();
+        let build = |ticketer| {
+            build_server(&simple(&["door"]), &found, ticketer, now())
+                .unwrap()
+                .config
+        };
+        let (before, after) = (build(&ticketer), build(&ticketer));
+        let stranger = build(&new_ticketer().unwrap());
+        for version in [&TLS12, &TLS13] {
+            let client = door.visitor().version(version).config();
+            let first = handshake(&before, &client).accepted();
+            if version == &TLS13 {
+                assert_eq!(first.client.tls13_tickets_received(), 2);
+            }
+            assert!(!first.resumed());
+            assert!(handshake(&after, &client).accepted().resumed());
+            assert!(!handshake(&stranger, &client).accepted().resumed());
+        }
+    }
+
+    #[test]
+    fn servers_that_ask_for_certificates_issue_no_tickets_and_take_none() {
+        let mut door = Door::new(ClientAuth::Optional);
+        let issued = door.clients.issue(&Leaf::named(&["client"]));
+        for version in [&TLS12, &TLS13] {
+            let client = door.visitor().version(version).with_key(&issued).config();
+            let config = door.config();
+            for _ in 0..2 {
+                let outcome = handshake(&config, &client).accepted();
+                assert!(!outcome.resumed());
+                assert_eq!(outcome.client.tls13_tickets_received(), 0);
+            }
+        }
+        // A ticket of a server that asks nothing is not a way around one that does.
+        let ticketer = new_ticketer().unwrap();
+        let ca = door.clients.pem();
+        let found = credentials(&[("door", &door.own.entries()), ("door-cacert", &[("cacert", &ca)])]);
+        let open = build_server(&simple(&["door"]), &found, &ticketer, now())
+            .unwrap()
+            .config;
+        door.spec.client_auth = ClientAuth::Required;
+        let closed = build_server(&door.spec, &found, &ticketer, now()).unwrap().config;
+        for version in [&TLS12, &TLS13] {
+            let client = door.visitor().version(version).config();
+            handshake(&open, &client).accepted();
+            assert!(handshake(&open, &client).accepted().resumed());
+            let (error, _) = handshake(&closed, &client).refused_by_server();
+            assert_eq!(classify(&error), HandshakeFailure::NoCertificate);
+        }
+    }
+
+    #[test]
+    fn mutual_takes_certificates_of_its_authority_and_no_others() {
+        let door = Door::new(ClientAuth::Required);
+        let client = door.clients.issue(&Leaf::named(&["client"]).kind(Kind::Rsa));
+        let outcome = door.meet(&client).accepted();
+        assert_eq!(outcome.server.peer_certificates().unwrap()[0], client.leaf);
+
+        assert_eq!(
+            door.refuses(Some(&Authority::new("stranger").issue(&Leaf::named(&["client"])))),
+            (HandshakeFailure::UnknownCa, AlertDescription::UnknownCA)
+        );
+        // The same name and another key: the signature is wrong, whoever made it.
+        assert_eq!(
+            door.refuses(Some(
+                &Authority::new("clients' CA").issue(&Leaf::named(&["client"]))
+            ))
+            .0,
+            HandshakeFailure::BadCertificate,
+        );
+        for years in [(2000, 2001), (3000, 3001)] {
+            let client = Leaf::named(&["client"]).years(years.0, years.1);
+            assert_eq!(
+                door.refuses(Some(&door.clients.issue(&client))),
+                (HandshakeFailure::Expired, AlertDescription::CertificateExpired)
+            );
+        }
+    }
+
+    #[test]
+    fn while_an_authority_changes_its_key_both_are_good() {
+        let mut door = Door::new(ClientAuth::Required);
+        let next = Authority::new("clients' CA");
+        door.more = next.pem();
+        for authority in [&door.clients, &next] {
+            door.meet(&authority.issue(&Leaf::named(&["client"]))).accepted();
+        }
+    }
+
+    #[test]
+    fn mutual_asks_for_a_certificate_that_optional_can_do_without() {
+        assert_eq!(
+            Door::new(ClientAuth::Required).refuses(None),
+            (
+                HandshakeFailure::NoCertificate,
+                AlertDescription::CertificateRequired
+            )
+        );
+        let door = Door::new(ClientAuth::Optional);
+        handshake(&door.config(), &door.visitor().config()).accepted();
+        door.meet(&door.clients.issue(&Leaf::named(&["client"])))
+            .accepted();
+        assert_eq!(
+            door.refuses(Some(&Authority::new("stranger").issue(&Leaf::named(&["client"]))))
+                .0,
+            HandshakeFailure::UnknownCa
+        );
+    }
+
+    #[test]
+    fn revoked_certificates_are_refused_and_so_are_those_without_a_list_in_date() {
+        let mut door = Door::new(ClientAuth::Required);
+        door.crl = Some(door.clients.revoke(&[13]));
+        door.meet(&door.clients.issue(&Leaf::named(&["client"])))
+            .accepted();
+        let revoked = door.clients.issue(&Leaf::named(&["client"]).serial(13));
+        assert_eq!(
+            door.refuses(Some(&revoked)),
+            (HandshakeFailure::Revoked, AlertDescription::CertificateRevoked)
+        );
+        door.crl = Some(door.clients.revoke_until(&[13], 2021));
+        assert_eq!(
+            door.refuses(Some(&door.clients.issue(&Leaf::named(&["client"])))),
+            (HandshakeFailure::RevocationUnknown, AlertDescription::UnknownCA)
+        );
+        door.crl = Some(Authority::new("another").revoke(&[]));
+        assert_eq!(
+            door.refuses(Some(&door.clients.issue(&Leaf::named(&["client"]))))
+                .0,
+            HandshakeFailure::RevocationUnknown
+        );
+    }
+
+    #[test]
+    fn intermediates_are_looked_up_in_the_lists_that_there_are() {
+        let mut door = Door::new(ClientAuth::Required);
+        let intermediate = door.clients.intermediate("department", 21);
+        let client = intermediate.issue(&Leaf::named(&["client"]));
+        door.crl = Some(intermediate.revoke(&[]));
+        door.meet(&client).accepted();
+        door.crl = Some(intermediate.revoke(&[]) + &door.clients.revoke(&[21]));
+        assert_eq!(door.refuses(Some(&client)).0, HandshakeFailure::Revoked);
+        door.crl = Some(door.clients.revoke(&[]));
+        assert_eq!(door.refuses(Some(&client)).0, HandshakeFailure::RevocationUnknown);
+    }
+
+    #[test]
+    fn a_listed_name_must_be_among_those_of_the_certificate() {
+        let mut door = Door::new(ClientAuth::Required);
+        let wanted = [
+            "a.example",
+            "spiffe://x/ns/a/sa/b",
+            "10.0.0.1",
+            "::1",
+            "me@example.com",
+        ];
+        door.spec.subject_alt_names = wanted.map(Into::into).to_vec();
+        for name in [
+            "A.example",
+            "spiffe://x/ns/a/sa/b",
+            "10.0.0.1",
+            "::1",
+            "me@example.com",
+        ] {
+            door.meet(&door.clients.issue(&Leaf::named(&["other", name])))
+                .accepted();
+        }
+        for name in [
+            "b.example",
+            "*.example",
+            "spiffe://x/ns/a/sa/B",
+            "spiffe://x/ns/a/sa/b/c",
+            "10.0.0.2",
+        ] {
+            assert_eq!(
+                door.refuses(Some(&door.clients.issue(&Leaf::named(&[name])))),
+                (HandshakeFailure::NotAllowed, AlertDescription::AccessDenied)
+            );
+        }
+        assert_eq!(
+            door.refuses(Some(&door.clients.issue(&Leaf::named(&[])))).0,
+            HandshakeFailure::NotAllowed
+        );
+        // A good name does not stand in for the authority.
+        let stranger = Authority::new("stranger").issue(&Leaf::named(&["a.example"]));
+        assert_eq!(door.refuses(Some(&stranger)).0, HandshakeFailure::UnknownCa);
+    }
+
+    #[test]
+    fn either_pin_is_enough_and_neither_replaces_the_authority() {
+        let mut door = Door::new(ClientAuth::Required);
+        let [by_hash, by_key, other] =
+            [1, 2, 3].map(|serial| door.clients.issue(&Leaf::named(&["client"]).serial(serial)));
+        let spki = SubjectPublicKeyInfoDer::from_pem_slice(by_key.spki.as_bytes()).unwrap();
+        door.spec.hashes = vec![sha256(&by_hash.leaf)];
+        door.spec.spki = vec![sha256(&spki)];
+        door.meet(&by_hash).accepted();
+        door.meet(&by_key).accepted();
+        assert_eq!(
+            door.refuses(Some(&other)),
+            (HandshakeFailure::NotAllowed, AlertDescription::AccessDenied)
+        );
+        let stranger = Authority::new("stranger").issue(&Leaf::named(&["client"]));
+        door.spec.hashes = vec![sha256(&stranger.leaf)];
+        assert_eq!(door.refuses(Some(&stranger)).0, HandshakeFailure::UnknownCa);
+    }
+
+    #[test]
+    fn skip_verify_takes_every_certificate_of_which_the_client_has_the_key() {
+        let mut door = Door::new(ClientAuth::Required);
+        door.spec.skip_verify = true;
+        door.spec.ca = None;
+        let stranger = Authority::new("stranger").issue(&Leaf::named(&["client"]).years(2000, 2001));
+        for version in [&TLS12, &TLS13] {
+            let visitor = door.visitor().version(version).with_key(&stranger);
+            let outcome = handshake(&door.config(), &visitor.config()).accepted();
+            assert_eq!(outcome.server.peer_certificates().unwrap()[0], stranger.leaf);
+        }
+        assert_eq!(door.refuses(None).0, HandshakeFailure::NoCertificate);
+
+        let mut thief = stranger;
+        thief.key = Authority::new("thief").issue(&Leaf::named(&["client"])).key;
+        let mut config = ClientConfig::clone(&door.visitor().config());
+        config.client_auth_cert_resolver = Arc::new(stolen(&thief));
+        let (error, _) = handshake(&door.config(), &Arc::new(config)).refused_by_server();
+        assert_eq!(classify(&error), HandshakeFailure::BadCertificate);
+    }
+
+    /// A chain with a key that is not its own.
+    fn stolen(thief: &Issued) -> rustls::sign::SingleCertAndKey {
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(thief.key.as_bytes()).unwrap();
+        let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        CertifiedKey::new(vec![thief.leaf.clone()], key).into()
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let spec = ServerTls {
+            client_auth: ClientAuth::Required,
+            ca: Some(CaSource::File("/nowhere/ca.pem".into())),
+            keys: vec![
+                key_of("door"),
+                KeySource::Files {
+                    certificate: "/nowhere/tls.crt".into(),
+                    key: "/nowhere/tls.key".into(),
+                },
+            ],
+            ..simple(&[])
+        };
+        let build = |spec: &ServerTls| {
+            let errors = build_server(spec, &credentials(&[]), &new_ticketer().unwrap(), now()).unwrap_err();
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            build(&spec),
+            [
+                "no credential prod/door: looked for Secret prod/door",
+                "/nowhere/tls.crt: no such file",
+                "/nowhere/ca.pem: no such file",
+            ]
+        );
+        let empty = ServerTls {
+            client_auth: ClientAuth::Optional,
+            ..simple(&[])
+        };
+        assert_eq!(
+            build(&empty),
+            [
+                "a server that terminates TLS needs a certificate and a key",
+                "clients' certificates are asked for, but no authority that signs them is named",
+            ]
+        );
+    }
+}

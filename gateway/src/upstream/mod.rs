@@ -35,6 +35,8 @@ pub struct Connection {
     pub reader: MessageReader,
     /// Where it leads.
     pub address: SocketAddr,
+    /// The name that its TLS was asked for; None for plaintext.
+    pub name: Option<Box<str>>,
     /// Requests that it has carried, the present one included.
     pub requests: u32,
     /// Whether the upstream may have more to say although its last answer has ended: it must be looked at before it is

@@ -12,6 +12,7 @@ use crate::name::ClusterKey;
 use crate::protocol::Protocol;
 use crate::random::Random;
 use crate::shared::{ClusterShared, Permit};
+use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerKind, Load};
 use pool::Pool;
 use std::net::SocketAddr;
@@ -42,6 +43,12 @@ pub struct ClusterSpec {
     pub max_requests_per_connection: u32,
     /// Namespace of the service, for metrics labels.
     pub namespace: Box<str>,
+    /// How connections are secured; None for plaintext.
+    pub tls: Option<Arc<ClientTls>>,
+    /// How long a connection that carries bytes may be silent in both directions; zero for no limit.
+    pub tcp_idle_timeout: Duration,
+    /// How long a connection that carries bytes may last; zero for no limit.
+    pub max_connection_duration: Duration,
 }
 
 /// Names a connection of this shard; what it stands for is the shell's affair.
@@ -281,6 +288,9 @@ mod tests {
             idle_timeout: IDLE_TIMEOUT,
             max_requests_per_connection: 0,
             namespace: "default".into(),
+            tls: None,
+            tcp_idle_timeout: Duration::ZERO,
+            max_connection_duration: Duration::ZERO,
         })
     }
 

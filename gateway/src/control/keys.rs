@@ -1,0 +1,84 @@
+//! Keys on control: loaded with each version, looked after while it is served.
+
+use crate::io::clock;
+use crate::io::tls::TlsSet;
+use crate::tls::{CertificateInfo, Store};
+use isthmus_core::snapshot::Snapshot;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often files are looked at: a new certificate is to be served within a second.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// See the module.
+pub(super) struct Keys {
+    store: Store,
+    looked: Option<Instant>,
+    /// Counts changes of keys that shards were told of.
+    number: u64,
+    /// Certificates that are on their way to the shards, with the change that brings them.
+    coming: Vec<(u64, CertificateInfo)>,
+}
+
+impl Keys {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            looked: None,
+            number: 0,
+            coming: Vec::new(),
+        }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The keys of a version; what is wrong with them is logged.
+    pub(super) fn load(&mut self, snapshot: &Snapshot) -> Arc<TlsSet> {
+        self.store.load(snapshot, clock::wall());
+        for error in self.store.errors() {
+            tracing::error!(%error, "keys cannot be loaded: the hosts that need them are refused");
+        }
+        for warning in self.store.warnings() {
+            tracing::warn!(%warning, "keys are used nonetheless");
+        }
+        Arc::new(self.store.set())
+    }
+
+    /// Looks at the files, if it is time to; answers keys that are new.
+    pub(super) fn refresh(&mut self) -> Option<(u64, Arc<TlsSet>)> {
+        let now = clock::now();
+        let is_due = self
+            .looked
+            .is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK);
+        if !is_due {
+            return None;
+        }
+        self.looked = Some(now);
+        let found = self.store.refresh(clock::wall());
+        for error in &found.errors {
+            tracing::error!(%error, "changed keys cannot be loaded: those before them are kept");
+        }
+        if !found.is_new {
+            return None;
+        }
+        self.number += 1;
+        let number = self.number;
+        self.coming
+            .extend(found.live.into_iter().map(|info| (number, info)));
+        Some((number, Arc::new(self.store.set())))
+    }
+
+    /// All shards have taken this change over.
+    pub(super) fn secured(&mut self, number: u64) {
+        for (_, info) in self.coming.extract_if(.., |(change, _)| *change <= number) {
+            tracing::info!(
+                serial = info.serial,
+                names = info.names.join(","),
+                source = info.source,
+                "a certificate is live"
+            );
+        }
+    }
+}

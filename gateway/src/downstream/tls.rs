@@ -1,0 +1,154 @@
+//! The beginning of a client's TLS connection: its hello is read and looked at, unopened; then, where TLS ends here,
+//! hands are shaken.
+
+use crate::io::buffer::{Filled, Pool, ReadBuffer};
+use crate::io::stream::Stream;
+use crate::io::timer::Timer;
+use crate::io::tls::HandshakeError;
+use crate::tls::{PeerCertificate, classify, describe_peer};
+use isthmus_core::hello::{self, ClientHello, Peek};
+use isthmus_core::reply::Cause;
+use isthmus_core::tls::{HandshakeFailure, ServerTls};
+use rustls::ServerConfig;
+use std::fmt::Write;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// A fatal alert that says `unrecognized_name` (RFC 8446, 6.2), in a record of its own.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+/// The same for `internal_error`: the server has no keys.
+const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+/// The same for `decode_error`.
+const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+
+/// What is known about a client whose TLS ends here.
+pub struct Secured {
+    /// What it was shown, and what was asked of it.
+    pub policy: Arc<ServerTls>,
+    /// The name that it asked for.
+    pub server_name: Option<Box<str>>,
+    /// What x-forwarded-client-cert says of its certificate; None when it showed none.
+    pub client_cert: Option<Box<str>>,
+}
+
+/// Reads a whole hello into `buffer`, which keeps its bytes, until `deadline` is over.
+pub async fn read_hello(
+    stream: &Stream,
+    buffer: &mut ReadBuffer,
+    deadline: &mut Timer,
+) -> Result<ClientHello, Cause> {
+    poll_fn(|cx| {
+        loop {
+            match hello::peek(buffer.data()) {
+                Ok(Peek::Hello(found)) => return Poll::Ready(Ok(found)),
+                Ok(Peek::Incomplete) => {}
+                Err(_) => return Poll::Ready(Err(Cause::Handshake(HandshakeFailure::NotTls))),
+            }
+            match buffer.poll_fill(stream, cx) {
+                Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                Poll::Ready(Ok(Filled::Full)) => {
+                    return Poll::Ready(Err(Cause::Handshake(HandshakeFailure::NotTls)));
+                }
+                Poll::Ready(Ok(Filled::End) | Err(_)) => {
+                    return Poll::Ready(Err(Cause::Handshake(HandshakeFailure::Closed)));
+                }
+                Poll::Pending => {
+                    return deadline
+                        .poll(cx)
+                        .map(|()| Err(Cause::Handshake(HandshakeFailure::Timeout)));
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Tells a client why its hello leads nowhere, as far as its kernel takes it at once.
+pub async fn refuse(stream: &Stream, cause: Cause) {
+    let alert = match cause {
+        Cause::NoChain => &UNRECOGNIZED_NAME,
+        Cause::NoKeys => &INTERNAL_ERROR,
+        Cause::Handshake(HandshakeFailure::NotTls) => &DECODE_ERROR,
+        _ => return,
+    };
+    poll_fn(|cx| {
+        let _as_far_as_it_goes = stream.poll_write(cx, &[std::io::IoSlice::new(alert)]);
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// Shakes hands with a client whose hello is in `buffer`, until `deadline` is over.
+pub async fn shake_hands(
+    stream: &mut Stream,
+    config: &Arc<ServerConfig>,
+    mut buffer: ReadBuffer,
+    pool: &Pool,
+    deadline: &mut Timer,
+) -> Result<(), Cause> {
+    let connection = rustls::ServerConnection::new(Arc::clone(config))
+        .map_err(|_| Cause::Handshake(HandshakeFailure::Other))?;
+    stream.begin_tls(connection, pool);
+    let shaken = poll_fn(|cx| {
+        let mut begun = buffer.data();
+        let there = begun.len();
+        let shaken = stream.poll_handshake(&mut begun, cx);
+        let used = there - begun.len();
+        if used > 0 {
+            buffer.consume(used);
+        }
+        if shaken.is_pending() {
+            return deadline.poll(cx).map(|()| None);
+        }
+        shaken.map(Some)
+    })
+    .await;
+    let failure = match shaken {
+        Some(Ok(())) => return Ok(()),
+        None => HandshakeFailure::Timeout,
+        Some(Err(HandshakeError::Tls(error))) => classify(&error),
+        Some(Err(HandshakeError::Closed | HandshakeError::Io(_))) => HandshakeFailure::Closed,
+    };
+    Err(Cause::Handshake(failure))
+}
+
+/// What is known about a client with which hands were shaken.
+pub fn secured(stream: &Stream, policy: Arc<ServerTls>, server_name: Option<Box<str>>) -> Secured {
+    let client_cert = stream.with_tls(|connection| {
+        let peer = describe_peer(connection.peer_certificates()?)?;
+        Some(forwarded_client_cert(&peer))
+    });
+    Secured {
+        policy,
+        server_name,
+        client_cert: client_cert.flatten(),
+    }
+}
+
+/// An element of x-forwarded-client-cert, as Envoy writes it.
+fn forwarded_client_cert(peer: &PeerCertificate) -> Box<str> {
+    let mut out = format!("Hash={}", peer.hash_hex);
+    out.push_str(";Cert=\"");
+    for byte in peer.pem.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => {
+                // Writing to a String cannot fail.
+                let _infallible = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out.push_str("\";Subject=\"");
+    out.push_str(&peer.subject.replace('\\', "\\\\").replace('"', "\\\""));
+    out.push('"');
+    for (key, names) in [("URI", &peer.uris), ("DNS", &peer.dns_names)] {
+        for name in names {
+            let needs_quotes = name.contains([',', ';', '=', '"']);
+            let quote = if needs_quotes { "\"" } else { "" };
+            let name = name.replace('"', "\\\"");
+            let _infallible = write!(out, ";{key}={quote}{name}{quote}");
+        }
+    }
+    out.into()
+}

@@ -1,0 +1,352 @@
+//! Whole connections: bytes from a client to an endpoint and back, until both sides have ended.
+//!
+//! Each direction ends by itself: the end of one side's bytes is passed on as such, and the other direction goes on. A
+//! side that breaks off breaks the other, so that nobody takes half for a whole.
+
+use super::Context;
+use super::body::TURN_BYTES;
+use crate::access_log::Record;
+use crate::clusters::{ClusterHandle, Start};
+use crate::downstream::tls::Secured;
+use crate::io::buffer::{Filled, ReadBuffer};
+use crate::io::stream::Stream;
+use crate::io::{clock, executor};
+use crate::upstream::connect;
+use http::Method;
+use isthmus_core::cluster::EndpointId;
+use isthmus_core::listener::TcpRoute;
+use isthmus_core::message::RequestHead;
+use isthmus_core::name::ClusterKey;
+use isthmus_core::reply::{Cause, Flags};
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+/// Endpoints that are tried before a connection is given up.
+const ATTEMPTS: usize = 3;
+
+/// A client's connection that carries bytes.
+pub struct Client {
+    /// The socket.
+    pub stream: Stream,
+    /// What has been read of it already.
+    pub begun: ReadBuffer,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// What is known about it, when its TLS ends here.
+    pub secured: Option<Secured>,
+    /// The name that it asked TLS for.
+    pub server_name: Option<Box<str>>,
+}
+
+/// One direction.
+struct Way {
+    buffer: ReadBuffer,
+    moved: u64,
+    /// The sender has ended.
+    ended: bool,
+    /// The receiver knows.
+    told: bool,
+}
+
+impl Way {
+    fn new(buffer: ReadBuffer) -> Self {
+        Self {
+            buffer,
+            moved: 0,
+            ended: false,
+            told: false,
+        }
+    }
+
+    /// Moves what there is; Ready when the whole way is done, broken, or has used up its turn.
+    fn poll(
+        &mut self,
+        from: &Stream,
+        to: &Stream,
+        turn: &mut usize,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<Moved, ()>> {
+        loop {
+            while !self.buffer.is_empty() {
+                if *turn == 0 {
+                    return Poll::Ready(Ok(Moved::Turn));
+                }
+                match to.poll_write(cx, &[IoSlice::new(self.buffer.data())]) {
+                    Poll::Ready(Ok(written)) => {
+                        self.buffer.consume(written);
+                        self.moved += written as u64;
+                        *turn = turn.saturating_sub(written);
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            if self.told {
+                return Poll::Ready(Ok(Moved::All));
+            }
+            match to.poll_flush(cx) {
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
+                Poll::Ready(Ok(())) if self.ended => {
+                    to.shutdown_write();
+                    self.told = true;
+                    return Poll::Ready(Ok(Moved::All));
+                }
+                Poll::Pending if self.ended => return Poll::Pending,
+                _ => {}
+            }
+            match self.buffer.poll_fill(from, cx) {
+                Poll::Ready(Ok(Filled::Bytes(_) | Filled::Full)) => {}
+                Poll::Ready(Ok(Filled::End)) => self.ended = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+/// How far a way has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    All,
+    Turn,
+}
+
+/// How a connection went.
+#[derive(Default)]
+struct Outcome {
+    cause: Option<Cause>,
+    received: u64,
+    sent: u64,
+    upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
+}
+
+/// Carries a connection to where a route says, until it ends.
+pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
+    let draw = (context.random.borrow_mut().next_u64() >> 32) as u32;
+    let Some(key) = route.pick(draw).map(|destination| &destination.cluster) else {
+        return;
+    };
+    serve_cluster(context, client, key).await;
+}
+
+/// Carries a connection to a cluster.
+pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) {
+    let started = clock::now();
+    let mut outcome = Outcome::default();
+    let cluster = context.clusters.get(key);
+    let known = cluster.as_ref().map(|_| key.clone());
+    context.stats.borrow_mut().tcp_opened(&known);
+    let (local, peer, name) = (
+        client.stream.local_addr(),
+        client.peer,
+        client.server_name.clone(),
+    );
+    match cluster {
+        None => {
+            client.stream.reset_on_close();
+            outcome.cause = Some(Cause::NoCluster);
+        }
+        Some(cluster) => carry(context, client, &cluster, &known, &mut outcome).await,
+    }
+    context.stats.borrow_mut().tcp_closed(&known);
+    if let Some(cause) = outcome.cause {
+        context.count_cause(cause);
+    }
+    log(context, key, started, &outcome, local, peer, name.as_deref());
+}
+
+/// Writes the line of a connection that ended before it led anywhere.
+pub fn refused(
+    context: &Context,
+    local: Option<SocketAddr>,
+    peer: SocketAddr,
+    name: Option<&str>,
+    cause: Cause,
+) {
+    context.count_cause(cause);
+    let outcome = Outcome {
+        cause: Some(cause),
+        ..Outcome::default()
+    };
+    let nowhere = ClusterKey::outbound(0, "", "");
+    log(context, &nowhere, clock::now(), &outcome, local, peer, name);
+}
+
+fn log(
+    context: &Context,
+    key: &ClusterKey,
+    started: std::time::Instant,
+    outcome: &Outcome,
+    local: Option<SocketAddr>,
+    peer: SocketAddr,
+    server_name: Option<&str>,
+) {
+    if !context.log.is_on() {
+        return;
+    }
+    let duration = clock::now().saturating_duration_since(started);
+    let wall = clock::wall();
+    // There is no request: its fields show that.
+    let mut request = RequestHead {
+        method: Method::from_bytes(b"-").unwrap_or_default(),
+        ..RequestHead::default()
+    };
+    request.set_path("-");
+    context.log.write(&Record {
+        start: wall.checked_sub(duration).unwrap_or(wall),
+        request: &request,
+        original_path: None,
+        status: None,
+        flags: outcome.cause.map_or(Flags::NONE, Cause::flag),
+        detail: outcome.cause.map_or("", Cause::detail),
+        bytes_received: outcome.received,
+        bytes_sent: outcome.sent,
+        duration,
+        upstream_time: None,
+        upstream_host: outcome.upstream,
+        upstream_local: outcome.upstream_local,
+        cluster: if key.port() == 0 { "" } else { key.as_str() },
+        local,
+        peer,
+        server_name,
+        route: "",
+    });
+}
+
+async fn carry(
+    context: &Context,
+    client: Client,
+    cluster: &Rc<ClusterHandle>,
+    key: &Option<ClusterKey>,
+    outcome: &mut Outcome,
+) {
+    let mut avoid: Vec<EndpointId> = Vec::new();
+    let name = client.server_name.as_deref();
+    let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
+    let secure = match cluster.secure(host) {
+        Ok(secure) => secure,
+        Err(cause) => {
+            outcome.cause = Some(cause);
+            return client.stream.reset_on_close();
+        }
+    };
+    // The lease lasts as long as the connection: it counts in the balancer.
+    let (lease, _permit, _open, upstream) = loop {
+        let started = cluster.start(&avoid, true, true, None, clock::now(), &context.random);
+        let (lease, address, permit) = match started {
+            Start::Connect(lease, address, permit) => (lease, address, permit),
+            Start::Reuse(..) => continue,
+            Start::Refuse(cause) => {
+                outcome.cause = Some(cause);
+                return client.stream.reset_on_close();
+            }
+        };
+        outcome.upstream = Some(address);
+        let open = context.clusters.count_open();
+        let timeout = cluster.connect_timeout();
+        let connected = connect::open(address, timeout, secure.as_ref(), &context.pool, &context.wheel).await;
+        let mut stats = context.stats.borrow_mut();
+        match connected {
+            Ok(upstream) => {
+                stats.counters.upstream_connects += 1;
+                break (lease, permit, open, upstream);
+            }
+            Err(cause) => {
+                stats.counters.upstream_connect_failures += 1;
+                avoid.push(lease.endpoint());
+                lease.finish(None, clock::now());
+                if avoid.len() >= ATTEMPTS {
+                    outcome.cause = Some(cause);
+                    return client.stream.reset_on_close();
+                }
+            }
+        }
+    };
+    outcome.upstream_local = upstream.local_addr();
+    let (idle, longest) = cluster.tcp_limits();
+    let cause = exchange(context, client, upstream, key, (idle, longest), outcome).await;
+    outcome.cause = cause;
+    lease.finish(None, clock::now());
+}
+
+/// Moves bytes both ways until both have ended; answers what else ended it.
+async fn exchange(
+    context: &Context,
+    client: Client,
+    upstream: Stream,
+    key: &Option<ClusterKey>,
+    (idle, longest): (Duration, Duration),
+    outcome: &mut Outcome,
+) -> Option<Cause> {
+    let Client { stream, begun, .. } = client;
+    let mut up = Way::new(begun);
+    let mut down = Way::new(ReadBuffer::new(&context.pool));
+    let silence = context.wheel.timer();
+    silence.set(idle);
+    let age = context.wheel.timer();
+    age.set(longest);
+    let cause = loop {
+        let (mut up_turn, mut down_turn) = (TURN_BYTES, TURN_BYTES);
+        let step = std::future::poll_fn(|cx| {
+            let before = (up.moved, down.moved);
+            let sent = up.poll(&stream, &upstream, &mut up_turn, cx);
+            let answered = down.poll(&upstream, &stream, &mut down_turn, cx);
+            let (more_up, more_down) = (up.moved - before.0, down.moved - before.1);
+            if more_up + more_down > 0 {
+                silence.extend();
+                context.stats.borrow_mut().tcp_moved(key, more_up, more_down);
+            }
+            match (sent, answered) {
+                (Poll::Ready(Err(())), _) => return Poll::Ready(Err(Broke::Up)),
+                (_, Poll::Ready(Err(()))) => return Poll::Ready(Err(Broke::Down)),
+                (Poll::Ready(Ok(Moved::All)), Poll::Ready(Ok(Moved::All))) => {
+                    return Poll::Ready(Ok(Moved::All));
+                }
+                (Poll::Ready(Ok(Moved::Turn)), _) | (_, Poll::Ready(Ok(Moved::Turn))) => {
+                    return Poll::Ready(Ok(Moved::Turn));
+                }
+                _ => {}
+            }
+            if silence.poll(cx).is_ready() {
+                return Poll::Ready(Err(Broke::Idle));
+            }
+            age.poll(cx).map(|()| Err(Broke::Old))
+        });
+        match step.await {
+            Ok(Moved::Turn) => executor::turn().await,
+            Ok(Moved::All) => break None,
+            Err(broke) => {
+                let broken = matches!(broke, Broke::Up | Broke::Down);
+                if broken {
+                    stream.reset_on_close();
+                    upstream.reset_on_close();
+                }
+                break Some(match broke {
+                    Broke::Idle => Cause::ConnectionIdle,
+                    Broke::Old => Cause::ConnectionTooOld,
+                    Broke::Up => Cause::ClientGone,
+                    Broke::Down => Cause::UpstreamBrokeOff,
+                });
+            }
+        }
+    };
+    outcome.received = up.moved;
+    outcome.sent = down.moved;
+    cause
+}
+
+/// What ended an exchange of bytes early.
+enum Broke {
+    /// The client, or the way to the upstream.
+    Up,
+    /// The upstream, or the way to the client.
+    Down,
+    /// Silence.
+    Idle,
+    /// Its age.
+    Old,
+}

@@ -6,7 +6,7 @@
 
 use crate::io::clock;
 use crate::io::stream::Liveness;
-use crate::io::tls::TlsSet;
+use crate::mailbox::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::Secure;
 use crate::upstream::{Connection, Open};

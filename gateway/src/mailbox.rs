@@ -4,14 +4,15 @@
 //! in the sender's outbox and goes with the next [`Outbox::flush`]. A wake-up is an atomic flag and, when the other
 //! side sleeps, one write to its event descriptor; the shard's ticker bounds what a lost one could cost.
 
-use crate::io::tls::TlsSet;
 use atomic_waker::AtomicWaker;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::name::ClusterMap;
 use isthmus_core::shared::ClusterShared;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::ShardStats;
-use std::collections::VecDeque;
+use isthmus_core::tls::{ClientTls, ServerTls};
+use rustls::{ClientConfig, ServerConfig};
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,16 @@ pub struct Publication {
     pub snapshot: Snapshot,
     /// What the shards share about each cluster.
     pub shared: ClusterMap<Arc<ClusterShared>>,
+}
+
+/// Configurations of the TLS library for everything that a version of the snapshot asks for. What is not there has no
+/// usable keys: its connections are refused.
+#[derive(Debug, Default)]
+pub struct TlsSet {
+    /// For servers.
+    pub servers: HashMap<Arc<ServerTls>, Arc<ServerConfig>>,
+    /// For connections to upstreams.
+    pub clients: HashMap<Arc<ClientTls>, Arc<ClientConfig>>,
 }
 
 /// To a shard.

@@ -53,7 +53,8 @@ struct Draft<'a> {
     first: Option<(Transport, &'a str)>,
     /// One on a plaintext port; one for each policy on a TLS port.
     tables: Vec<(Option<Arc<ServerTls>>, Table)>,
-    tcp: Option<Arc<TcpRoute>>,
+    /// Where bytes go, once a server of them is there.
+    tcp: Option<Option<Arc<TcpRoute>>>,
     chains: Vec<Chain>,
     names: Vec<(HostPattern, usize)>,
     /// Hosts of TLS servers as written, and names of chains, with whose they are.
@@ -76,7 +77,7 @@ impl Draft<'_> {
         match self.first {
             None => false,
             Some((Transport::Http, _)) => true,
-            Some((Transport::Tcp, _)) => self.tcp.is_some(),
+            Some((Transport::Tcp, _)) => matches!(self.tcp, Some(Some(_))),
             Some((Transport::Tls, _)) => !self.chains.is_empty(),
         }
     }
@@ -318,7 +319,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         .map(|(key, draft)| {
             let accepts = match draft.first {
                 Some((Transport::Tls, _)) => Accepts::Tls(Arc::new(SniTable::new(draft.chains, draft.names))),
-                Some((Transport::Tcp, _)) => Accepts::Tcp(draft.tcp),
+                Some((Transport::Tcp, _)) => Accepts::Tcp(draft.tcp.flatten()),
                 _ => Accepts::Http,
             };
             let tables = draft.tables.into_iter().enumerate().map(|(at, (_, table))| {
@@ -573,7 +574,7 @@ impl<'a> Place<'a> {
             let message = "no VirtualService has a tcp rule for this server: the port stays closed";
             report.warn("no-route", origin, path, message);
         }
-        draft.tcp = route;
+        draft.tcp = Some(route);
     }
 
     /// Adds a server of TLS; answers what it presents, if TLS ends at it.

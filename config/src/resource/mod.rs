@@ -140,7 +140,7 @@ pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
             report,
         );
     }
-    sort(&mut resources.gateways);
+    sort_by_name(&mut resources.gateways);
     sort(&mut resources.virtual_services);
     sort(&mut resources.destination_rules);
     sort(&mut resources.service_entries);
@@ -157,6 +157,15 @@ fn sort<T>(list: &mut [Written<T>]) {
             .as_ref()
             .map(|_| format!("{}.{}", written.meta.name, written.meta.namespace));
         (created.is_none(), created, name)
+    });
+}
+
+/// The same for Gateways: of two that want the same and whose age is not known, the first by `name.namespace` has it
+/// (Istio, of two that are equally old).
+fn sort_by_name<T>(list: &mut [Written<T>]) {
+    list.sort_by_cached_key(|Written { meta, .. }| {
+        let name = format!("{}.{}", meta.name, meta.namespace);
+        (meta.created.is_none(), meta.created.clone(), name)
     });
 }
 

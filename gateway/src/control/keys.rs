@@ -1,7 +1,7 @@
 //! Keys on control: loaded with each version, looked after while it is served.
 
 use crate::io::clock;
-use crate::io::tls::TlsSet;
+use crate::mailbox::TlsSet;
 use crate::tls::{CertificateInfo, Store};
 use isthmus_core::snapshot::Snapshot;
 use std::sync::Arc;

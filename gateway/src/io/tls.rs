@@ -3,25 +3,12 @@
 //! A [`Session`] belongs to one [`Stream`](super::stream::Stream), which asks it instead of the socket once TLS has
 //! begun. It holds no buffer of its own while nothing is under way: encrypted bytes are read into a block of the shard's
 //! pool, and what the socket does not take at once waits, encrypted, inside of the library's connection (64 KiB at
-//! most). What keys there are is not known here; [`TlsSet`] carries ready configurations to the shards.
+//! most). What keys there are is not known here.
 
 use super::buffer::Pool;
-use isthmus_core::tls::{ClientTls, ServerTls};
-use rustls::{ClientConfig, Connection, ServerConfig};
-use std::collections::HashMap;
+use rustls::Connection;
 use std::io::{self, IoSlice, Read, Write};
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-
-/// Configurations of the TLS library for everything that a version of the snapshot asks for. What is not there has no
-/// usable keys: its connections are refused.
-#[derive(Debug, Default)]
-pub struct TlsSet {
-    /// For servers.
-    pub servers: HashMap<Arc<ServerTls>, Arc<ServerConfig>>,
-    /// For connections to upstreams.
-    pub clients: HashMap<Arc<ClientTls>, Arc<ClientConfig>>,
-}
 
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use crate::clusters::Clusters;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
-use crate::io::tls::TlsSet;
+use crate::mailbox::TlsSet;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey};
 use isthmus_core::random::Random;

@@ -4,7 +4,7 @@
 //! until something better can: a broken replacement changes nothing but what is told.
 
 use super::{CertificateInfo, Credentials, MaterialError, MaterialWarning, build_client, build_server};
-use crate::io::tls::TlsSet;
+use crate::mailbox::TlsSet;
 use isthmus_core::listener::Accepts;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTls};

@@ -5,14 +5,16 @@
 //! answer. In an open loop requests are due at a fixed rate, whether or not answers come, and a latency counts from
 //! when its request was due: a proxy that stalls cannot hide the requests that it kept waiting (coordinated omission).
 
+use crate::channel::{Channel, Dialer};
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// How long answers are waited for when no more requests are sent.
@@ -38,6 +40,10 @@ pub(crate) struct Load {
     pub(crate) address: SocketAddr,
     /// The bytes of one request.
     pub(crate) request: Vec<u8>,
+    /// How connections are made.
+    pub(crate) dialer: Dialer,
+    /// Whether each request has a connection of its own.
+    pub(crate) fresh: bool,
     /// On how many connections.
     pub(crate) connections: usize,
     /// When.
@@ -67,7 +73,7 @@ enum Part {
 
 #[derive(Debug)]
 struct Connection {
-    stream: TcpStream,
+    stream: Channel,
     /// When its request was due; None without one.
     due: Option<Instant>,
     part: Part,
@@ -106,7 +112,7 @@ impl Load {
             over: false,
         };
         for at in 0..self.connections {
-            let connection = Connection::open(self.address)
+            let connection = Connection::open(&self.dialer, self.address)
                 .with_context(|| format!("connection {at} to {}", self.address))?;
             run.watch(&connection, at)?;
             run.connections.push(connection);
@@ -120,6 +126,7 @@ impl Load {
 
 /// Opens connections that have had one answer each, and keeps them open as long as the result lives.
 pub(crate) fn idle(
+    dialer: &Dialer,
     address: SocketAddr,
     request: &[u8],
     connections: usize,
@@ -127,12 +134,26 @@ pub(crate) fn idle(
     let mut held = Vec::with_capacity(connections);
     let mut scratch = vec![0; HEAD_MAX];
     for at in 0..connections {
-        let mut stream = TcpStream::connect(address).with_context(|| format!("connection {at}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(request)?;
+        let mut stream = dialer.open(address).with_context(|| format!("connection {at}"))?;
+        stream.send(request)?;
         let mut answer = Vec::new();
+        let begun = Instant::now();
         while !is_whole(&answer)? {
-            let read = stream.read(&mut scratch)?;
+            let read = match stream.receive(&mut scratch) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    anyhow::ensure!(begun.elapsed() < PATIENCE, "connection {at} has no answer");
+                    let mut events: Vec<PollFd<'_>> = vec![PollFd::new(&stream.socket, PollFlags::IN)];
+                    rustix::event::poll(
+                        &mut events,
+                        Some(&Timespec {
+                            tv_sec: 1,
+                            tv_nsec: 0,
+                        }),
+                    )?;
+                    continue;
+                }
+                read => read?,
+            };
             anyhow::ensure!(read > 0, "connection {at} was closed");
             answer.extend_from_slice(scratch.get(..read).unwrap_or(&[]));
         }
@@ -172,12 +193,9 @@ fn head(bytes: &[u8]) -> Result<Option<(usize, u64)>, String> {
 }
 
 impl Connection {
-    fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+    fn open(dialer: &Dialer, address: SocketAddr) -> Result<Self> {
         Ok(Self {
-            stream,
+            stream: dialer.open(address)?,
             due: None,
             part: Part::Head,
             head: Vec::new(),
@@ -221,7 +239,7 @@ impl Connection {
 impl Run<'_> {
     fn watch(&self, connection: &Connection, at: usize) -> Result<()> {
         let data = EventData::new_u64(at as u64);
-        epoll::add(&self.poll, &connection.stream, data, EventFlags::IN)?;
+        epoll::add(&self.poll, &connection.stream.socket, data, EventFlags::IN)?;
         Ok(())
     }
 
@@ -301,10 +319,8 @@ impl Run<'_> {
         };
         connection.due = Some(due);
         // Requests are far smaller than a socket's buffer: what is not taken at once is an error.
-        match connection.stream.write(&self.load.request) {
-            Ok(written) if written == self.load.request.len() => {}
-            Ok(_) => self.fail(at, "a request was not taken whole"),
-            Err(error) => self.fail(at, &format!("send: {}", error.kind())),
+        if let Err(error) = connection.stream.send(&self.load.request) {
+            self.fail(at, &format!("send: {}", error.kind()));
         }
     }
 
@@ -312,7 +328,7 @@ impl Run<'_> {
         let Some(connection) = self.connections.get_mut(at) else {
             return Ok(());
         };
-        let read = match connection.stream.read(scratch) {
+        let read = match connection.stream.receive(scratch) {
             Ok(0) => {
                 self.fail(at, "closed");
                 return self.reopen(at);
@@ -339,6 +355,10 @@ impl Run<'_> {
                 self.outcome.answers += 1;
                 let micros = now.saturating_duration_since(due).as_micros().max(1);
                 self.outcome.latency.saturating_record(micros as u64);
+                if self.load.fresh {
+                    self.reopen(at)?;
+                    return Ok(());
+                }
                 match self.load.pace {
                     Pace::Closed if !self.over => self.send(at, now),
                     _ => self.free.push(at),
@@ -362,7 +382,7 @@ impl Run<'_> {
     }
 
     fn reopen(&mut self, at: usize) -> Result<()> {
-        let connection = Connection::open(self.load.address)?;
+        let connection = Connection::open(&self.load.dialer, self.load.address)?;
         self.watch(&connection, at)?;
         if let Some(place) = self.connections.get_mut(at) {
             *place = connection;
@@ -385,6 +405,8 @@ mod tests {
         Load {
             address,
             request: b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n".to_vec(),
+            dialer: Dialer::default(),
+            fresh: false,
             connections: 8,
             pace,
             time: Duration::from_millis(300),
@@ -426,7 +448,13 @@ mod tests {
     #[test]
     fn connections_are_held_while_they_are_kept() {
         let nginx = Nginx::start(&[("/x", b"x")]);
-        let held = idle(nginx.address(), b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n", 20).unwrap();
+        let held = idle(
+            &Dialer::default(),
+            nginx.address(),
+            b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n",
+            20,
+        )
+        .unwrap();
         assert_eq!(held.len(), 20);
     }
 }

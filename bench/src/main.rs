@@ -3,11 +3,12 @@
 //! Absolute times mean little on a shared machine, so everything is a ratio: all proxies of a scenario are up, each
 //! with one worker on core 0; the load and the upstream share core 1; the proxies are loaded one after the other in an
 //! order that rotates from round to round, and a proxy's CPU time per request is divided by the others' of the same
-//! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends, [`measure`] reads
+//! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends through a [`channel`], [`measure`] reads
 //! what the kernel has counted, [`report`] writes the table, the JSON and the plot.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
+mod channel;
 mod load;
 mod measure;
 mod micro;
@@ -17,13 +18,14 @@ mod scenario;
 mod steady;
 
 use anyhow::{Context, Result, bail};
+use channel::Dialer;
 use clap::Parser;
 use hdrhistogram::Histogram;
 use load::{Load, Outcome, Pace};
 use measure::{Cpu, Spread, pin};
 use proxy::{PROXIES, Running};
 use report::{Latency, Measured, Report, Row};
-use scenario::{SCENARIOS, Scenario};
+use scenario::{SCENARIOS, Scenario, Tls};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -164,7 +166,13 @@ impl Figures {
 
 fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Duration) -> Result<Measured> {
     let folder = tempfile::tempdir()?;
-    let (_upstream, upstream, _port) = proxy::upstream(&folder.path().join("upstream"))?;
+    let (_upstream, nginx, _port) = proxy::upstream(&folder.path().join("upstream"))?;
+    // What is passed through is not looked at: an upstream that takes a hello for what it is would only measure itself.
+    let upstream = match scenario.tls {
+        Tls::Pass => proxy::sink()?,
+        _ => nginx,
+    };
+    proxy::keys(&folder.path().join("keys"))?;
     let mut running = Vec::new();
     for proxy in PROXIES {
         let named = arguments.proxy.is_empty() || arguments.proxy.iter().any(|name| name == proxy.name);
@@ -178,7 +186,7 @@ fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Dura
             idle(scenario, one, arguments.smoke, figures)?;
         } else {
             // Connections to the upstream are opened, and memory grows, before anything counts.
-            figures.take(&load(scenario, one, Pace::Closed, time / 4).run()?);
+            figures.take(&load(scenario, one, Pace::Closed, time / 4)?.run()?);
         }
     }
     if scenario.idle == 0 {
@@ -228,19 +236,21 @@ fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Dura
     })
 }
 
-fn load(scenario: &Scenario, one: &Running, pace: Pace, time: Duration) -> Load {
-    Load {
+fn load(scenario: &Scenario, one: &Running, pace: Pace, time: Duration) -> Result<Load> {
+    Ok(Load {
         address: one.address,
         request: scenario.request(),
+        dialer: Dialer::new(scenario)?,
+        fresh: matches!(scenario.tls, Tls::Full(_) | Tls::Resumed),
         connections: scenario.connections,
         pace,
         time,
-    }
+    })
 }
 
 fn loaded(scenario: &Scenario, one: &Running, time: Duration, figures: &mut Figures) -> Result<()> {
     let before = one.process.cpu()?;
-    let outcome = load(scenario, one, Pace::Closed, time).run()?;
+    let outcome = load(scenario, one, Pace::Closed, time)?.run()?;
     let spent = one.process.cpu()?.per_request(before, outcome.answers);
     figures.cpu.push(spent);
     figures
@@ -248,7 +258,7 @@ fn loaded(scenario: &Scenario, one: &Running, time: Duration, figures: &mut Figu
         .push(outcome.answers as f64 / outcome.elapsed.as_secs_f64());
     figures.take(&outcome);
     if scenario.rate > 0 {
-        let outcome = load(scenario, one, Pace::Open(scenario.rate), time).run()?;
+        let outcome = load(scenario, one, Pace::Open(scenario.rate), time)?.run()?;
         figures.take(&outcome);
         match &mut figures.latency {
             Some(histogram) => histogram.add(&outcome.latency)?,
@@ -260,10 +270,10 @@ fn loaded(scenario: &Scenario, one: &Running, time: Duration, figures: &mut Figu
 
 fn idle(scenario: &Scenario, one: &Running, smoke: bool, figures: &mut Figures) -> Result<()> {
     // What the first connections bring about is not an idle connection's.
-    figures.take(&load(scenario, one, Pace::Closed, Duration::from_millis(300)).run()?);
+    figures.take(&load(scenario, one, Pace::Closed, Duration::from_millis(300))?.run()?);
     let before = one.process.resident()?;
     let count = if smoke { scenario.idle / 10 } else { scenario.idle };
-    let held = load::idle(one.address, &scenario.request(), count)?;
+    let held = load::idle(&Dialer::new(scenario)?, one.address, &scenario.request(), count)?;
     let after = one.process.resident()?;
     figures.idle_bytes = Some(after.saturating_sub(before) as f64 * 1024.0 / held.len() as f64);
     Ok(())

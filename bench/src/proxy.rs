@@ -4,16 +4,19 @@
 //! add `x-forwarded-for`, and write an access log only where the scenario says so. What each does besides by default
 //! (request ids, `server` and `date` fields, statistics) is left as it comes.
 
+use crate::channel::NAME;
 use crate::measure::Process;
-use crate::scenario::{Routes, Scenario};
+use crate::scenario::{Key, Routes, Scenario, Tls};
 use anyhow::{Context, Result};
 use isthmus_tests::port::HeldPort;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// The gateway's ready file, in its folder.
 const READY: &str = "ready.json";
@@ -62,7 +65,7 @@ pub(crate) const PROXIES: &[Proxy] = &[
     },
     Proxy {
         name: "haproxy-splice",
-        takes: |scenario| scenario.bulk,
+        takes: |scenario| scenario.bulk && scenario.tls == Tls::None,
         launch: |setup| haproxy(setup, true),
         version: &["haproxy", "-v"],
     },
@@ -75,7 +78,8 @@ pub(crate) const PROXIES: &[Proxy] = &[
     },
     Proxy {
         name: "nginx",
-        takes: |_| true,
+        // Debian's passes TLS through with a module of its own package.
+        takes: |scenario| scenario.tls != Tls::Pass,
         launch: nginx,
         version: &["nginx", "-v"],
     },
@@ -202,6 +206,87 @@ http {{
     Ok((process, address, port))
 }
 
+/// The folder of keys, beside those of the proxies.
+fn key_folder(setup: &Setup<'_>) -> PathBuf {
+    setup.folder.join("../keys")
+}
+
+/// The files of a key, and one with both in it.
+fn key_files(setup: &Setup<'_>, key: Key) -> [PathBuf; 3] {
+    let name = match key {
+        Key::Ecdsa => "ecdsa",
+        Key::Rsa => "rsa",
+    };
+    ["crt", "key", "pem"].map(|ending| key_folder(setup).join(format!("{name}.{ending}")))
+}
+
+/// Makes a certificate of each kind of key, signed by itself: the load verifies nothing.
+pub(crate) fn keys(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    for (name, kind) in [
+        ("ecdsa", &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"][..]),
+        ("rsa", &["rsa:2048"][..]),
+    ] {
+        let [certificate, key, both] =
+            ["crt", "key", "pem"].map(|ending| folder.join(format!("{name}.{ending}")));
+        let made = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-nodes",
+                "-days",
+                "7",
+                "-subj",
+                "/CN=bench.example.com",
+            ])
+            .args(["-addext", "subjectAltName=DNS:*.example.com", "-newkey"])
+            .args(kind)
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .context("openssl")?;
+        anyhow::ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let text = fs::read_to_string(&certificate)? + &fs::read_to_string(&key)?;
+        fs::write(both, text)?;
+    }
+    Ok(())
+}
+
+/// An upstream that answers each request with 1 MiB and looks at nothing but where requests end: what is passed
+/// through need not be TLS behind its hello. It serves as long as the process lives.
+pub(crate) fn sink() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 1 << 20).into_bytes();
+        answer.resize(answer.len() + (1 << 20), b'x');
+        let answer = Arc::new(answer);
+        for client in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || answer_all(client, &answer));
+        }
+    });
+    Ok(address)
+}
+
+fn answer_all(mut client: TcpStream, answer: &[u8]) {
+    let mut buffer = [0; 4096];
+    let mut end = [0; 4];
+    while let Ok(read) = client.read(&mut buffer)
+        && read > 0
+    {
+        for byte in buffer.iter().take(read) {
+            end.rotate_left(1);
+            end[3] = *byte;
+            if end == *b"\r\n\r\n" && client.write_all(answer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// The address in the gateway's ready file, once it is whole.
 fn listening(text: &[u8]) -> Option<SocketAddr> {
     let ready: Value = serde_json::from_slice(text).ok()?;
@@ -220,11 +305,27 @@ fn isthmus_with(setup: &Setup<'_>, routes: Routes) -> Result<Command> {
     let resources = setup.folder.join("resources");
     fs::create_dir_all(&resources)?;
     let upstream = setup.upstream;
+    let server = match (scenario.tls, scenario.tls.key()) {
+        (_, Some(key)) => {
+            let [certificate, key, _] = key_files(setup, key);
+            format!(
+                "{{port: {{number: 80, name: https, protocol: HTTPS}}, hosts: [\"*\"], tls: {{mode: SIMPLE, \
+                 serverCertificate: {}, privateKey: {}}}}}",
+                certificate.display(),
+                key.display()
+            )
+        }
+        (Tls::Pass, _) => {
+            "{port: {number: 80, name: tls, protocol: TLS}, hosts: [\"*\"], tls: {mode: PASSTHROUGH}}"
+                .to_owned()
+        }
+        _ => "{port: {number: 80, name: http, protocol: HTTP}, hosts: [\"*\"]}".to_owned(),
+    };
     let mut text = format!(
         r#"apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata: {{name: edge, namespace: default}}
-spec: {{servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ["*"]}}]}}
+spec: {{servers: [{server}]}}
 ---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -254,6 +355,14 @@ spec:
         )
     };
     match scenario.routes {
+        _ if scenario.tls == Tls::Pass => {
+            write!(
+                text,
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: \
+                 default}}\nspec:\n  hosts: [\"*\"]\n  gateways: [edge]\n  tls: [{{match: [{{sniHosts: \
+                 [{NAME}]}}], {route}}}]\n"
+            )?;
+        }
         Routes::Hosts(_) => {
             for (at, (host, prefix)) in scenario.rules().iter().enumerate() {
                 let rule = format!("  - {{match: [{{uri: {{prefix: {prefix}}}}}], {route}}}\n");
@@ -331,12 +440,30 @@ fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {
     };
     let splice = if splice { "option splice-response" } else { "" };
     let (listen, upstream) = (setup.listen, setup.upstream);
+    let secure = match setup.scenario.tls.key() {
+        Some(key) => format!("ssl crt {} alpn http/1.1", key_files(setup, key)[2].display()),
+        None => String::new(),
+    };
+    if setup.scenario.tls == Tls::Pass {
+        fs::write(
+            setup.folder.join("haproxy.cfg"),
+            format!(
+                "global\n  maxconn 9000\n  nbthread 1\ndefaults\n  mode tcp\n  timeout client 600s\n  timeout server \
+                 600s\n  timeout connect 5s\nfrontend edge\n  bind {listen}\n  tcp-request inspect-delay 5s\n  \
+                 tcp-request content accept if {{ req.ssl_hello_type 1 }}\n  use_backend up if {{ req.ssl_sni {NAME} \
+                 }}\nbackend up\n  server s {upstream}\n"
+            ),
+        )?;
+        let mut command = Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(setup.folder.join("haproxy.cfg"));
+        return Ok(command);
+    }
     fs::write(
         setup.folder.join("haproxy.cfg"),
         format!(
             "global\n  maxconn 9000\n  maxpipes 256\n  nbthread 1\ndefaults\n  mode http\n  timeout client 600s\n  timeout server 600s\n  \
              timeout connect 5s\n  option http-keep-alive\n  http-reuse always\n  {splice}\nfrontend edge\n  bind \
-             {listen}\n  {log}\n  {edge}\n  {rule}\nbackend up\n  option forwardfor\n  server s {upstream}\nbackend \
+             {listen} {secure}\n  {log}\n  {edge}\n  {rule}\nbackend up\n  option forwardfor\n  server s {upstream}\nbackend \
              none\n  http-request deny deny_status 404\n"
         ),
     )?;
@@ -358,6 +485,18 @@ fn nginx(setup: &Setup<'_>) -> Result<Command> {
         ("access_log off;".to_owned(), "")
     };
     let pass = "proxy_pass http://up;";
+    let (ssl, certificate) = match setup.scenario.tls.key() {
+        Some(key) => {
+            let [certificate, key, _] = key_files(setup, key);
+            let files = format!(
+                "ssl_certificate {}; ssl_certificate_key {}; ssl_session_cache shared:s:10m; ssl_protocols TLSv1.3;",
+                certificate.display(),
+                key.display()
+            );
+            (" ssl", files)
+        }
+        None => ("", String::new()),
+    };
     let mut servers = String::new();
     match setup.scenario.routes {
         Routes::Hosts(_) => {
@@ -373,7 +512,10 @@ fn nginx(setup: &Setup<'_>) -> Result<Command> {
             }
         }
         _ => {
-            writeln!(servers, "server {{ listen {listen} reuseport backlog=16384;")?;
+            writeln!(
+                servers,
+                "server {{ listen {listen}{ssl} reuseport backlog=16384; {certificate}"
+            )?;
             for (_, prefix) in setup.scenario.rules() {
                 writeln!(servers, "location {prefix} {{ {pass} }}")?;
             }
@@ -458,14 +600,52 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
     }
     manager["route_config"] = routes;
     let many = 1_000_000;
+    let mut chain = json!({"filters": [
+        {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+    ]});
+    let mut listener_filters = json!([]);
+    if let Some(key) = setup.scenario.tls.key() {
+        let [certificate, key, _] = key_files(setup, key);
+        chain["transport_socket"] = json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": ["http/1.1"],
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                    "tls_certificates": [{
+                        "certificate_chain": {"filename": certificate}, "private_key": {"filename": key}
+                    }]
+                }
+            }
+        });
+    }
+    if setup.scenario.tls == Tls::Pass {
+        chain = json!({
+            "filter_chain_match": {"server_names": [NAME]},
+            "filters": [{
+                "name": "envoy.filters.network.tcp_proxy",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                    "stat_prefix": "edge",
+                    "cluster": "up"
+                }
+            }]
+        });
+        listener_filters = json!([{
+            "name": "envoy.filters.listener.tls_inspector",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
+            }
+        }]);
+    }
     let configuration = json!({
         "static_resources": {
             "listeners": [{
                 "name": "edge",
                 "address": socket(setup.listen),
-                "filter_chains": [{"filters": [
-                    {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
-                ]}]
+                "listener_filters": listener_filters,
+                "filter_chains": [chain]
             }],
             "clusters": [{
                 "name": "up",

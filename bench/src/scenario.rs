@@ -11,6 +11,41 @@ pub(crate) enum Routes {
     Hosts(usize),
 }
 
+/// What is TLS about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tls {
+    /// Nothing.
+    None,
+    /// The proxy ends it, and connections are kept.
+    Kept,
+    /// The proxy ends it, and each request has a connection and a whole handshake of its own.
+    Full(Key),
+    /// The same, with a handshake that resumes a session.
+    Resumed,
+    /// The proxy passes it through, by the name that is asked for.
+    Pass,
+}
+
+/// The kind of a server's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// ECDSA P-256.
+    Ecdsa,
+    /// RSA, 2048 bits.
+    Rsa,
+}
+
+impl Tls {
+    /// The key of a proxy that ends it.
+    pub(crate) fn key(self) -> Option<Key> {
+        match self {
+            Self::None | Self::Pass => None,
+            Self::Kept | Self::Resumed => Some(Key::Ecdsa),
+            Self::Full(key) => Some(key),
+        }
+    }
+}
+
 /// One thing that is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scenario {
@@ -24,6 +59,8 @@ pub(crate) struct Scenario {
     pub(crate) bulk: bool,
     /// Whether everything is on that a production edge has on: access log, metrics, header rules.
     pub(crate) features: bool,
+    /// TLS.
+    pub(crate) tls: Tls,
     /// Connections of clients.
     pub(crate) connections: usize,
     /// Connections that do nothing while memory is read; 0: not measured.
@@ -38,6 +75,7 @@ const PLAIN: Scenario = Scenario {
     routes: Routes::One,
     bulk: false,
     features: false,
+    tls: Tls::None,
     connections: 64,
     idle: 0,
     rate: 0,
@@ -94,6 +132,56 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         routes: Routes::Prefixes(100),
         features: true,
         rate: 2_000,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-kept",
+        title: "TLS 1.3, keep-alive, 48 bytes",
+        tls: Tls::Kept,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-full",
+        title: "a TLS 1.3 handshake for each request, ECDSA P-256",
+        tls: Tls::Full(Key::Ecdsa),
+        connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-rsa",
+        title: "a TLS 1.3 handshake for each request, RSA 2048",
+        tls: Tls::Full(Key::Rsa),
+        connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-resumed",
+        title: "a resumed TLS 1.3 handshake for each request",
+        tls: Tls::Resumed,
+        connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-bulk",
+        title: "1 MiB bodies over TLS 1.3, 16 connections",
+        tls: Tls::Kept,
+        bulk: true,
+        connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-idle",
+        title: "5,000 idle TLS 1.3 connections",
+        tls: Tls::Kept,
+        idle: 5_000,
+        ..PLAIN
+    },
+    Scenario {
+        key: "tls-pass",
+        title: "TLS passed through by its name, 1 MiB answers, 16 connections",
+        tls: Tls::Pass,
+        bulk: true,
+        connections: 16,
         ..PLAIN
     },
 ];

@@ -3,6 +3,7 @@
 //! The gateway must be built with its feature `count-allocations`. System calls are counted by strace, which makes
 //! everything slower; how many calls a request takes stays nearly the same.
 
+use crate::channel::Dialer;
 use crate::load::{Load, Pace};
 use crate::proxy::{PROXIES, Running, upstream};
 use crate::scenario::SCENARIOS;
@@ -29,6 +30,8 @@ pub(crate) fn measure(gateway: &Path, out: &Path) -> Result<()> {
     let load = Load {
         address: running.address,
         request: scenario.request(),
+        dialer: Dialer::new(scenario)?,
+        fresh: false,
         connections: scenario.connections,
         pace: Pace::Closed,
         time: TIME,

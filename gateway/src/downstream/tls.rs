@@ -10,17 +10,24 @@ use isthmus_core::hello::{self, ClientHello, Peek};
 use isthmus_core::reply::Cause;
 use isthmus_core::tls::{HandshakeFailure, ServerTls};
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use std::fmt::Write;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 /// A fatal alert that says `unrecognized_name` (RFC 8446, 6.2), in a record of its own.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// The same for `internal_error`: the server has no keys.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
-/// The same for `decode_error`.
+/// The same for `decode_error`, for what the TLS library would have let pass.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+
+/// How long, and for how many bytes, a client whose handshake failed is listened to.
+const PART: Duration = Duration::from_secs(1);
+/// See above.
+const PART_BYTES: usize = 256 * 1024;
 
 /// What is known about a client whose TLS ends here.
 pub struct Secured {
@@ -64,19 +71,52 @@ pub async fn read_hello(
     .await
 }
 
-/// Tells a client why its hello leads nowhere, as far as its kernel takes it at once.
-pub async fn refuse(stream: &Stream, cause: Cause) {
+/// Tells a client why its hello, as far as it has come in `begun`, leads nowhere; as far as its kernel takes it at once.
+pub async fn refuse(stream: &Stream, begun: &ReadBuffer, cause: Cause) {
     let alert = match cause {
-        Cause::NoChain => &UNRECOGNIZED_NAME,
-        Cause::NoKeys => &INTERNAL_ERROR,
-        Cause::Handshake(HandshakeFailure::NotTls) => &DECODE_ERROR,
+        Cause::NoChain => UNRECOGNIZED_NAME.to_vec(),
+        Cause::NoKeys => INTERNAL_ERROR.to_vec(),
+        Cause::Handshake(HandshakeFailure::NotTls) => fault_alert(begun.data()),
         _ => return,
     };
     poll_fn(|cx| {
-        let _as_far_as_it_goes = stream.poll_write(cx, &[std::io::IoSlice::new(alert)]);
+        let _as_far_as_it_goes = stream.poll_write(cx, &[std::io::IoSlice::new(&alert)]);
         Poll::Ready(())
     })
     .await;
+}
+
+/// Ends a connection whose client was told why: closing at once would answer what it still sends with a reset, and a
+/// reset makes its kernel drop the alert.
+pub async fn part(stream: &Stream, deadline: &mut Timer) {
+    stream.shutdown_write();
+    deadline.set(PART);
+    let mut left = PART_BYTES;
+    let mut room = [0; 1024];
+    poll_fn(|cx| {
+        loop {
+            match stream.poll_read_raw(cx, &mut room) {
+                Poll::Ready(Ok(read)) if read > 0 && left > 0 => left = left.saturating_sub(read),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return deadline.poll(cx),
+            }
+        }
+    })
+    .await;
+}
+
+/// The alert that the TLS library has for a hello that is none: it knows which fault is called what.
+fn fault_alert(mut bytes: &[u8]) -> Vec<u8> {
+    let mut acceptor = Acceptor::default();
+    while !bytes.is_empty() && acceptor.read_tls(&mut bytes).is_ok_and(|read| read > 0) {
+        if let Err((_, mut alert)) = acceptor.accept() {
+            let mut out = Vec::new();
+            // Writing to a Vec cannot fail.
+            let _infallible = alert.write_all(&mut out);
+            return out;
+        }
+    }
+    DECODE_ERROR.to_vec()
 }
 
 /// Shakes hands with a client whose hello is in `buffer`, until `deadline` is over.

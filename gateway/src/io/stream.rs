@@ -101,6 +101,11 @@ impl Stream {
         }
     }
 
+    /// Reads from below TLS, to be thrown away.
+    pub fn poll_read_raw(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_read(cx, room)
+    }
+
     /// Writes as much as the socket takes, in one system call. With TLS, what it does not take may wait until
     /// [`Self::poll_flush`] or the next write.
     pub fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

@@ -36,6 +36,8 @@ pub(super) struct Session {
     pool: Pool,
     /// Whether the socket did not take all of the last write: that must go before more is encrypted.
     stuck: bool,
+    /// Whether an alert has said that all is over: nothing may follow it.
+    failed: bool,
 }
 
 /// Gives the library's writer a socket that says when it is full.
@@ -67,6 +69,7 @@ impl Session {
             connection,
             pool: pool.clone(),
             stuck: false,
+            failed: false,
         }
     }
 
@@ -82,7 +85,10 @@ impl Session {
                 // More than a record beyond what there is room for: the caller offers less than it reads.
                 return Err(rustls::Error::General("plaintext is not taken".to_owned()));
             }
-            self.connection.process_new_packets()?;
+            if let Err(error) = self.connection.process_new_packets() {
+                self.failed = true;
+                return Err(error);
+            }
             filled += self.drain(room.get_mut(filled..).unwrap_or_default());
         }
         Ok(filled)
@@ -220,7 +226,9 @@ impl Session {
 
     /// Says that nothing more will be said.
     pub(super) fn close(&mut self, raw: &impl Raw, cx: &mut Context<'_>) {
-        self.connection.send_close_notify();
-        self.try_flush(raw, cx);
+        if !self.failed {
+            self.connection.send_close_notify();
+            self.try_flush(raw, cx);
+        }
     }
 }

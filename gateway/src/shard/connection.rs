@@ -95,12 +95,20 @@ async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, 
         Ok(hello) => hello,
         // Scanners and health checks open connections and close them: that is nobody's fault.
         Err(Cause::Handshake(HandshakeFailure::Closed)) if begun.is_empty() => return Begun::Over,
-        Err(cause) => return refuse(context, &stream, peer, None, cause).await,
+        Err(cause) => return refuse(context, &stream, &begun, peer, None, cause).await,
     };
     let server_name = hello.server_name;
     let chain = names.find(server_name.as_deref());
     let Some((at, chain)) = chain.and_then(|at| Some((at, names.chains().get(at)?))) else {
-        return refuse(context, &stream, peer, server_name.as_deref(), Cause::NoChain).await;
+        return refuse(
+            context,
+            &stream,
+            &begun,
+            peer,
+            server_name.as_deref(),
+            Cause::NoChain,
+        )
+        .await;
     };
     let client = |stream, begun, secured, server_name| tcp::Client {
         stream,
@@ -119,17 +127,36 @@ async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, 
                 .and_then(|name| auto_passthrough(name, hosts));
             return match key {
                 Some(key) => Begun::Cluster(client(stream, begun, None, server_name), key),
-                None => refuse(context, &stream, peer, server_name.as_deref(), Cause::NoChain).await,
+                None => {
+                    refuse(
+                        context,
+                        &stream,
+                        &begun,
+                        peer,
+                        server_name.as_deref(),
+                        Cause::NoChain,
+                    )
+                    .await
+                }
             };
         }
         ChainAction::Http { tls, .. } | ChainAction::Tcp { tls, .. } => Arc::clone(tls),
     };
     let Some(config) = serving.config(at) else {
-        return refuse(context, &stream, peer, server_name.as_deref(), Cause::NoKeys).await;
+        return refuse(
+            context,
+            &stream,
+            &begun,
+            peer,
+            server_name.as_deref(),
+            Cause::NoKeys,
+        )
+        .await;
     };
     let shaken = tls::shake_hands(&mut stream, config, begun, &context.pool, &mut deadline).await;
     if let Err(cause) = shaken {
         tcp::refused(context, stream.local_addr(), peer, server_name.as_deref(), cause);
+        tls::part(&stream, &mut deadline).await;
         return Begun::Over;
     }
     context.stats.borrow_mut().counters.tls_handshakes += 1;
@@ -162,13 +189,14 @@ async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, 
 async fn refuse(
     context: &Context,
     stream: &Stream,
+    begun: &ReadBuffer,
     peer: SocketAddr,
     server_name: Option<&str>,
     cause: Cause,
 ) -> Begun {
-    tls::refuse(stream, cause).await;
-    stream.shutdown_write();
     tcp::refused(context, stream.local_addr(), peer, server_name, cause);
+    tls::refuse(stream, begun, cause).await;
+    tls::part(stream, &mut context.wheel.timer()).await;
     Begun::Over
 }
 

@@ -21,7 +21,7 @@ pub mod settings;
 mod validate;
 mod yaml;
 
-pub use origins::{Origins, Place};
+pub use origins::{Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
 
 use diagnostic::{Diagnostic, Severity};

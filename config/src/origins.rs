@@ -6,7 +6,7 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
 use isthmus_core::listener::ListenerKey;
-use isthmus_core::tls::ServerTls;
+use isthmus_core::tls::{ClientTls, ServerTls};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -37,20 +37,28 @@ pub(crate) type RouteOrigins = HashMap<(ListenerKey, usize), Vec<Vec<RouteOrigin
 /// A place that asks for keys.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsUse {
-    pub(crate) server: Arc<ServerTls>,
+    pub(crate) asked: TlsAsked,
     pub(crate) origin: Origin,
-    /// Position in `spec.servers`.
-    pub(crate) at: usize,
+    pub(crate) place: TlsPlace,
 }
 
-impl TlsUse {
-    pub(crate) fn server(server: Arc<ServerTls>, origin: &Origin, at: usize) -> Self {
-        Self {
-            server,
-            origin: origin.clone(),
-            at,
-        }
-    }
+/// What a place asks for.
+#[derive(Debug, Clone)]
+pub enum TlsAsked {
+    /// `servers[].tls` of a Gateway.
+    Server(Arc<ServerTls>),
+    /// `tls` of a DestinationRule.
+    Client(Arc<ClientTls>),
+}
+
+/// Where in its resource a `tls` is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TlsPlace {
+    /// Position in `spec.servers`.
+    Server(usize),
+    /// In a traffic policy: position in `spec.subsets` if it is a subset's, and in its `portLevelSettings` if it is a
+    /// port's.
+    Policy(Option<usize>, Option<usize>),
 }
 
 /// A place in a file, counted from 1.
@@ -95,29 +103,43 @@ impl Origins {
             .collect()
     }
 
-    /// What servers present and demand, in the order of the resources.
-    pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
-        self.tls.iter().map(|found| &found.server)
+    /// What servers and upstreams' clients present and demand, in the order of the resources.
+    pub fn tls(&self) -> impl Iterator<Item = &TlsAsked> {
+        self.tls.iter().map(|found| &found.asked)
     }
 
-    /// What is wrong with the keys of a server, by its position in [`Self::servers`]: a problem of its `tls`.
-    pub fn server_problem(
+    /// A warning about the keys of a `tls`, by its position in [`Self::tls`].
+    pub fn tls_problem(
         &self,
         sources: &[Source],
-        server: usize,
-        severity: Severity,
+        at: usize,
         code: &'static str,
         message: String,
+        help: &str,
     ) -> Option<Diagnostic> {
-        let found = self.tls.get(server)?;
+        let found = self.tls.get(at)?;
         let document = self.documents.get(found.origin.document)?;
         let source = sources.get(document.source)?;
-        let list = Path::SPEC.key("servers");
-        let server = list.index(found.at);
-        let path = server.key("tls");
+        let (servers, subsets) = (Path::SPEC.key("servers"), Path::SPEC.key("subsets"));
+        let outer = match found.place {
+            TlsPlace::Server(at) => servers.index(at),
+            TlsPlace::Policy(Some(subset), _) => subsets.index(subset),
+            TlsPlace::Policy(None, _) => Path::SPEC,
+        };
+        let policy = match found.place {
+            TlsPlace::Server(_) => None,
+            TlsPlace::Policy(..) => Some(outer.key("trafficPolicy")),
+        };
+        let within = policy.as_ref().unwrap_or(&outer);
+        let ports = within.key("portLevelSettings");
+        let port = match found.place {
+            TlsPlace::Policy(_, Some(port)) => Some(ports.index(port)),
+            _ => None,
+        };
+        let path = port.as_ref().unwrap_or(within).key("tls");
         let (line, column) = document.locate(&source.text, found.origin.item, &path)?;
         Some(Diagnostic {
-            severity,
+            severity: Severity::Warning,
             code,
             file: source.name.clone(),
             line,
@@ -125,7 +147,7 @@ impl Origins {
             resource: found.origin.resource.to_string(),
             field: path.to_string(),
             message,
-            help: None,
+            help: Some(help.to_owned()),
         })
     }
 

@@ -10,7 +10,7 @@ use super::{Context, delegate, stream, tls};
 use crate::Options;
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
-use crate::origins::{RouteOrigin, RouteOrigins, TlsUse};
+use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
 use crate::report::Report;
 use crate::resource::gateway::Server;
 use crate::resource::virtual_service::VirtualService;
@@ -281,8 +281,11 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
                     if let Some(policy) = place.add_tls(draft, &path, report) {
-                        let origin = meta.origin.clone();
-                        uses.push(TlsUse::server(policy, &origin, at));
+                        uses.push(TlsUse {
+                            asked: TlsAsked::Server(policy),
+                            origin: meta.origin.clone(),
+                            place: TlsPlace::Server(at),
+                        });
                     }
                 }
             }

@@ -52,7 +52,11 @@ pub(crate) fn compile(
     let origins = Origins {
         documents: report.places(),
         routes: listeners.origins,
-        tls: listeners.uses,
+        tls: listeners
+            .uses
+            .into_iter()
+            .chain(tls::uses(&resources.destination_rules, &context))
+            .collect(),
     };
     (snapshot, origins)
 }

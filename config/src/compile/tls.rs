@@ -1,9 +1,10 @@
 //! What TLS means: `servers[].tls` of a Gateway and `tls` of a DestinationRule, as data that names keys and demands.
 
 use super::Context;
-use crate::resource::Meta;
-use crate::resource::destination_rule::ClientTls as WrittenClient;
+use crate::origins::{TlsAsked, TlsPlace, TlsUse};
+use crate::resource::destination_rule::{ClientTls as WrittenClient, DestinationRule};
 use crate::resource::gateway::{Server, ServerTls as WrittenServer};
+use crate::resource::{Meta, Written};
 use crate::validate::gateway::{certificate_hash, spki_hash};
 use isthmus_core::tls::{
     CaSource, ClientAuth, ClientTls, CredentialName, KeySource, Parameters, ServerTls, TlsVersion,
@@ -171,6 +172,34 @@ pub(crate) fn client(
         skip_verify: tls.insecure_skip_verify,
         alpn: Vec::new(),
     }))
+}
+
+/// Every `tls` of the DestinationRules.
+pub(crate) fn uses(rules: &[Written<DestinationRule>], context: &Context<'_>) -> Vec<TlsUse> {
+    let mut found = Vec::new();
+    for Written { meta, spec } in rules {
+        let whole = spec.policy.as_ref().map(|policy| (None, policy));
+        let subsets = spec
+            .subsets
+            .iter()
+            .enumerate()
+            .filter_map(|(at, subset)| Some((Some(at), subset.policy.as_ref()?)));
+        for (subset, policy) in whole.into_iter().chain(subsets) {
+            let ports = policy.ports.iter().enumerate();
+            let ports = ports.map(|(at, (_, blocks))| (Some(at), blocks));
+            for (port, blocks) in std::iter::once((None, &policy.blocks)).chain(ports) {
+                let tls = blocks.tls.as_ref();
+                if let Some(tls) = tls.and_then(|tls| client(tls, &[], &meta.namespace, context)) {
+                    found.push(TlsUse {
+                        asked: TlsAsked::Client(tls),
+                        origin: meta.origin.clone(),
+                        place: TlsPlace::Policy(subset, port),
+                    });
+                }
+            }
+        }
+    }
+    found
 }
 
 /// The credential that a name means, in Istio's forms: `name`, `kubernetes://name`, `kubernetes-gateway://ns/name`.

@@ -139,6 +139,7 @@ impl Server {
         }
         let secure = is_tls(&self.protocol);
         self.validate_pins(path, origin, report);
+        self.validate_mode(path, origin, report);
         match &self.tls {
             None if secure => {
                 let message = format!("a server with protocol {} needs `tls`", self.protocol);
@@ -168,6 +169,28 @@ impl Server {
             _ => {}
         }
         self.validate_hosts(path, meta, report);
+    }
+
+    /// The classic trap: without a mode TLS passes through, whatever certificates are named.
+    fn validate_mode(&self, path: &Path<'_>, origin: &crate::report::Origin, report: &mut Report<'_>) {
+        let Some(tls) = self.tls.as_ref().filter(|_| is_tls(&self.protocol)) else {
+            return;
+        };
+        let has_keys = !tls.server_certificate.is_empty()
+            || !tls.credential_names.is_empty()
+            || !tls.certificates.is_empty();
+        if tls.mode.is_none() && has_keys {
+            let message = "without `mode` TLS passes through unopened, and the certificate is not used";
+            let help = Some("to end TLS here, write `mode: SIMPLE`".to_owned());
+            report.add(
+                crate::diagnostic::Severity::Warning,
+                "no-tls-mode",
+                origin,
+                &path.key("tls"),
+                message,
+                help,
+            );
+        }
     }
 
     /// Hashes that no certificate can have, which Istio would find out only when it serves them.

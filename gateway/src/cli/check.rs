@@ -5,7 +5,7 @@ use crate::io::clock;
 use crate::run::Exit;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
-use isthmus_config::{Compiled, Source};
+use isthmus_config::{Compiled, Source, TlsAsked};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,22 +86,44 @@ pub(super) fn run(args: &Args) -> ExitCode {
 /// Loads the keys that servers name. What is wrong with them are warnings: the keys may be on another machine than the
 /// one that checks, and one that is missing stops its own hosts only.
 fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<PathBuf>) -> Result<(), Exit> {
-    let mut store = crate::run::new_store(std::mem::take(&mut compiled.secrets), credentials)?;
-    store.load(&compiled.snapshot, clock::wall());
-    let servers: Vec<_> = compiled.origins.servers().cloned().collect();
-    for (at, policy) in servers.iter().enumerate() {
-        let (errors, warnings) = store.server_faults(policy);
-        let errors = errors.iter().map(|error| ("keys-unusable", error.to_string()));
-        let warnings = warnings
-            .iter()
-            .map(|warning| ("keys-doubtful", warning.to_string()));
-        for (code, message) in errors.chain(warnings) {
-            let found = compiled
+    let store = crate::run::new_store(std::mem::take(&mut compiled.secrets), credentials)?;
+    let now = clock::wall();
+    let mut found = Vec::new();
+    for (at, asked) in compiled.origins.tls().enumerate() {
+        let (errors, warnings, help) = match asked {
+            TlsAsked::Server(policy) => {
+                let (errors, warnings) = store.check_server(policy, now);
+                (
+                    errors,
+                    warnings,
+                    "until it can be loaded, the hosts of this server are refused",
+                )
+            }
+            TlsAsked::Client(policy) => {
+                let (errors, warnings) = store.check_client(policy, now);
+                (
+                    errors,
+                    warnings,
+                    "until it can be loaded, these upstreams are not connected to",
+                )
+            }
+        };
+        for error in errors {
+            let message = error.to_string();
+            let problem = compiled
                 .origins
-                .server_problem(sources, at, Severity::Warning, code, message);
-            compiled.diagnostics.extend(found);
+                .tls_problem(sources, at, "keys-unusable", message, help);
+            found.extend(problem);
+        }
+        for warning in warnings {
+            let (message, help) = (warning.to_string(), "it is used nonetheless");
+            let problem = compiled
+                .origins
+                .tls_problem(sources, at, "keys-doubtful", message, help);
+            found.extend(problem);
         }
     }
+    compiled.diagnostics.extend(found);
     compiled
         .diagnostics
         .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));

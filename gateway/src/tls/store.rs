@@ -181,10 +181,23 @@ impl Store {
     }
 
     /// What is wrong with the keys of a server, and what is doubtful about them.
-    pub fn server_faults(&self, policy: &ServerTls) -> (&[MaterialError], &[MaterialWarning]) {
-        self.servers
-            .get(policy)
-            .map_or((&[], &[]), |entry| (&entry.errors, &entry.warnings))
+    pub fn check_server(
+        &self,
+        policy: &ServerTls,
+        now: SystemTime,
+    ) -> (Vec<MaterialError>, Vec<MaterialWarning>) {
+        let entry = self.server(policy, None, now);
+        (entry.errors, entry.warnings)
+    }
+
+    /// The same for connections to upstreams.
+    pub fn check_client(
+        &self,
+        policy: &ClientTls,
+        now: SystemTime,
+    ) -> (Vec<MaterialError>, Vec<MaterialWarning>) {
+        let entry = self.client(policy, None, now);
+        (entry.errors, entry.warnings)
     }
 
     /// Everything that is wrong.

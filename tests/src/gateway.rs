@@ -464,6 +464,20 @@ impl Gateway {
         sum_of(self.metrics_page().text(), name, label)
     }
 
+    /// Waits until a cause has been counted so often; panics when it is counted more often.
+    pub fn assert_causes(&self, cause: &str, times: u32) {
+        let label = format!("cause=\"{cause}\"");
+        let mut found = None;
+        let counted = within(SOON, || {
+            found = self.metric_with("isthmus_causes_total", &label);
+            (found? >= f64::from(times)).then_some(())
+        });
+        assert!(
+            counted.is_some() && found == Some(f64::from(times)),
+            "{cause}: {found:?} times instead of {times}"
+        );
+    }
+
     fn metrics_page(&self) -> Response {
         let page = get(self.metrics(), &self.metrics().to_string(), "/stats/prometheus");
         assert_eq!(page.status, 200, "{page:?}");

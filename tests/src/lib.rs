@@ -4,8 +4,9 @@
 //! memory, counters); [`resources`] writes the documents that it is started with. In front of it stands [`client`], a
 //! raw client that says exactly which bytes it sends and reads answers strictly, and [`load`], which sends many.
 //! Behind it stand [`upstream`] (records every byte and answers as told), [`fault`] (does what upstreams do when they
-//! are ill) and [`nginx`] (a real one). [`wire`] is the strict HTTP/1.1 reader that both sides share; it is not the
-//! gateway's own parser, on purpose.
+//! are ill) and [`nginx`] (a real one). For TLS there are certificates ([`cert`]), and [`openssl`] and [`curl`] as
+//! peers; [`bytes`] has peers of connections without HTTP. [`wire`] is the strict HTTP/1.1 reader that both sides
+//! share; it is not the gateway's own parser, on purpose.
 //!
 //! Rules: a port comes from the kernel, nothing waits by sleeping ([`deadline`]), whoever starts a process ends it when
 //! dropped, and a test that could not run never looks green.
@@ -13,14 +14,17 @@
 // The harness speaks to tests: what it cannot do is a failed test, said by a panic with its reason.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+pub mod bytes;
 pub mod cert;
 pub mod client;
 pub mod corpus;
+pub mod curl;
 pub mod deadline;
 pub mod fault;
 pub mod gateway;
 pub mod load;
 pub mod nginx;
+pub mod openssl;
 pub mod port;
 pub mod resources;
 pub mod upstream;

@@ -1,5 +1,6 @@
 //! A real nginx as an upstream.
 
+use crate::cert::Leaf;
 use crate::deadline::{SOON, within};
 use crate::port::HeldPort;
 use std::fs;
@@ -21,6 +22,28 @@ pub struct Nginx {
 impl Nginx {
     /// Starts one that serves `files` (path and content) and answers any method on `/echo`.
     pub fn start(files: &[(&str, &[u8])]) -> Self {
+        Self::launch(files, "", "")
+    }
+
+    /// Starts one that speaks TLS with this certificate, and asks clients for one of `clients`, if that is given.
+    ///
+    /// Beside what [`Self::start`] serves, `/tls` says what it knows of the connection, and `PUT /put/NAME` keeps a
+    /// file that [`Self::put_file`] finds.
+    pub fn secured(leaf: &Leaf, clients: Option<&Path>, files: &[(&str, &[u8])]) -> Self {
+        let mut lines = format!(
+            "ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {}; ssl_certificate_key {};",
+            leaf.certificate.display(),
+            leaf.key.display()
+        );
+        if let Some(path) = clients {
+            // What came is told, not refused, so that a test sees it.
+            let path = path.display();
+            lines += &format!(" ssl_client_certificate {path}; ssl_verify_client optional;");
+        }
+        Self::launch(files, "ssl", &lines)
+    }
+
+    fn launch(files: &[(&str, &[u8])], listen: &str, lines: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let port = HeldPort::take();
         let root = folder.path().join("www");
@@ -31,7 +54,7 @@ impl Nginx {
         }
         fs::write(
             folder.path().join("nginx.conf"),
-            configuration(folder.path(), port.address()),
+            configuration(folder.path(), port.address(), listen, lines),
         )
         .expect("a file");
         let mut nginx = Self {
@@ -91,6 +114,11 @@ impl Nginx {
         fs::read_to_string(self.path("access.log")).unwrap_or_default()
     }
 
+    /// Where `PUT /put/NAME` keeps its body.
+    pub fn put_file(&self, name: &str) -> PathBuf {
+        self.path("www").join("put").join(name)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -102,7 +130,7 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(folder: &Path, address: SocketAddr) -> String {
+fn configuration(folder: &Path, address: SocketAddr, listen: &str, lines: &str) -> String {
     let at = folder.display();
     format!(
         r#"daemon off;
@@ -121,9 +149,14 @@ http {{
     keepalive_requests 1000000;
     default_type application/octet-stream;
     server {{
-        listen {address} reuseport backlog=4096;
+        listen {address} {listen} reuseport backlog=4096;
+        {lines}
         root {at}/www;
         location / {{ }}
+        location /put/ {{ dav_methods PUT; create_full_put_path on; }}
+        location = /tls {{
+            return 200 "sni=$ssl_server_name protocol=$ssl_protocol client=$ssl_client_verify $ssl_client_s_dn connection=$connection\n";
+        }}
         location = /echo {{ return 200 "$request_method $content_length $http_content_type\n"; }}
     }}
 }}

@@ -1,5 +1,7 @@
 //! The YAML documents that a gateway is started with.
 
+use crate::cert::Leaf;
+use crate::openssl::base64;
 use std::fmt::Write;
 use std::net::SocketAddr;
 
@@ -113,6 +115,101 @@ pub fn route_to(host: &str) -> String {
 pub fn one_route(address: SocketAddr, more: &str) -> String {
     let rule = format!("- {}\n{}", route_to(UPSTREAM_HOST), indent(more));
     gateway(80) + &service(UPSTREAM_HOST, 80, &[Endpoint::new("v1", address)]) + &virtual_service(&rule)
+}
+
+/// A Gateway `g` with these servers in flow style, one a line.
+pub fn gateway_with(servers: &str) -> String {
+    let lines: String = servers
+        .lines()
+        .map(|line| format!("  - {}\n", line.trim()))
+        .collect();
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: g, namespace: default}}
+spec:
+  servers:
+{lines}---
+"
+    )
+}
+
+/// A server for [`gateway_with`] with protocol HTTPS on port 443; `tls` are the fields of its `tls`.
+pub fn https_server(name: &str, hosts: &str, tls: &str) -> String {
+    format!("{{port: {{number: 443, name: {name}, protocol: HTTPS}}, hosts: [{hosts}], tls: {{{tls}}}}}\n")
+}
+
+/// Fields of a server's `tls`: the mode, and the files of a certificate.
+pub fn tls_files(mode: &str, leaf: &Leaf) -> String {
+    format!("mode: {mode}, {}", tls_pair(leaf))
+}
+
+/// Fields of a server's `tls` that name the files of a certificate.
+pub fn tls_pair(leaf: &Leaf) -> String {
+    format!(
+        "serverCertificate: {}, privateKey: {}",
+        leaf.certificate.display(),
+        leaf.key.display()
+    )
+}
+
+/// A Secret with these values, in base64.
+pub fn secret(name: &str, kind: &str, values: &[(&str, &str)]) -> String {
+    let mut text = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: default}}\ntype: {kind}\ndata:\n"
+    );
+    for (key, value) in values {
+        writeln!(text, "  {key}: {}", base64(value.as_bytes())).expect("text");
+    }
+    text + "---\n"
+}
+
+/// A ServiceEntry for a port that is not HTTP, with endpoints that have the label `version` by their position: `v1`, ...
+pub fn stream_service(host: &str, port: u16, protocol: &str, endpoints: &[SocketAddr]) -> String {
+    let name = host.replace('.', "-");
+    let mut list = String::new();
+    for (at, address) in endpoints.iter().enumerate() {
+        let (ip, real, version) = (address.ip(), address.port(), at + 1);
+        writeln!(
+            list,
+            "  - {{address: \"{ip}\", ports: {{stream: {real}}}, labels: {{version: v{version}}}}}"
+        )
+        .expect("text");
+    }
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: default}}
+spec:
+  hosts: [{host}]
+  resolution: STATIC
+  ports: [{{number: {port}, name: stream, protocol: {protocol}}}]
+  endpoints:
+{list}---
+"
+    )
+}
+
+/// A DestinationRule with these lines as its `trafficPolicy`.
+pub fn traffic_policy(host: &str, policy: &str) -> String {
+    let name = host.replace('.', "-");
+    let lines = indent(&indent(policy));
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}, namespace: default}}
+spec:
+  host: {host}
+  trafficPolicy:
+{lines}---
+"
+    )
+}
+
+/// All requests of the Gateway `g` to the endpoint at this address.
+pub fn all_to(address: SocketAddr) -> String {
+    service(UPSTREAM_HOST, 80, &[Endpoint::new("v1", address)])
+        + &virtual_service(&format!("- {}", route_to(UPSTREAM_HOST)))
 }
 
 fn indent(lines: &str) -> String {

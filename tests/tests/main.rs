@@ -16,3 +16,6 @@ mod h1_corpus;
 mod limits;
 mod nginx_upstream;
 mod routing;
+mod tls;
+mod tls_hello;
+mod tls_keys;

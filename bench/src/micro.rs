@@ -238,6 +238,7 @@ fn cluster() -> Arc<ClusterSpec> {
         tls: None,
         tcp_idle_timeout: Duration::ZERO,
         max_connection_duration: Duration::ZERO,
+        keepalive: None,
     })
 }
 

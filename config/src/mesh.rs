@@ -6,9 +6,11 @@
 use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::report::{Origin, Report};
+use crate::resource::destination_rule::keepalive;
 use crate::resource::{duration_of, schema};
 use crate::yaml::{Node, Path};
 use isthmus_core::cluster::CONNECT_TIMEOUT;
+use isthmus_core::cluster::TcpKeepalive;
 use isthmus_core::limits::{SettingValue, Settings};
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use std::time::Duration;
 pub struct MeshConfig {
     /// How long a connect may take when no DestinationRule says (`connectTimeout`).
     pub connect_timeout: Duration,
+    /// `tcpKeepalive` of upstream connections whose rule gives none.
+    pub keepalive: Option<TcpKeepalive>,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
@@ -31,6 +35,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             connect_timeout: CONNECT_TIMEOUT,
+            keepalive: None,
             root_namespace: "istio-system".to_owned(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
@@ -106,6 +111,7 @@ fn read(node: &Node, loaded: &mut Loaded) {
     if let Some(namespace) = node.text("rootNamespace").filter(|text| !text.is_empty()) {
         mesh.root_namespace = namespace.to_owned();
     }
+    mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
     mesh.service_export_to = node.texts("defaultServiceExportTo");
     mesh.virtual_service_export_to = node.texts("defaultVirtualServiceExportTo");
     mesh.destination_rule_export_to = node.texts("defaultDestinationRuleExportTo");

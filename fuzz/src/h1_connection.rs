@@ -355,6 +355,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         tls: None,
         tcp_idle_timeout: Duration::ZERO,
         max_connection_duration: Duration::ZERO,
+        keepalive: None,
     })
 }
 

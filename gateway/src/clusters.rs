@@ -10,7 +10,7 @@ use crate::mailbox::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::Secure;
 use crate::upstream::{Connection, Open};
-use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId};
+use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId, TcpKeepalive};
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
@@ -126,6 +126,11 @@ impl ClusterHandle {
         let cluster = self.cluster.borrow();
         let spec = cluster.spec();
         (spec.tcp_idle_timeout, spec.max_connection_duration)
+    }
+
+    /// How the kernel probes silent connections.
+    pub fn keepalive(&self) -> Option<TcpKeepalive> {
+        self.cluster.borrow().spec().keepalive
     }
 
     /// How long a connect may take.

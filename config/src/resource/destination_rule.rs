@@ -2,6 +2,7 @@
 
 use super::duration_of;
 use crate::yaml::Node;
+use isthmus_core::cluster::TcpKeepalive;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -57,6 +58,7 @@ pub(crate) struct ConnectionPool {
     pub(crate) tcp_idle_timeout: Option<Duration>,
     pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_requests_per_connection: i128,
+    pub(crate) keepalive: Option<TcpKeepalive>,
 }
 
 /// `tls`.
@@ -124,6 +126,18 @@ impl TrafficPolicy {
     }
 }
 
+/// Reads `tcpKeepalive`, of a rule or of the mesh.
+pub(crate) fn keepalive(node: &Node) -> TcpKeepalive {
+    TcpKeepalive {
+        probes: node
+            .int("probes")
+            .and_then(|probes| u32::try_from(probes).ok())
+            .filter(|probes| *probes > 0),
+        time: duration_of(node, "time"),
+        interval: duration_of(node, "interval"),
+    }
+}
+
 impl Blocks {
     fn read(node: &Node) -> Self {
         let pool = node.get("connectionPool");
@@ -140,6 +154,7 @@ impl Blocks {
                     idle_timeout: duration_of(http, "idleTimeout"),
                     tcp_idle_timeout: duration_of(tcp, "idleTimeout"),
                     max_connection_duration: duration_of(tcp, "maxConnectionDuration"),
+                    keepalive: tcp.get("tcpKeepalive").map(keepalive),
                     max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
                 }
             }),

@@ -5,6 +5,7 @@
 use super::buffer::Pool;
 use super::tls::{HandshakeError, Raw, Session};
 use glommio::net::TcpStream;
+use isthmus_core::cluster::TcpKeepalive;
 use rustix::net::{RecvFlags, SendFlags};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -67,6 +68,21 @@ impl Stream {
             .await
             .map_err(io::Error::from)?;
         Ok(Self::new(stream))
+    }
+
+    /// Has the kernel probe the peer when the connection is silent. Failure leaves the system's way.
+    pub fn set_keepalive(&self, keepalive: &TcpKeepalive) {
+        let mut wanted = socket2::TcpKeepalive::new();
+        if let Some(time) = keepalive.time {
+            wanted = wanted.with_time(time);
+        }
+        if let Some(interval) = keepalive.interval {
+            wanted = wanted.with_interval(interval);
+        }
+        if let Some(probes) = keepalive.probes {
+            wanted = wanted.with_retries(probes);
+        }
+        let _unimportant = socket2::SockRef::from(self).set_tcp_keepalive(&wanted);
     }
 
     /// From here on the connection is TLS: [`Self::poll_handshake`] comes next.

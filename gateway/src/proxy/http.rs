@@ -559,6 +559,7 @@ async fn connect(
             let connecting = Box::pin(upstream::connect::connect(
                 address,
                 timeout,
+                cluster.keepalive(),
                 secure,
                 permit,
                 &context.pool,

@@ -248,7 +248,15 @@ async fn carry(
         outcome.upstream = Some(address);
         let open = context.clusters.count_open();
         let timeout = cluster.connect_timeout();
-        let connected = connect::open(address, timeout, secure.as_ref(), &context.pool, &context.wheel).await;
+        let connected = connect::open(
+            address,
+            timeout,
+            cluster.keepalive().as_ref(),
+            secure.as_ref(),
+            &context.pool,
+            &context.wheel,
+        )
+        .await;
         let mut stats = context.stats.borrow_mut();
         match connected {
             Ok(upstream) => {

@@ -6,6 +6,7 @@ use crate::io::clock;
 use crate::io::h1::MessageReader;
 use crate::io::stream::Stream;
 use crate::io::timer::Wheel;
+use isthmus_core::cluster::TcpKeepalive;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
@@ -30,6 +31,7 @@ pub struct Secure {
 pub async fn open(
     address: SocketAddr,
     timeout: Duration,
+    keepalive: Option<&TcpKeepalive>,
     secure: Option<&Secure>,
     pool: &Pool,
     wheel: &Wheel,
@@ -40,6 +42,9 @@ pub async fn open(
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Err(Cause::ConnectTimeout),
         Err(_) => return Err(Cause::ConnectFailed),
     };
+    if let Some(keepalive) = keepalive {
+        stream.set_keepalive(keepalive);
+    }
     let Some(Secure { config, name }) = secure else {
         return Ok(stream);
     };
@@ -69,6 +74,7 @@ pub async fn open(
 pub async fn connect(
     address: SocketAddr,
     timeout: Duration,
+    keepalive: Option<TcpKeepalive>,
     secure: Option<Secure>,
     permit: Permit,
     pool: &Pool,
@@ -76,7 +82,7 @@ pub async fn connect(
     limits: MessageLimits,
     open: Open,
 ) -> Result<Box<Connection>, Cause> {
-    let stream = self::open(address, timeout, secure.as_ref(), pool, wheel).await?;
+    let stream = self::open(address, timeout, keepalive.as_ref(), secure.as_ref(), pool, wheel).await?;
     Ok(Box::new(Connection {
         stream,
         reader: MessageReader::new(pool, limits),

@@ -49,6 +49,19 @@ pub struct ClusterSpec {
     pub tcp_idle_timeout: Duration,
     /// How long a connection that carries bytes may last; zero for no limit.
     pub max_connection_duration: Duration,
+    /// How the kernel finds out that a peer is gone; None leaves it to the system.
+    pub keepalive: Option<TcpKeepalive>,
+}
+
+/// `tcpKeepalive`: probes on silent connections. What is not given is the system's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct TcpKeepalive {
+    /// Probes without an answer after which the connection is dead.
+    pub probes: Option<u32>,
+    /// Silence before the first.
+    pub time: Option<Duration>,
+    /// Time between two.
+    pub interval: Option<Duration>,
 }
 
 /// Names a connection of this shard; what it stands for is the shell's affair.
@@ -291,6 +304,7 @@ mod tests {
             tls: None,
             tcp_idle_timeout: Duration::ZERO,
             max_connection_duration: Duration::ZERO,
+            keepalive: None,
         })
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Output {
+pub(super) enum Output {
     Text,
     Json,
 }

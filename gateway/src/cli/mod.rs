@@ -2,6 +2,7 @@
 
 mod check;
 mod help;
+mod secrets;
 
 use crate::access_log::{Format, Target};
 use crate::control;
@@ -38,6 +39,9 @@ enum Command {
                             isthmus check -f ./resources -o json"
     )]
     Check(check::Args),
+    /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
+    #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
+    Secrets(secrets::Args),
     /// Print the version.
     Version,
     /// Explain a command, or a topic: settings, fields, mesh-config.
@@ -274,6 +278,7 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Secrets(args) => return secrets::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;

@@ -19,3 +19,4 @@ mod routing;
 mod tls;
 mod tls_hello;
 mod tls_keys;
+mod tls_upstream;

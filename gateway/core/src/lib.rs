@@ -25,6 +25,7 @@ pub mod message;
 pub mod name;
 pub mod path;
 pub mod protocol;
+pub mod proxy_protocol;
 pub mod random;
 pub mod reply;
 pub mod route;

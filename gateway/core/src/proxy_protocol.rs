@@ -41,7 +41,8 @@ pub enum Parsed {
     },
 }
 
-/// Both ends of a connection.
+/// Both ends of a connection, in the families that the header has: an address of version 4 that is mapped into version
+/// 6 stays so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Addresses {
     /// Who opened the connection.
@@ -324,4 +325,327 @@ fn crc32c(parts: &[&[u8]]) -> u32 {
         }
     }
     !sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn between(source: &str, destination: &str) -> Addresses {
+        Addresses {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        }
+    }
+
+    fn v1(addresses: &Addresses) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_v1(addresses, &mut out);
+        out
+    }
+
+    fn v2(addresses: &Addresses) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_v2(addresses, &mut out);
+        out
+    }
+
+    /// A header of version 2 from its command on.
+    fn raw(command: u8, family: u8, block: &[u8]) -> Vec<u8> {
+        let mut out = V2_SIGNATURE.to_vec();
+        out.extend_from_slice(&[command, family]);
+        out.extend_from_slice(&(block.len() as u16).to_be_bytes());
+        out.extend_from_slice(block);
+        out
+    }
+
+    fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
+        let mut out = vec![kind];
+        out.extend_from_slice(&(value.len() as u16).to_be_bytes());
+        out.extend_from_slice(value);
+        out
+    }
+
+    /// A header over IPv4 with these TLVs; the checksum is set where a TLV of four zeros asks for it.
+    fn with_tlvs(tlvs: &[Vec<u8>]) -> Vec<u8> {
+        let mut block = vec![192, 0, 2, 1, 198, 51, 100, 2, 0x1f, 0x90, 0x01, 0xbb];
+        let mut sum_at = None;
+        for tlv in tlvs {
+            if *tlv == [CRC32C, 0, 4, 0, 0, 0, 0] {
+                sum_at = Some(V2_FIXED_BYTES + block.len() + 3);
+            }
+            block.extend_from_slice(tlv);
+        }
+        let mut out = raw(PROXY, 0x11, &block);
+        if let Some(at) = sum_at {
+            let sum = crc32c(&[&out]);
+            out[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+        }
+        out
+    }
+
+    fn header(bytes: &[u8], addresses: Option<Addresses>) -> Result<Parsed, ProxyError> {
+        Ok(Parsed::Header {
+            used: bytes.len(),
+            addresses,
+        })
+    }
+
+    /// Every prefix is incomplete, the whole gives the expected answer, and what follows does not change it.
+    #[track_caller]
+    fn whole(bytes: &[u8], addresses: Option<Addresses>) {
+        for end in 0..bytes.len() {
+            assert_eq!(parse(&bytes[..end]), Ok(Parsed::Incomplete), "{end}: {bytes:?}");
+        }
+        let expected = header(bytes, addresses);
+        assert_eq!(parse(bytes), expected, "{bytes:?}");
+        for more in [b"GET / HTTP/1.1\r\n".as_slice(), b"\r\n", bytes, &[0; 5000]] {
+            assert_eq!(parse(&[bytes, more].concat()), expected);
+        }
+    }
+
+    /// The answer comes with the byte at the end of `first`, and what follows does not change it.
+    #[track_caller]
+    fn first_said_by(first: &[u8], expected: Result<Parsed, ProxyError>) {
+        for end in 0..first.len() {
+            assert_eq!(parse(&first[..end]), Ok(Parsed::Incomplete), "{end}: {first:?}");
+        }
+        assert_eq!(parse(first), expected, "{first:?}");
+        for more in [b" 1\r\n".as_slice(), b"\r\n", &[0; 5000], &[0xff; 200]] {
+            assert_eq!(parse(&[first, more].concat()), expected, "{first:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_family_come_back() {
+        for (source, destination) in [
+            ("192.0.2.1:56324", "198.51.100.2:443"),
+            ("0.0.0.0:0", "255.255.255.255:65535"),
+            ("[2001:db8::1]:1", "[::]:0"),
+            ("[::1]:10", "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535"),
+            ("[::ffff:192.0.2.1]:80", "[2001:db8:0:1:2:3:4:5]:443"),
+        ] {
+            let addresses = between(source, destination);
+            whole(&v1(&addresses), Some(addresses));
+            whole(&v2(&addresses), Some(addresses));
+        }
+        let text = v1(&between("192.0.2.1:56324", "198.51.100.2:443"));
+        assert_eq!(text, b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n");
+    }
+
+    #[test]
+    fn mixed_families_are_mapped_or_unknown() {
+        let mixed = between("192.0.2.1:1", "[2001:db8::1]:2");
+        whole(
+            &v2(&mixed),
+            Some(between("[::ffff:192.0.2.1]:1", "[2001:db8::1]:2")),
+        );
+        assert_eq!(v1(&mixed), b"PROXY UNKNOWN\r\n");
+        whole(&v1(&mixed), None);
+        let mixed = between("[2001:db8::1]:2", "192.0.2.1:1");
+        whole(
+            &v2(&mixed),
+            Some(between("[2001:db8::1]:2", "[::ffff:192.0.2.1]:1")),
+        );
+    }
+
+    #[test]
+    fn what_version_1_does_not_know_is_skipped() {
+        whole(b"PROXY UNKNOWN\r\n", None);
+        whole(b"PROXY UNKNOWN \r\n", None);
+        whole(
+            b"PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff \
+              ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n",
+            None,
+        );
+        whole(b"PROXY UNKNOWN \x00\xff\n what\r\n", None);
+    }
+
+    #[test]
+    fn lines_of_version_1_are_read_strictly() {
+        for line in [
+            "TCP4 192.0.2.01 198.51.100.2 1 2",
+            "TCP4 192.0.2.1 198.51.100.2 01 2",
+            "TCP4 192.0.2.1 198.51.100.2 1 00",
+            "TCP4 192.0.2.1 198.51.100.2 1 65536",
+            "TCP4 192.0.2.1 198.51.100.2 1 2 ",
+            "TCP4 192.0.2.1 198.51.100.2 1 2 3",
+            "TCP4 192.0.2.1 198.51.100.2 1",
+            "TCP4 192.0.2.1 198.51.100.2  1 2",
+            "TCP4  192.0.2.1 198.51.100.2 1 2",
+            "TCP4 192.0.2 198.51.100.2 1 2",
+            "TCP4 ::1 ::2 1 2",
+            "TCP4 256.0.2.1 198.51.100.2 1 2",
+            "TCP6 192.0.2.1 198.51.100.2 1 2",
+            "TCP6 ::1 192.0.2.1 1 2",
+            "TCP6 1::2::3 ::1 1 2",
+            "TCP6 ::1 ::00002 1 2",
+            "TCP4 ",
+            "TCP4 192.0.2.1 198.51.100.2 1 ",
+        ] {
+            // A line is malformed as soon as its end is known.
+            first_said_by(format!("PROXY {line}\r").as_bytes(), Err(ProxyError::Malformed));
+        }
+        for first in [
+            "PROXY X",
+            "PROXY  ",
+            "PROXY \r",
+            "PROXY TCP5",
+            "PROXY TCP4\r",
+            "PROXY TCP4\t",
+            "PROXY t",
+            "PROXY UNKNOWNS",
+            "PROXY UNKNOWN\n",
+            "PROXY UNK\r",
+            "PROXY UNKNOWN x\r\r",
+            "PROXY TCP4 192.0.2.1 198.51.100.2 +",
+            "PROXY TCP4 192.0.2.1 198.51.100.2 1 2\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.2 1 2\r\r",
+            "PROXY TCP6 fe80::1%",
+            "PROXY TCP6 [",
+        ] {
+            first_said_by(first.as_bytes(), Err(ProxyError::Malformed));
+        }
+    }
+
+    #[test]
+    fn lines_of_version_1_end_in_time() {
+        let longest = |extra: usize| {
+            let mut line = b"PROXY UNKNOWN ".to_vec();
+            line.resize(V1_BYTES_MAX - 2 + extra, b'x');
+            line.extend_from_slice(b"\r\n");
+            line
+        };
+        whole(&longest(0), None);
+        let long = longest(1);
+        first_said_by(&long[..V1_BYTES_MAX - 1], Err(ProxyError::TooLong));
+        assert_eq!(parse(&long), Err(ProxyError::TooLong));
+    }
+
+    #[test]
+    fn what_begins_otherwise_is_absent_at_its_first_other_byte() {
+        for first in [
+            b"G".as_slice(),
+            b"\x16",
+            b"\0",
+            b"\n",
+            b"p",
+            b"PR\0",
+            b"PRI",
+            b"PROXI",
+            b"PROXY\r",
+            b"PROXY\t",
+            b"\r\r",
+            b"\r\n\r\n\0\r\nQUIT\r",
+            b"\r\n\r\n\r",
+            b"\r\nG",
+        ] {
+            first_said_by(first, Ok(Parsed::Absent));
+        }
+        assert_eq!(parse(b""), Ok(Parsed::Incomplete));
+    }
+
+    #[test]
+    fn commands_and_families_decide_which_addresses_count() {
+        let zeros = [0; 300];
+        // Local: whatever family and block.
+        for family in [0x00, 0x11, 0x21, 0x31, 0xff] {
+            whole(&raw(LOCAL, family, &[]), None);
+            whole(&raw(LOCAL, family, &zeros[..7]), None);
+        }
+        whole(&raw(PROXY, 0x00, &[]), None);
+        whole(&raw(PROXY, 0x00, b"\x01\x02"), None);
+        let zero_v4 = between("0.0.0.0:0", "0.0.0.0:0");
+        let zero_v6 = between("[::]:0", "[::]:0");
+        for (family, least, addresses) in [
+            (0x11, 12, Some(zero_v4)),
+            (0x12, 12, Some(zero_v4)),
+            (0x21, 36, Some(zero_v6)),
+            (0x22, 36, Some(zero_v6)),
+            (0x31, 216, None),
+            (0x32, 216, None),
+        ] {
+            whole(&raw(PROXY, family, &zeros[..least]), addresses);
+            let short = raw(PROXY, family, &zeros[..least - 1]);
+            first_said_by(&short[..V2_FIXED_BYTES], Err(ProxyError::Malformed));
+        }
+        for (command, family) in [
+            (0x00, None),
+            (0x11, None),
+            (0x22, None),
+            (0x2f, None),
+            (0x31, None),
+            (PROXY, Some(0x01)),
+            (PROXY, Some(0x10)),
+            (PROXY, Some(0x13)),
+            (PROXY, Some(0x41)),
+            (PROXY, Some(0xff)),
+        ] {
+            let mut first = V2_SIGNATURE.to_vec();
+            first.push(command);
+            first.extend(family);
+            first_said_by(&first, Err(ProxyError::Malformed));
+        }
+    }
+
+    #[test]
+    fn tlvs_fill_their_room() {
+        let addresses = Some(between("192.0.2.1:8080", "198.51.100.2:443"));
+        whole(&with_tlvs(&[]), addresses);
+        whole(
+            &with_tlvs(&[tlv(1, b"h2"), tlv(2, b"a.example"), tlv(4, &[])]),
+            addresses,
+        );
+        for broken in [
+            b"\x01".as_slice(),
+            b"\x01\x00",
+            b"\x01\x00\x01",
+            b"\x04\x00\x00\x01",
+            b"\x01\x00\x03ab",
+        ] {
+            let bytes = with_tlvs(&[broken.to_vec()]);
+            first_said_by(&bytes, Err(ProxyError::Malformed));
+        }
+    }
+
+    #[test]
+    fn checksums_are_verified() {
+        assert_eq!(crc32c(&[b"12345", b"", b"6789"]), 0xe306_9283);
+        assert_eq!(crc32c(&[]), 0);
+        let sum = tlv(CRC32C, &[0; 4]);
+        let addresses = Some(between("192.0.2.1:8080", "198.51.100.2:443"));
+        for tlvs in [
+            vec![sum.clone()],
+            vec![sum.clone(), tlv(1, b"h2")],
+            vec![tlv(1, b"h2"), sum.clone(), tlv(4, &[0; 9])],
+        ] {
+            let good = with_tlvs(&tlvs);
+            whole(&good, addresses);
+            // The addresses, and the value that is there for the sum.
+            for at in (V2_FIXED_BYTES..V2_FIXED_BYTES + 12).chain([good.len() - 1]) {
+                let mut bad = good.clone();
+                bad[at] ^= 1;
+                first_said_by(&bad, Err(ProxyError::Checksum));
+            }
+        }
+        for tlvs in [
+            vec![tlv(CRC32C, &[0; 3])],
+            vec![tlv(CRC32C, &[0; 5])],
+            vec![sum, tlv(CRC32C, &[0; 4])],
+        ] {
+            first_said_by(&with_tlvs(&tlvs), Err(ProxyError::Malformed));
+        }
+    }
+
+    #[test]
+    fn headers_of_version_2_are_bounded() {
+        let filler = |length| tlv(4, &vec![0; length - V2_FIXED_BYTES - 12 - 3]);
+        let longest = with_tlvs(&[filler(V2_BYTES_MAX)]);
+        assert_eq!(longest.len(), V2_BYTES_MAX);
+        whole(&longest, Some(between("192.0.2.1:8080", "198.51.100.2:443")));
+        let long = with_tlvs(&[filler(V2_BYTES_MAX + 1)]);
+        first_said_by(&long[..V2_FIXED_BYTES], Err(ProxyError::TooLong));
+        let local = raw(LOCAL, 0, &[0; V2_BYTES_MAX]);
+        first_said_by(&local[..V2_FIXED_BYTES], Err(ProxyError::TooLong));
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::deadline::SOON;
 use crate::upstream::LiveStreams;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -100,11 +100,16 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// Connects, with time-outs.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&address, SOON).expect("a connection");
-    stream.set_read_timeout(Some(SOON)).expect("a time-out");
-    stream.set_write_timeout(Some(SOON)).expect("a time-out");
-    stream.set_nodelay(true).expect("TCP_NODELAY");
-    stream
+    try_connect(address).expect("a connection")
+}
+
+/// Connects, with time-outs, or says why not: a reset may overtake the connect itself.
+pub fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.set_write_timeout(Some(SOON))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Everything until the peer ends; panics on a reset or when it does not end.
@@ -133,10 +138,10 @@ pub fn relay(to: SocketAddr, hello: impl Fn(&[u8], &mut TcpStream) + Send + Sync
             client.try_clone().expect("a handle"),
         );
         let answers = thread::spawn(move || {
-            let _ended = std::io::copy(&mut back, &mut forth);
+            let _ended = io::copy(&mut back, &mut forth);
             let _gone = forth.shutdown(Shutdown::Write);
         });
-        let _ended = std::io::copy(client, &mut server);
+        let _ended = io::copy(client, &mut server);
         let _gone = server.shutdown(Shutdown::Write);
         let _done = answers.join();
     })

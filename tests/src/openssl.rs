@@ -3,9 +3,10 @@
 use crate::cert::Leaf;
 use crate::deadline::{SOON, eventually_some};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use tempfile::TempDir;
 
 /// What a peer that hangs is given before it is ended, in seconds.
@@ -93,9 +94,23 @@ impl Client {
         self.send(b"")
     }
 
-    /// Shakes hands and says at once that nothing will be sent.
-    pub fn shake_hands(&self) -> Talk {
-        self.talk(b"", &[])
+    /// Shakes hands, sends these bytes, and ends in an orderly way without waiting for an answer.
+    pub fn say(&self, bytes: &[u8]) -> Talk {
+        self.talk(bytes, &[])
+    }
+
+    /// Shakes hands and stays.
+    pub fn stay(&self) -> Pipe {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-connect"]);
+        command.arg(self.address.to_string()).args(&self.args);
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl runs (Debian package openssl)");
+        Pipe { child }
     }
 
     /// Shakes hands, sends these bytes, and takes what comes until the peer closes.
@@ -120,6 +135,36 @@ impl Client {
         Talk {
             text: text.into_owned(),
         }
+    }
+}
+
+/// A client that carries bytes between a test and its peer; it is killed when dropped, without an orderly end.
+#[derive(Debug)]
+pub struct Pipe {
+    child: Child,
+}
+
+impl Pipe {
+    /// Sends all of it while it reads, and answers as many bytes as were sent.
+    pub fn exchange(&mut self, body: &[u8]) -> Vec<u8> {
+        let input = self.child.stdin.as_mut().expect("a pipe");
+        let output = self.child.stdout.as_mut().expect("a pipe");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                input.write_all(body).expect("the bytes are taken");
+                input.flush().expect("the bytes are taken");
+            });
+            let mut back = vec![0; body.len()];
+            output.read_exact(&mut back).expect("as much as was sent");
+            back
+        })
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
     }
 }
 

@@ -16,6 +16,7 @@ mod h1_corpus;
 mod limits;
 mod nginx_upstream;
 mod routing;
+mod tcp;
 mod tls;
 mod tls_hello;
 mod tls_keys;

@@ -239,6 +239,7 @@ fn cluster() -> Arc<ClusterSpec> {
         tcp_idle_timeout: Duration::ZERO,
         max_connection_duration: Duration::ZERO,
         keepalive: None,
+        proxy_protocol: None,
     })
 }
 

@@ -122,6 +122,7 @@ impl Rule<'_> {
                 load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
                 tls: policy.blocks.tls.clone().or(base.tls),
+                proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
                 any: policy.blocks.any || base.any,
             },
         }

@@ -356,6 +356,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         tcp_idle_timeout: Duration::ZERO,
         max_connection_duration: Duration::ZERO,
         keepalive: None,
+        proxy_protocol: None,
     })
 }
 

@@ -8,10 +8,11 @@ use crate::io::clock;
 use crate::io::stream::Liveness;
 use crate::mailbox::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
-use crate::upstream::connect::Secure;
+use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open};
-use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId, TcpKeepalive};
+use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId};
 use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::proxy_protocol::Addresses;
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
@@ -128,14 +129,22 @@ impl ClusterHandle {
         (spec.tcp_idle_timeout, spec.max_connection_duration)
     }
 
-    /// How the kernel probes silent connections.
-    pub fn keepalive(&self) -> Option<TcpKeepalive> {
-        self.cluster.borrow().spec().keepalive
-    }
-
-    /// How long a connect may take.
-    pub fn connect_timeout(&self) -> Duration {
-        self.cluster.borrow().spec().connect_timeout
+    /// What a new connection is to be like, for a client that has connected from one address to another.
+    pub fn wanted(&self, secure: Option<Secure>, peer: SocketAddr, local: Option<SocketAddr>) -> Wanted {
+        let cluster = self.cluster.borrow();
+        let spec = cluster.spec();
+        Wanted {
+            timeout: spec.connect_timeout,
+            keepalive: spec.keepalive,
+            proxy_header: spec.proxy_protocol.map(|version| {
+                let addresses = Addresses {
+                    source: peer,
+                    destination: local.unwrap_or(peer),
+                };
+                (version, addresses)
+            }),
+            secure,
+        }
     }
 
     /// Whether a connection that has carried so many requests may not carry another.

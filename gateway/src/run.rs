@@ -10,7 +10,7 @@ use crate::tls::{self, Store};
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::mesh::MeshConfig;
 use isthmus_config::{Compiled, Source};
-use isthmus_core::limits::Settings;
+use isthmus_core::limits::{Settings, TrustedRanges};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -41,6 +41,8 @@ pub struct Options {
     pub access_log_format: Format,
     /// A folder of credentials: NAME/tls.crt, tls.key, ca.crt.
     pub credentials: Option<PathBuf>,
+    /// Peers that are believed about their clients, when the settings' are not to count.
+    pub trusted: Option<TrustedRanges>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -151,11 +153,14 @@ pub(crate) fn load_process(
 /// Runs the gateway on files until it is told to end.
 pub fn run(mut options: Options) -> Exit {
     let process = load_process(options.mesh_config.as_ref(), options.settings.as_ref());
-    let (mesh, settings) = match process {
+    let (mesh, mut settings) = match process {
         Ok(process) => process,
         Err(exit) => return exit,
     };
     options.compile.mesh = mesh;
+    if let Some(trusted) = options.trusted.take() {
+        settings.trusted = trusted;
+    }
     match load(&options) {
         Ok(compiled) => run_compiled(options, compiled, &settings),
         Err(exit) => exit,

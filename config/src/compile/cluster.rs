@@ -76,6 +76,7 @@ fn cluster(
         tcp_idle_timeout: pool
             .and_then(|pool| pool.tcp_idle_timeout)
             .unwrap_or(IDLE_TIMEOUT),
+        proxy_protocol: blocks.proxy_protocol,
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)

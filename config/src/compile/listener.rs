@@ -17,7 +17,9 @@ use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::{is_http, is_tls};
 use crate::yaml::Path;
-use isthmus_core::listener::{Accepts, Chain, ChainAction, Listener, ListenerKey, SniTable, TcpRoute};
+use isthmus_core::listener::{
+    Accepts, Chain, ChainAction, Listener, ListenerKey, ProxyProtocol, SniTable, TcpRoute,
+};
 use isthmus_core::name::{HostIndex, HostPattern};
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
 use isthmus_core::tls::ServerTls;
@@ -28,6 +30,9 @@ use std::sync::Arc;
 
 /// Annotation that makes a Gateway the door of mesh clients.
 pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
+
+/// Annotation that says whether a PROXY header comes first: `accept` or `require`.
+const PROXY_PROTOCOL: &str = "isthmus.dev/proxy-protocol";
 
 /// A virtual host that is being put together.
 #[derive(Default)]
@@ -51,6 +56,7 @@ struct HostDraft {
 struct Draft<'a> {
     /// What the first server on it speaks, and who that is.
     first: Option<(Transport, &'a str)>,
+    proxy_protocol: ProxyProtocol,
     /// One on a plaintext port; one for each policy on a TLS port.
     tables: Vec<(Option<Arc<ServerTls>>, Table)>,
     /// Where bytes go, once a server of them is there.
@@ -245,6 +251,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             .get(MESH_DOOR)
             .is_some_and(|value| value == "true");
         mesh_door |= mesh;
+        let proxy_protocol = proxy_protocol(meta, report);
         let id = meta.id();
         let bound = bindings.of(&id, mesh);
         used.extend(&bound);
@@ -261,6 +268,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             let Some(draft) = drafts.get_mut(&key) else {
                 continue;
             };
+            draft.proxy_protocol = draft.proxy_protocol.max(proxy_protocol);
             let site = Site {
                 gateway: &id,
                 mesh,
@@ -331,7 +339,12 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 Arc::new(routes)
             });
             let tables = tables.collect();
-            Arc::new(Listener { key, accepts, tables })
+            Arc::new(Listener {
+                key,
+                proxy_protocol: draft.proxy_protocol,
+                accepts,
+                tables,
+            })
         });
     let listeners = listeners.collect();
     Listeners {
@@ -346,6 +359,23 @@ pub(crate) struct Listeners {
     pub(crate) listeners: Vec<Arc<Listener>>,
     pub(crate) origins: RouteOrigins,
     pub(crate) uses: Vec<TlsUse>,
+}
+
+/// What the annotation of a Gateway says about PROXY headers on its ports.
+fn proxy_protocol(meta: &Meta, report: &mut Report<'_>) -> ProxyProtocol {
+    match meta.annotations.get(PROXY_PROTOCOL).map(String::as_str) {
+        None => ProxyProtocol::Off,
+        Some("accept") => ProxyProtocol::Accept,
+        Some("require") => ProxyProtocol::Require,
+        Some(other) => {
+            let path = Path::Root;
+            let path = path.key("metadata");
+            let path = path.key("annotations");
+            let message = format!("`{other}` is not `accept` or `require`: PROXY headers are required");
+            report.warn("bad-value", &meta.origin, &path.key(PROXY_PROTOCOL), message);
+            ProxyProtocol::Require
+        }
+    }
 }
 
 /// Finds the listener of a server, if the server is one that is served.

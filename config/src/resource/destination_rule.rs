@@ -2,7 +2,7 @@
 
 use super::duration_of;
 use crate::yaml::Node;
-use isthmus_core::cluster::TcpKeepalive;
+use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ pub(crate) struct Blocks {
     pub(crate) load_balancer: Option<LoadBalancer>,
     pub(crate) connection_pool: Option<ConnectionPool>,
     pub(crate) tls: Option<ClientTls>,
+    pub(crate) proxy_protocol: Option<ProxyVersion>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -159,6 +160,10 @@ impl Blocks {
                 }
             }),
             tls: node.get("tls").map(ClientTls::read),
+            proxy_protocol: node.get("proxyProtocol").map(|node| match node.text("version") {
+                Some("V2") => ProxyVersion::V2,
+                _ => ProxyVersion::V1,
+            }),
             any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
                 .into_iter()
                 .any(written),

@@ -3,6 +3,8 @@
 //! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
 
 use crate::forwarded::ForwardClientCert;
+use ipnet::IpNet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A setting's value, as the settings file may write it.
@@ -123,6 +125,55 @@ impl SettingType for CongestionControl {
     }
     fn show(&self) -> String {
         self.0.as_deref().unwrap_or("system").to_owned()
+    }
+}
+
+/// Ranges of addresses whose word about their clients is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedRanges(pub Vec<IpNet>);
+
+impl Default for TrustedRanges {
+    /// Loopback.
+    fn default() -> Self {
+        let ranges = ["127.0.0.0/8", "::1/128"];
+        Self(ranges.iter().filter_map(|range| range.parse().ok()).collect())
+    }
+}
+
+impl TrustedRanges {
+    /// Whether an address is in one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|range| range.contains(&address.to_canonical()))
+    }
+}
+
+impl std::str::FromStr for TrustedRanges {
+    type Err = String;
+
+    /// Ranges with commas between them; an address alone is a range of one.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let range = |part: &str| {
+            let alone = part.parse::<IpAddr>().map(IpNet::from);
+            alone
+                .or_else(|_| part.parse::<IpNet>())
+                .map_err(|_| format!("`{part}` is not a range of addresses such as 10.0.0.0/8"))
+        };
+        parts.map(range).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl SettingType for TrustedRanges {
+    const EXPECTS: &'static str = "ranges of addresses such as 10.0.0.0/8,192.168.0.0/16";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Text(text) => text.parse(),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        let ranges: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        ranges.join(",")
     }
 }
 
@@ -283,6 +334,8 @@ settings! {
     "numTrustedProxies" trusted_proxies: u32 = 0;
     /// What becomes of x-forwarded-client-cert (MeshConfig gatewayTopology.forwardClientCertDetails).
     "forwardClientCertDetails" forward_client_cert: ForwardClientCert = ForwardClientCert::SanitizeSet;
+    /// Peers that are believed when they say who their client is (PROXY protocol); `--trusted-cidr` sets it, too.
+    "trustedCidr" trusted: TrustedRanges = TrustedRanges::default();
     /// Pass the upstream's Server field through instead of writing `server: isthmus`.
     "passServerHeader" pass_server_header: bool = false;
     /// Answer with x-isthmus-cause, which names why the gateway itself answered.
@@ -348,6 +401,25 @@ mod tests {
         );
         let merge = SettingValue::Text("MERGE_SLASHES".into());
         assert_eq!(settings.set("pathNormalization", &merge), Some(Ok(())));
+    }
+
+    #[test]
+    fn trusted_ranges_are_read() {
+        let ranges: TrustedRanges = "10.0.0.0/8, 192.168.1.7,fd00::/8".parse().unwrap();
+        for (address, trusted) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("192.168.1.7", true),
+            ("192.168.1.8", false),
+            ("fd12::1", true),
+            ("::1", false),
+        ] {
+            assert_eq!(ranges.contains(address.parse().unwrap()), trusted, "{address}");
+        }
+        assert!(TrustedRanges::default().contains("127.0.0.2".parse().unwrap()));
+        for bad in ["10.0.0.0/33", "all", "10.0.0/8"] {
+            assert!(bad.parse::<TrustedRanges>().is_err(), "{bad}");
+        }
     }
 
     #[test]

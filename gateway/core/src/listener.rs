@@ -23,10 +23,25 @@ pub struct ListenerKey {
 pub struct Listener {
     /// Which one.
     pub key: ListenerKey,
+    /// Whether a PROXY header comes first.
+    pub proxy_protocol: ProxyProtocol,
     /// What is done with a connection.
     pub accepts: Accepts,
     /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes.
     pub tables: Vec<Arc<RouteTable>>,
+}
+
+/// Whether connections begin with a PROXY header of a balancer in front, which says who the client is (the annotation
+/// `isthmus.dev/proxy-protocol` of a Gateway). Only trusted peers are believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub enum ProxyProtocol {
+    /// They do not; one would be taken for what is inside.
+    #[default]
+    Off,
+    /// Those of trusted peers may.
+    Accept,
+    /// Those of trusted peers must, and others are refused.
+    Require,
 }
 
 /// What a listener does with a connection.

@@ -80,12 +80,14 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
             .iter()
             .zip(&tables)
             .all(|(old, new)| Arc::ptr_eq(old, new))
-        && before.accepts == listener.accepts;
+        && before.accepts == listener.accepts
+        && before.proxy_protocol == listener.proxy_protocol;
     *listener = if unchanged {
         Arc::clone(before)
     } else {
         Arc::new(Listener {
             key: listener.key.clone(),
+            proxy_protocol: listener.proxy_protocol,
             accepts: listener.accepts.clone(),
             tables,
         })
@@ -95,7 +97,7 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::{Accepts, ListenerKey};
+    use crate::listener::{Accepts, ListenerKey, ProxyProtocol};
     use crate::name::HostPattern;
 
     fn snapshot(hosts: &[(&str, bool)]) -> Snapshot {
@@ -106,6 +108,7 @@ mod tests {
         Snapshot {
             listeners: vec![Arc::new(Listener {
                 key: ListenerKey { port: 80, bind: None },
+                proxy_protocol: ProxyProtocol::Off,
                 accepts: Accepts::Http,
                 tables: vec![Arc::new(RouteTable::new(hosts.collect()))],
             })],

@@ -10,6 +10,7 @@ use crate::demo;
 use crate::run::{self, Exit};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
+use isthmus_core::limits::TrustedRanges;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -199,6 +200,9 @@ struct RunArgs {
         value_parser = parse_log_level
     )]
     log_level: String,
+    /// Peers that are believed when they say who their client is (PROXY protocol) [default: loopback].
+    #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
+    trusted_cidr: Option<TrustedRanges>,
     /// Written once traffic is accepted: the addresses, as JSON.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
     ready_file: Option<PathBuf>,
@@ -212,6 +216,7 @@ impl RunArgs {
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
             credentials: self.resources.credentials.clone(),
+            trusted: self.trusted_cidr.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
                 "off" => Target::Off,

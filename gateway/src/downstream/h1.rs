@@ -6,7 +6,7 @@
 
 use super::Drain;
 use super::tls::Secured;
-use crate::io::buffer::Pool;
+use crate::io::buffer::ReadBuffer;
 use crate::io::h1::{MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
 use crate::io::timer::{Timer, Wheel};
@@ -60,19 +60,19 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
+    /// A connection that was just accepted; `begun` has what was read of it already.
     pub fn new(
         stream: Stream,
+        begun: ReadBuffer,
         secured: Option<Secured>,
         peer: SocketAddr,
-        pool: &Pool,
         limits: MessageLimits,
         wheel: &Wheel,
         drain: Rc<Cell<Drain>>,
     ) -> Self {
         Self {
             stream,
-            reader: MessageReader::new(pool, limits),
+            reader: MessageReader::with(begun, limits),
             writer: MessageWriter::default(),
             phase: wheel.timer(),
             peer,

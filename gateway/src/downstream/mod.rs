@@ -1,6 +1,7 @@
 //! Connections of clients: requests come out, answers go in. The codecs know nothing of routing or upstreams.
 
 pub mod h1;
+pub mod proxy_header;
 pub mod tls;
 
 /// How far the process is on its way out, as connections see it.

@@ -63,8 +63,13 @@ pub struct MessageReader {
 impl MessageReader {
     /// A reader between messages.
     pub fn new(pool: &Pool, limits: MessageLimits) -> Self {
+        Self::with(ReadBuffer::new(pool), limits)
+    }
+
+    /// A reader of a connection from which bytes were read already.
+    pub fn with(buffer: ReadBuffer, limits: MessageLimits) -> Self {
         Self {
-            buffer: ReadBuffer::new(pool),
+            buffer,
             parser: HeadParser::default(),
             body: None,
             limits,

@@ -553,14 +553,12 @@ async fn connect(
         }
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
-            let timeout = cluster.connect_timeout();
+            let wanted = cluster.wanted(secure, conn.peer, conn.stream.local_addr());
             let open = context.clusters.count_open();
             // Boxed: connecting is rare, and its state would make every request's larger.
             let connecting = Box::pin(upstream::connect::connect(
                 address,
-                timeout,
-                cluster.keepalive(),
-                secure,
+                wanted,
                 permit,
                 &context.pool,
                 &context.wheel,
@@ -839,6 +837,7 @@ async fn pass_on(
             }
             // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
             let reusable = upstream_keep_alive
+                && !upstream.is_for_one
                 && request_done
                 && !upstream.reader.has_unread()
                 && !cluster.is_used_up(upstream.requests);

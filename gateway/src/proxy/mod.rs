@@ -14,7 +14,7 @@ use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey};
+use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey, ProxyProtocol};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
@@ -93,6 +93,7 @@ impl Table {
 
 /// What a listener does in one version.
 pub struct Serving {
+    proxy_protocol: ProxyProtocol,
     accepts: Accepts,
     tables: Vec<Table>,
     /// By chain of a TLS listener: what TLS ends with, if its keys could be loaded.
@@ -140,6 +141,7 @@ impl Serving {
         };
         let is_first = |action: &ChainAction| matches!(action, ChainAction::Http { table: 0, .. });
         Self {
+            proxy_protocol: listener.proxy_protocol,
             accepts: listener.accepts.clone(),
             tables: tables.collect(),
             one_policy: chains.iter().all(|chain| is_first(&chain.action)),
@@ -154,11 +156,17 @@ impl Serving {
             pins: table.pins.clone(),
         });
         Self {
+            proxy_protocol: self.proxy_protocol,
             accepts: self.accepts.clone(),
             tables: tables.collect(),
             configs: chain_configs(&self.accepts, tls),
             one_policy: self.one_policy,
         }
+    }
+
+    /// Whether a PROXY header comes first.
+    pub fn proxy_protocol(&self) -> ProxyProtocol {
+        self.proxy_protocol
     }
 
     /// What is done with a connection.

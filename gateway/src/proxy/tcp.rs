@@ -247,16 +247,8 @@ async fn carry(
         };
         outcome.upstream = Some(address);
         let open = context.clusters.count_open();
-        let timeout = cluster.connect_timeout();
-        let connected = connect::open(
-            address,
-            timeout,
-            cluster.keepalive().as_ref(),
-            secure.as_ref(),
-            &context.pool,
-            &context.wheel,
-        )
-        .await;
+        let wanted = cluster.wanted(secure.clone(), client.peer, client.stream.local_addr());
+        let connected = connect::open(address, &wanted, &context.pool, &context.wheel).await;
         let mut stats = context.stats.borrow_mut();
         match connected {
             Ok(upstream) => {

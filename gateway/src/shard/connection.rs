@@ -3,13 +3,12 @@
 
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
-use crate::downstream::tls::Secured;
-use crate::downstream::{Drain, tls};
+use crate::downstream::{Drain, proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
 use crate::io::stream::Stream;
 use crate::proxy::http::{self, After, Exchange};
 use crate::proxy::{Context, ListenerState, tcp};
-use isthmus_core::listener::{Accepts, ChainAction, TcpRoute, auto_passthrough};
+use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::Cause;
 use isthmus_core::tls::HandshakeFailure;
@@ -27,32 +26,29 @@ pub(super) async fn serve(
     drain: Rc<Cell<Drain>>,
     _counted: Counted,
 ) {
-    let plain = matches!(listener.serving.borrow().accepts(), Accepts::Http);
-    if plain {
-        let conn = Connection::new(
+    let plain = {
+        let serving = listener.serving.borrow();
+        matches!(serving.accepts(), Accepts::Http) && serving.proxy_protocol() == ProxyProtocol::Off
+    };
+    let http = |stream, begun, secured, peer| {
+        Connection::new(
             stream,
-            None,
+            begun,
+            secured,
             peer,
-            &context.pool,
             context.limits,
             &context.wheel,
             drain,
-        );
+        )
+    };
+    if plain {
+        let conn = http(stream, ReadBuffer::new(&context.pool), None, peer);
         return serve_http(&context, &listener, conn).await;
     }
     // Boxed, so that a connection of HTTP, which is the usual one, does not carry the room of this.
     match Box::pin(begin(&context, &listener, stream, peer)).await {
-        Begun::Http(stream, secured) => {
-            let secured = Some(secured);
-            let conn = Connection::new(
-                stream,
-                secured,
-                peer,
-                &context.pool,
-                context.limits,
-                &context.wheel,
-                drain,
-            );
+        Begun::Http(client) => {
+            let conn = http(client.stream, client.begun, client.secured, client.peer);
             serve_http(&context, &listener, conn).await;
         }
         Begun::Bytes(client, route) => Box::pin(tcp::serve(&context, client, &route)).await,
@@ -63,34 +59,49 @@ pub(super) async fn serve(
 
 /// What is inside of a connection.
 enum Begun {
-    Http(Stream, Secured),
+    Http(tcp::Client),
     Bytes(tcp::Client, Arc<TcpRoute>),
     Cluster(tcp::Client, ClusterKey),
     /// Nothing: it was refused.
     Over,
 }
 
-/// Finds out what a connection that is not plaintext HTTP is for.
-async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, peer: SocketAddr) -> Begun {
+/// Finds out what a connection that is not plaintext HTTP from its first byte is for.
+async fn begin(
+    context: &Context,
+    listener: &ListenerState,
+    mut stream: Stream,
+    mut peer: SocketAddr,
+) -> Begun {
     let serving = Rc::clone(&listener.serving.borrow());
     let mut begun = ReadBuffer::new(&context.pool);
+    let mut deadline = context.wheel.timer();
+    deadline.set(context.settings.tls_handshake_timeout);
+    let mode = serving.proxy_protocol();
+    if mode != ProxyProtocol::Off && context.settings.trusted.contains(peer.ip()) {
+        match proxy_header::read(&stream, &mut begun, mode, &mut deadline).await {
+            Ok(addresses) => peer = addresses.map_or(peer, |addresses| addresses.source),
+            Err(_) if begun.is_empty() => return Begun::Over,
+            Err(cause) => return refuse(context, &stream, &begun, peer, None, cause).await,
+        }
+    } else if mode == ProxyProtocol::Require {
+        return refuse(context, &stream, &begun, peer, None, Cause::ProxyHeader).await;
+    }
+    let client = |stream, begun, secured, server_name| tcp::Client {
+        stream,
+        begun,
+        peer,
+        secured,
+        server_name,
+    };
     let names = match serving.accepts() {
-        // The listener may just have changed; its next connection is served as it is now.
-        Accepts::Http | Accepts::Tcp(None) => return Begun::Over,
+        Accepts::Http => return Begun::Http(client(stream, begun, None, None)),
+        Accepts::Tcp(None) => return Begun::Over,
         Accepts::Tcp(Some(route)) => {
-            let client = tcp::Client {
-                stream,
-                begun,
-                peer,
-                secured: None,
-                server_name: None,
-            };
-            return Begun::Bytes(client, Arc::clone(route));
+            return Begun::Bytes(client(stream, begun, None, None), Arc::clone(route));
         }
         Accepts::Tls(names) => names,
     };
-    let mut deadline = context.wheel.timer();
-    deadline.set(context.settings.tls_handshake_timeout);
     let hello = match tls::read_hello(&stream, &mut begun, &mut deadline).await {
         Ok(hello) => hello,
         // Scanners and health checks open connections and close them: that is nobody's fault.
@@ -109,13 +120,6 @@ async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, 
             Cause::NoChain,
         )
         .await;
-    };
-    let client = |stream, begun, secured, server_name| tcp::Client {
-        stream,
-        begun,
-        peer,
-        secured,
-        server_name,
     };
     let policy = match &chain.action {
         ChainAction::Pass(route) => {
@@ -182,7 +186,10 @@ async fn begin(context: &Context, listener: &ListenerState, mut stream: Stream, 
             );
             Begun::Over
         }
-        _ => Begun::Http(stream, secured),
+        _ => {
+            let begun = ReadBuffer::new(&context.pool);
+            Begun::Http(client(stream, begun, Some(secured), None))
+        }
     }
 }
 

@@ -6,13 +6,15 @@ use crate::io::clock;
 use crate::io::h1::MessageReader;
 use crate::io::stream::Stream;
 use crate::io::timer::Wheel;
-use isthmus_core::cluster::TcpKeepalive;
+use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::limits::MessageLimits;
+use isthmus_core::proxy_protocol::{self, Addresses};
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
@@ -27,25 +29,44 @@ pub struct Secure {
     pub name: Box<str>,
 }
 
-/// Connects a socket within `timeout`, and shakes hands on it.
-pub async fn open(
-    address: SocketAddr,
-    timeout: Duration,
-    keepalive: Option<&TcpKeepalive>,
-    secure: Option<&Secure>,
-    pool: &Pool,
-    wheel: &Wheel,
-) -> Result<Stream, Cause> {
+/// What a connection is to be like.
+#[derive(Clone)]
+pub struct Wanted {
+    /// How long making it may take.
+    pub timeout: Duration,
+    /// How the kernel probes it when it is silent.
+    pub keepalive: Option<TcpKeepalive>,
+    /// The PROXY header that it begins with, and what that says.
+    pub proxy_header: Option<(ProxyVersion, Addresses)>,
+    /// How it is secured; None for plaintext.
+    pub secure: Option<Secure>,
+}
+
+/// Connects a socket, and shakes hands on it.
+pub async fn open(address: SocketAddr, wanted: &Wanted, pool: &Pool, wheel: &Wheel) -> Result<Stream, Cause> {
+    let timeout = wanted.timeout;
     let before = clock::now();
     let mut stream = match Stream::connect(address, timeout).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Err(Cause::ConnectTimeout),
         Err(_) => return Err(Cause::ConnectFailed),
     };
-    if let Some(keepalive) = keepalive {
+    if let Some(keepalive) = &wanted.keepalive {
         stream.set_keepalive(keepalive);
     }
-    let Some(Secure { config, name }) = secure else {
+    if let Some((version, addresses)) = &wanted.proxy_header {
+        let mut header = Vec::with_capacity(proxy_protocol::V1_BYTES_MAX);
+        match version {
+            ProxyVersion::V1 => proxy_protocol::encode_v1(addresses, &mut header),
+            ProxyVersion::V2 => proxy_protocol::encode_v2(addresses, &mut header),
+        }
+        // The first bytes of a connection always fit into its buffer.
+        let written = poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(&header)])).await;
+        if !matches!(written, Ok(written) if written == header.len()) {
+            return Err(Cause::ConnectFailed);
+        }
+    }
+    let Some(Secure { config, name }) = &wanted.secure else {
         return Ok(stream);
     };
     let name = ServerName::try_from(&**name).map_err(|_| Cause::UpstreamTls)?;
@@ -66,28 +87,23 @@ pub async fn open(
     Ok(stream)
 }
 
-/// Connects within `timeout`. The permit is given back when it fails.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is a part of the connection that is made"
-)]
+/// Connects. The permit is given back when it fails.
 pub async fn connect(
     address: SocketAddr,
-    timeout: Duration,
-    keepalive: Option<TcpKeepalive>,
-    secure: Option<Secure>,
+    wanted: Wanted,
     permit: Permit,
     pool: &Pool,
     wheel: &Wheel,
     limits: MessageLimits,
     open: Open,
 ) -> Result<Box<Connection>, Cause> {
-    let stream = self::open(address, timeout, keepalive.as_ref(), secure.as_ref(), pool, wheel).await?;
+    let stream = self::open(address, &wanted, pool, wheel).await?;
     Ok(Box::new(Connection {
         stream,
         reader: MessageReader::new(pool, limits),
         address,
-        name: secure.map(|secure| secure.name),
+        name: wanted.secure.map(|secure| secure.name),
+        is_for_one: wanted.proxy_header.is_some(),
         requests: 0,
         is_doubtful: false,
         permit,

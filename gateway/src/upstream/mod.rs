@@ -37,6 +37,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// The name that its TLS was asked for; None for plaintext.
     pub name: Option<Box<str>>,
+    /// Whether its PROXY header names one client, so that no other may use it.
+    pub is_for_one: bool,
     /// Requests that it has carried, the present one included.
     pub requests: u32,
     /// Whether the upstream may have more to say although its last answer has ended: it must be looked at before it is

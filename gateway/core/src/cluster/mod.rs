@@ -51,6 +51,17 @@ pub struct ClusterSpec {
     pub max_connection_duration: Duration,
     /// How the kernel finds out that a peer is gone; None leaves it to the system.
     pub keepalive: Option<TcpKeepalive>,
+    /// The PROXY header that each connection begins with, which says who the client is.
+    pub proxy_protocol: Option<ProxyVersion>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    /// In text.
+    V1,
+    /// In binary.
+    V2,
 }
 
 /// `tcpKeepalive`: probes on silent connections. What is not given is the system's.
@@ -305,6 +316,7 @@ mod tests {
             tcp_idle_timeout: Duration::ZERO,
             max_connection_duration: Duration::ZERO,
             keepalive: None,
+            proxy_protocol: None,
         })
     }
 

@@ -351,10 +351,13 @@ impl Mutual {
                 Some(leaf) => client.with(leaf),
                 None => client,
             };
-            let talk = client.refused();
-            assert_eq!(talk.alert(), Some(number), "{version} {cause}: {}", talk.text);
+            // Who has not heard of it yet sends its request, and must be able to read why nobody takes it.
+            for request in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[b'a'; 50_000]] {
+                let talk = client.send(request);
+                assert_eq!(talk.alert(), Some(number), "{version} {cause}: {}", talk.text);
+            }
         }
-        gateway.assert_causes(cause, 2);
+        gateway.assert_causes(cause, 6);
         assert_eq!(self.upstream.served(), served);
     }
 }
@@ -877,4 +880,63 @@ spec:
     gateway.assert_causes("no_filter_chain", 3);
     gateway.assert_causes("no_cluster", 3);
     gateway.stop();
+}
+
+#[test]
+fn servers_that_end_tls_and_such_that_pass_it_share_a_port() {
+    let (authority, upstream) = (Authority::new(), Upstream::echo("v1"));
+    let (own, theirs) = (authority.server(&["a.example"]), authority.server(&["b.example"]));
+    let nginx = Nginx::secured(&theirs, None, &[]);
+    let servers = https_server("a", "a.example", &tls_files("SIMPLE", &own))
+        + "{port: {number: 443, name: b, protocol: TLS}, hosts: [b.example], tls: {mode: PASSTHROUGH}}\n";
+    let routes = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: passed, namespace: default}
+spec:
+  hosts: [b.example]
+  gateways: [g]
+  tls:
+  - match: [{sniHosts: [b.example]}]
+    route: [{destination: {host: nginx.internal, port: {number: 443}}}]
+---
+";
+    let gateway = door(&servers, &upstream)
+        .resources(
+            "passed",
+            &(routes.to_owned() + &stream_service("nginx.internal", 443, "TLS", &[nginx.address()])),
+        )
+        .start();
+    let curl = curl(&gateway, &authority);
+    assert_eq!(curl.get("https://a.example/"), "v1\n");
+    assert!(curl.get("https://b.example/tls").starts_with("sni=b.example "));
+    // A client that takes the one connection for both hosts is told to open another.
+    assert_eq!(
+        curl.args(&["--header", "host: b.example"])
+            .status("https://a.example/"),
+        421
+    );
+    gateway.stop();
+}
+
+// --- the end of a process
+
+#[test]
+fn a_gateway_that_ends_says_so_on_its_connections() {
+    let (authority, upstream) = (Authority::new(), Upstream::echo("v1"));
+    let leaf = authority.server(&["a.example"]);
+    let gateway = door(
+        &https_server("a", "a.example", &tls_files("SIMPLE", &leaf)),
+        &upstream,
+    )
+    .start();
+    let waiting = client(&gateway, "a.example");
+    let (asked, upstream) = (b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n", &upstream);
+    let talk = std::thread::scope(|scope| {
+        let talk = scope.spawn(move || waiting.send(asked));
+        eventually(SOON, "a request", || upstream.served() == 1);
+        gateway.stop();
+        talk.join().unwrap()
+    });
+    assert_eq!(talk.status(), Some(200), "{}", talk.text);
+    assert!(!talk.text.contains("unexpected eof"), "{}", talk.text);
 }

@@ -1,6 +1,6 @@
 //! Keys of servers that are missing, broken or replaced while clients come.
 
-use isthmus_tests::cert::{Authority, Leaf, credential};
+use isthmus_tests::cert::{Authority, Leaf, Wanted, credential};
 use isthmus_tests::curl::Curl;
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::gateway::{Builder, Gateway};
@@ -210,5 +210,68 @@ fn rotations_lose_no_handshake_and_are_live_when_the_log_says_so() {
     });
     assert!(handshakes.load(Ordering::SeqCst) > 100, "{handshakes:?}");
     assert_eq!(gateway.metric("isthmus_task_panics_total"), Some(0.0));
+    gateway.stop();
+}
+
+#[test]
+fn a_revocation_is_in_force_as_soon_as_its_list_is_replaced() {
+    let (authority, upstream) = (Authority::new(), Upstream::echo("v1"));
+    let folder = TempDir::new().unwrap();
+    let list = folder.path().join("ca.crl");
+    fs::copy(authority.revoke(&[1]), &list).unwrap();
+    let leaf = authority.server(&["a.example"]);
+    let tls = format!(
+        "{}, caCertificates: {}, caCrl: {}",
+        tls_files("MUTUAL", &leaf),
+        authority.certificate().display(),
+        list.display()
+    );
+    let gateway = door(&https_server("a", "a.example", &tls), &upstream)
+        .shards(2)
+        .start();
+    let holder = authority.issue(&Wanted::client(&["c.example"]).serial(66));
+    let other = authority.issue(&Wanted::client(&["c.example"]).serial(67));
+    let status = |leaf: &Leaf| {
+        client(&gateway, "a.example")
+            .with(leaf)
+            .get("a.example", "/")
+            .status()
+    };
+    assert_eq!((status(&holder), status(&other)), (Some(200), Some(200)));
+    let fresh = fs::read_to_string(authority.revoke(&[1, 66])).unwrap();
+    replace(&list, &fresh);
+    eventually(SOON, "the revocation", || status(&holder).is_none());
+    for _ in 0..6 {
+        let talk = client(&gateway, "a.example").with(&holder).refused();
+        assert_eq!(talk.alert(), Some(alert::CERTIFICATE_REVOKED), "{}", talk.text);
+        assert_eq!(status(&other), Some(200));
+    }
+    gateway.stop();
+}
+
+#[test]
+fn connections_stay_when_the_certificate_is_replaced() {
+    let (authority, upstream) = (Authority::new(), Upstream::echo("v1"));
+    let leaf = authority.server(&["a.example", "b.example"]);
+    let servers = https_server("a", "a.example", &tls_files("SIMPLE", &leaf))
+        + &https_server("b", "b.example", &tls_files("SIMPLE", &leaf));
+    let gateway = door(&servers, &upstream).start();
+    let mut stays = client(&gateway, "a.example").stay();
+    // The answer is longer than the request, and what is read of it is as long.
+    let mut ask = |host: &str, times: u64| {
+        let _begun = stays.exchange(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes());
+        eventually(SOON, "the request", || upstream.served() == times);
+    };
+    ask("a.example", 1);
+    let next = authority.server(&["a.example", "b.example"]);
+    replace(&leaf.key, &next.key_pem());
+    replace(&leaf.certificate, &next.certificate_pem());
+    eventually(SOON, "the new certificate", || {
+        client(&gateway, "a.example").get("a.example", "/").showed(&next)
+    });
+    let served = upstream.served();
+    ask("b.example", served + 1);
+    ask("a.example", served + 2);
+    assert_eq!(gateway.metric("isthmus_causes_total").unwrap_or_default(), 0.0);
     gateway.stop();
 }

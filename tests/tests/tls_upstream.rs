@@ -350,6 +350,123 @@ spec:
     gateway.stop();
 }
 
+#[test]
+fn a_rewritten_authority_is_the_name_that_is_asked_for() {
+    let authority = Authority::new();
+    let nginx = Nginx::secured(&authority.server(&["up.internal"]), None, &[]);
+    let gateway = Gateway::builder()
+        .resources(
+            "route",
+            &one_route(nginx.address(), "rewrite: {authority: up.internal}"),
+        )
+        .resources(
+            "rule",
+            &traffic_policy(
+                UPSTREAM_HOST,
+                &format!("tls: {{{}}}", simple(authority.certificate())),
+            ),
+        )
+        .start();
+    assert!(seen(&gateway, "a.example").starts_with("sni=up.internal "));
+    gateway.stop();
+}
+
+#[test]
+fn names_of_the_service_count_where_the_rule_has_none() {
+    let authority = Authority::new();
+    let nginx = Nginx::secured(&authority.server(&["up.internal"]), None, &[]);
+    for (own, of_rule, reached) in [
+        ("[up.internal]", "", true),
+        ("[other.internal]", "", false),
+        ("[other.internal]", ", subjectAltNames: [up.internal]", true),
+    ] {
+        let services = one_route(nginx.address(), "").replace(
+            "  location: MESH_INTERNAL\n",
+            &format!("  subjectAltNames: {own}\n"),
+        );
+        let tls = format!("tls: {{{}{of_rule}}}", simple(authority.certificate()));
+        let gateway = Gateway::builder()
+            .resources("route", &services)
+            .resources("rule", &traffic_policy(UPSTREAM_HOST, &tls))
+            .start();
+        if reached {
+            assert_eq!(gateway.get("a.example", "/tls").status, 200, "{own} {of_rule}");
+        } else {
+            assert_unreachable(&gateway, "a.example", "upstream_tls", 1);
+        }
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_port_of_the_rule_may_have_tls_of_its_own() {
+    let authority = Authority::new();
+    let nginx = Nginx::secured(&authority.server(&["a.example"]), None, &[]);
+    let plain = Upstream::echo("plain");
+    let of_port = |tls: &str| format!("portLevelSettings: [{{port: {{number: 80}}, tls: {{{tls}}}}}]");
+    let start = |address: SocketAddr, policy: &str| {
+        Gateway::builder()
+            .resources("route", &one_route(address, ""))
+            .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
+            .start()
+    };
+    let gateway = start(nginx.address(), &of_port(&simple(authority.certificate())));
+    assert!(seen(&gateway, "a.example").starts_with("sni=a.example "));
+    gateway.stop();
+    let policy = format!(
+        "tls: {{{}}}\n{}",
+        simple(authority.certificate()),
+        of_port("mode: DISABLE")
+    );
+    let gateway = start(plain.address(), &policy);
+    assert_eq!(gateway.get("a.example", "/").text(), "plain\n");
+    gateway.stop();
+}
+
+#[test]
+fn the_gateways_certificate_is_replaced_while_it_runs() {
+    let authority = Authority::new();
+    let folder = TempDir::new().unwrap();
+    let ca = authority.certificate_pem();
+    let own = ["one.example", "two.example"].map(|name| authority.client(name));
+    let nginx = Nginx::secured(
+        &authority.server(&["a.example"]),
+        Some(authority.certificate()),
+        &[],
+    );
+    let pems = own
+        .each_ref()
+        .map(|leaf| (leaf.certificate_pem(), leaf.key_pem()));
+    let values = [
+        ("tls.crt", pems[0].0.as_str()),
+        ("tls.key", &pems[0].1),
+        ("ca.crt", &ca),
+    ];
+    credential(folder.path(), "own", &values);
+    let policy = "tls: {mode: MUTUAL, credentialName: own}
+connectionPool: {http: {maxRequestsPerConnection: 1}}";
+    let gateway = Gateway::builder()
+        .resources("route", &one_route(nginx.address(), ""))
+        .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
+        .arg("--credentials")
+        .arg(folder.path())
+        .start();
+    assert!(seen(&gateway, "a.example").contains(" CN=one.example "));
+    fs::write(folder.path().join("own/tls.key"), &pems[1].1).unwrap();
+    fs::write(folder.path().join("own/tls.crt"), &pems[1].0).unwrap();
+    let serial = own[1].serial();
+    eventually(SOON, "the new certificate in the log", || {
+        let log = gateway.log();
+        log.lines()
+            .any(|line| line.contains("a certificate is live") && line.contains(&serial))
+    });
+    for _ in 0..3 {
+        let said = seen(&gateway, "a.example");
+        assert!(said.contains("client=SUCCESS CN=two.example "), "{said}");
+    }
+    gateway.stop();
+}
+
 // --- TLS on both sides
 
 /// An HTTPS server before an nginx with TLS.

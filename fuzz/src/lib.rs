@@ -16,7 +16,10 @@ pub mod h1_connection;
 pub mod h1_differential;
 pub mod h1_request;
 pub mod h1_response;
+pub mod hello;
 pub mod input;
+pub mod pem;
+pub mod proxy_protocol;
 pub mod routes;
 pub mod yaml;
 
@@ -31,4 +34,7 @@ pub const DOORS: &[(&str, Door)] = &[
     ("h1_connection", h1_connection::run),
     ("yaml", yaml::run),
     ("routes", routes::run),
+    ("hello", hello::run),
+    ("proxy_protocol", proxy_protocol::run),
+    ("pem", pem::run),
 ];

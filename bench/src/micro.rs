@@ -5,6 +5,8 @@
 //! repetition costs. The figures that the tree had last are in `instructions.tsv`; a case that costs much more than it
 //! says is an error, so that nobody makes the path slower without knowing.
 
+use crate::channel::{NAME, hello_bytes};
+use crate::scenario::Scenario;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -15,7 +17,9 @@ use isthmus_core::forwarded::{self, Downstream};
 use isthmus_core::h1::encode::{self, ResponseContext};
 use isthmus_core::h1::{HeadParser, Parsed};
 use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::hello::{self, Peek};
 use isthmus_core::limits::{MessageLimits, Settings};
+use isthmus_core::listener::{Chain, ChainAction, SniTable};
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::{ClusterKey, HostPattern};
 use isthmus_core::path;
@@ -25,6 +29,7 @@ use isthmus_core::route::{
     Action, DirectResponse, PathMatch, Route, RouteMatch, RouteTable, Scratch, TextMatch, VirtualHost,
 };
 use isthmus_core::shared::ClusterShared;
+use isthmus_core::tls::{ClientAuth, KeySource, Parameters, ServerTls};
 use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
@@ -106,6 +111,10 @@ const CASES: &[Case] = &[
     }),
     ("route: host, the last of 10,000 hosts", |times| {
         look_up(&hosts(10_000), 9_999, times);
+    }),
+    ("hello: its name among 1", |times| choose(&names(1), times)),
+    ("hello: the last of 1,000 names", |times| {
+        choose(&names(1_000), times)
     }),
     ("pool: acquire and release", |times| {
         let (mut random, now) = (Random::from_seed(1), Instant::now());
@@ -222,6 +231,51 @@ fn look_up(table: &RouteTable, at: usize, times: usize) {
             .and_then(|host| table.virtual_hosts().get(host))
             .and_then(|host| host.find(black_box(&head), "http", &mut scratch));
         assert!(found.is_some());
+    }
+}
+
+/// A TLS port with so many names, each with keys of its own.
+fn names(count: usize) -> SniTable {
+    let chain = |at: usize| Chain {
+        server: "default/edge/https".into(),
+        action: ChainAction::Http {
+            tls: Arc::new(ServerTls {
+                keys: vec![KeySource::Files {
+                    certificate: format!("/certs/{at}.crt").into(),
+                    key: format!("/certs/{at}.key").into(),
+                }],
+                client_auth: ClientAuth::None,
+                ca: None,
+                crl: None,
+                subject_alt_names: Vec::new(),
+                spki: Vec::new(),
+                hashes: Vec::new(),
+                skip_verify: false,
+                parameters: Parameters::default(),
+                alpn: Vec::new(),
+            }),
+            table: at,
+        },
+    };
+    // The one that is asked for is the last.
+    let name = |at: usize| match at + 1 == count {
+        true => HostPattern::parse(NAME),
+        false => HostPattern::parse(&Scenario::host(at)),
+    };
+    SniTable::new(
+        (0..count).map(chain).collect(),
+        (0..count).map(|at| (name(at), at)).collect(),
+    )
+}
+
+/// What a handshake costs before there is one: the hello is read, and its name finds what to present.
+fn choose(names: &SniTable, times: usize) {
+    let Ok(hello) = hello_bytes() else { return };
+    for _ in 0..times {
+        let Ok(Peek::Hello(hello)) = hello::peek(black_box(&hello)) else {
+            return;
+        };
+        black_box(names.find(hello.server_name.as_deref()));
     }
 }
 

@@ -454,6 +454,12 @@ fn check_targets<'a>(
         let path = item.key("destination");
         let host = expand(&target.host, &meta.namespace);
         let Some(service) = context.registry.find(&host, &meta.namespace) else {
+            if ["ServiceEntry", "Service"]
+                .iter()
+                .any(|kind| context.has_refused(kind))
+            {
+                continue;
+            }
             let message = format!("no service is named `{host}`: {outcome}");
             report.warn("unknown-host", &meta.origin, &path.key("host"), message);
             continue;
@@ -472,7 +478,7 @@ fn check_targets<'a>(
         }
         let rule = context.rules.find(&service.host, service.namespace);
         let known = rule.is_some_and(|rule| rule.has_subset(&target.subset));
-        if !target.subset.is_empty() && !known {
+        if !target.subset.is_empty() && !known && !context.has_refused("DestinationRule") {
             let message = format!(
                 "no DestinationRule gives `{host}` a subset `{}`: {outcome}",
                 target.subset
@@ -516,6 +522,9 @@ fn check_delegate(
     let delegate = match found {
         Ok(delegate) => delegate,
         Err(broken) => {
+            if context.has_refused("VirtualService") && matches!(broken, Broken::Missing { .. }) {
+                return;
+            }
             let message = match broken {
                 Broken::Missing { id } => format!("no VirtualService is named `{id}`: this rule is left out"),
                 Broken::NotADelegate { id } => {

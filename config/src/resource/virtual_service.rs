@@ -301,6 +301,11 @@ pub(crate) fn text_match(
         report.error("exclusive-fields", origin, &path.key(b), message);
     }
     let Some((form, text)) = first else {
+        // An unknown form must not become one that matches everything, even where it is only warned of.
+        if !node.entries().is_empty() {
+            let message = "one of `exact`, `prefix` and `regex` is needed";
+            report.error("missing-field", origin, path, message);
+        }
         return TextMatch::Present;
     };
     let path = path.key(form);

@@ -15,7 +15,9 @@ const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
+const SUPPORTED_VERSIONS: u16 = 43;
 const ENCRYPTED_HELLO: u16 = 0xfe0d;
+const TLS_1_2: u16 = 0x0303;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct ClientHello {
     pub alpn: Vec<Box<[u8]>>,
     /// Whether the client hides a second hello in this one (ECH); the outer name counts.
     pub has_encrypted_hello: bool,
+    /// Whether the client speaks nothing newer than TLS 1.1.
+    pub is_too_old: bool,
 }
 
 /// Why bytes are no hello.
@@ -122,7 +126,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, HelloError> {
 
 fn parse_fields(body: &[u8]) -> Option<ClientHello> {
     let mut reader = Reader(body);
-    let _version = reader.u16()?;
+    let version = reader.u16()?;
     let _random = reader.take(32)?;
     let session = reader.vector8()?;
     let suites = reader.vector16()?;
@@ -130,7 +134,10 @@ fn parse_fields(body: &[u8]) -> Option<ClientHello> {
     if session.len() > 32 || suites.is_empty() || !suites.len().is_multiple_of(2) || compressions.is_empty() {
         return None;
     }
-    let mut hello = ClientHello::default();
+    let mut hello = ClientHello {
+        is_too_old: version < TLS_1_2,
+        ..ClientHello::default()
+    };
     if reader.0.is_empty() {
         // Extensions are as old as TLS 1.2; without them there is no name.
         return Some(hello);
@@ -148,6 +155,8 @@ fn parse_fields(body: &[u8]) -> Option<ClientHello> {
             ALPN if std::mem::replace(&mut has_alpn, true) => return None,
             SERVER_NAME => hello.server_name = server_name(value)?,
             ALPN => hello.alpn = alpn(value)?,
+            // Whoever lists its versions has 1.3 among them, or says what it has there.
+            SUPPORTED_VERSIONS => hello.is_too_old = false,
             ENCRYPTED_HELLO if std::mem::replace(&mut hello.has_encrypted_hello, true) => return None,
             _ => {}
         }
@@ -373,6 +382,7 @@ mod tests {
             server_name: Some("www.a.example".into()),
             alpn: vec![b"\x5a\x5a"[..].into(), b"h2"[..].into(), b"http/1.1"[..].into()],
             has_encrypted_hello: false,
+            is_too_old: false,
         }))
     }
 

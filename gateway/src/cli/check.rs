@@ -71,6 +71,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
                 ));
             }
+            if compiled.resources == 0 {
+                print(
+                    "no resource was found: of a directory, files that end in .yaml, .yml or .json are read\n",
+                );
+            }
             print(&format!(
                 "{}, {}, {}\n",
                 counted(compiled.resources, "resource"),

@@ -5,11 +5,13 @@
 
 use crate::tls::Store;
 use hdrhistogram::Histogram;
-use isthmus_core::name::ClusterKey;
+use isthmus_core::cluster::ClusterSpec;
+use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::reply::Flags;
 use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Istio's buckets of request duration, in milliseconds.
@@ -52,6 +54,7 @@ pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     total: std::cell::RefCell<ShardStats>,
+    namespaces: std::cell::RefCell<Namespaces>,
 }
 
 impl Default for Metrics {
@@ -62,13 +65,28 @@ impl Default for Metrics {
             recorder,
             handle,
             total: std::cell::RefCell::default(),
+            namespaces: std::cell::RefCell::default(),
         }
     }
 }
 
+/// The namespace of each cluster's service.
+type Namespaces = ClusterMap<Box<str>>;
+
 impl Metrics {
+    /// Notes the clusters of a version. Those before it are kept: requests to them may still be counted.
+    pub(super) fn set_clusters(&self, clusters: &ClusterMap<Arc<ClusterSpec>>) {
+        let mut namespaces = self.namespaces.borrow_mut();
+        for (key, spec) in clusters {
+            namespaces
+                .entry(key.clone())
+                .or_insert_with(|| spec.namespace.clone());
+        }
+    }
+
     /// Adds what a shard has counted since it was last asked.
     pub(super) fn add(&self, stats: &ShardStats) {
+        let namespaces = self.namespaces.borrow();
         let mut total = self.total.borrow_mut();
         total.merge(stats);
         // Gauges are what is there now, not a sum over time.
@@ -85,7 +103,7 @@ impl Metrics {
                     .increment(count);
             }
             for (cluster, series) in &stats.tcp {
-                let labels = tcp_labels(cluster.as_ref());
+                let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {
                     metrics::counter!(name, labels.clone()).increment(value);
                 };
@@ -96,8 +114,11 @@ impl Metrics {
             }
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
-                    metrics::counter!("istio_requests_total", labels(cluster.as_ref(), answer))
-                        .increment(series.count);
+                    metrics::counter!(
+                        "istio_requests_total",
+                        labels(cluster.as_ref(), answer, &namespaces)
+                    )
+                    .increment(series.count);
                 }
             }
         });
@@ -168,7 +189,7 @@ impl Metrics {
             metrics::counter!("isthmus_access_log_errors_total").absolute(log_losses.1);
         });
         let mut text = self.handle.render();
-        let total = self.total.borrow();
+        let (total, namespaces) = (self.total.borrow(), self.namespaces.borrow());
         let mut series: Vec<(Option<&ClusterKey>, Answer, &RequestSeries)> = total
             .requests
             .iter()
@@ -181,6 +202,7 @@ impl Metrics {
         series.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
         distribution(
             &mut text,
+            &namespaces,
             "istio_request_duration_milliseconds",
             &DURATION_MS,
             1000.0,
@@ -190,6 +212,7 @@ impl Metrics {
         );
         distribution(
             &mut text,
+            &namespaces,
             "istio_request_bytes",
             &SIZE_BYTES,
             1.0,
@@ -199,6 +222,7 @@ impl Metrics {
         );
         distribution(
             &mut text,
+            &namespaces,
             "istio_response_bytes",
             &SIZE_BYTES,
             1.0,
@@ -211,7 +235,11 @@ impl Metrics {
 }
 
 /// Istio's standard labels, as far as a gateway knows them, and the subset.
-fn labels(cluster: Option<&ClusterKey>, (status, flags): (u16, Flags)) -> Vec<metrics::Label> {
+fn labels(
+    cluster: Option<&ClusterKey>,
+    (status, flags): (u16, Flags),
+    namespaces: &Namespaces,
+) -> Vec<metrics::Label> {
     let host = cluster.map_or("unknown", ClusterKey::host);
     let mut parts = host.split('.');
     let name = parts.next().unwrap_or(host);
@@ -226,12 +254,10 @@ fn labels(cluster: Option<&ClusterKey>, (status, flags): (u16, Flags)) -> Vec<me
         ),
         label(
             "destination_service_namespace",
-            if in_cluster {
-                parts.next().unwrap_or("unknown")
-            } else {
-                "unknown"
-            }
-            .into(),
+            cluster
+                .and_then(|cluster| namespaces.get(cluster))
+                .map_or("unknown", |namespace| namespace)
+                .into(),
         ),
         label(
             "destination_port",
@@ -249,8 +275,8 @@ fn labels(cluster: Option<&ClusterKey>, (status, flags): (u16, Flags)) -> Vec<me
 }
 
 /// Labels of the series of connections of bytes.
-fn tcp_labels(cluster: Option<&ClusterKey>) -> Vec<metrics::Label> {
-    let mut all = labels(cluster, (0, Flags::NONE));
+fn tcp_labels(cluster: Option<&ClusterKey>, namespaces: &Namespaces) -> Vec<metrics::Label> {
+    let mut all = labels(cluster, (0, Flags::NONE), namespaces);
     all.retain(|label| {
         !matches!(
             label.key(),
@@ -263,6 +289,7 @@ fn tcp_labels(cluster: Option<&ClusterKey>) -> Vec<metrics::Label> {
 
 fn distribution<'a>(
     text: &mut String,
+    namespaces: &Namespaces,
     name: &str,
     bounds: &[f64],
     unit: f64,
@@ -272,7 +299,7 @@ fn distribution<'a>(
     let _infallible = writeln!(text, "# TYPE {name} histogram");
     for (cluster, answer, histogram) in series {
         let mut list = String::new();
-        for label in labels(cluster, answer) {
+        for label in labels(cluster, answer, namespaces) {
             let value = label
                 .value()
                 .replace('\\', "\\\\")

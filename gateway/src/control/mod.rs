@@ -287,6 +287,7 @@ impl Control {
     fn publish(&mut self, snapshot: Snapshot) -> Result<(), ListenerError> {
         let mut sockets = self.listeners.open(&snapshot, self.shards.len())?;
         let tls = self.keys.load(&snapshot);
+        self.metrics.set_clusters(&snapshot.clusters);
         let publication = self.publisher.publish(snapshot);
         for (index, shard) in self.shards.iter_mut().enumerate() {
             let sockets = sockets.get_mut(index).map(std::mem::take).unwrap_or_default();

@@ -21,6 +21,8 @@ use std::time::Duration;
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// The same for `internal_error`: the server has no keys.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+/// The same for `protocol_version`, which the TLS library would call otherwise (RFC 5246, E.1).
+const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 /// The same for `decode_error`, for what the TLS library would have let pass.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
@@ -76,6 +78,7 @@ pub async fn refuse(stream: &Stream, begun: &ReadBuffer, cause: Cause) {
     let alert = match cause {
         Cause::NoChain => UNRECOGNIZED_NAME.to_vec(),
         Cause::NoKeys => INTERNAL_ERROR.to_vec(),
+        Cause::Handshake(HandshakeFailure::NoSharedParameters) => PROTOCOL_VERSION.to_vec(),
         Cause::Handshake(HandshakeFailure::NotTls) => fault_alert(begun.data()),
         _ => return,
     };
@@ -113,7 +116,10 @@ fn fault_alert(mut bytes: &[u8]) -> Vec<u8> {
             let mut out = Vec::new();
             // Writing to a Vec cannot fail.
             let _infallible = alert.write_all(&mut out);
-            return out;
+            if !out.is_empty() {
+                return out;
+            }
+            break;
         }
     }
     DECODE_ERROR.to_vec()

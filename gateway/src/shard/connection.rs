@@ -146,6 +146,10 @@ async fn begin(
         }
         ChainAction::Http { tls, .. } | ChainAction::Tcp { tls, .. } => Arc::clone(tls),
     };
+    if hello.is_too_old {
+        let cause = Cause::Handshake(HandshakeFailure::NoSharedParameters);
+        return refuse(context, &stream, &begun, peer, server_name.as_deref(), cause).await;
+    }
     let Some(config) = serving.config(at) else {
         return refuse(
             context,

@@ -305,6 +305,7 @@ pub(crate) fn text_match(
         if !node.entries().is_empty() {
             let message = "one of `exact`, `prefix` and `regex` is needed";
             report.error("missing-field", origin, path, message);
+            return TextMatch::Exact("".into());
         }
         return TextMatch::Present;
     };

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 /// Largest hello that is looked at, in bytes of the handshake message; its records add 5 bytes each.
 pub const HELLO_BYTES_MAX: usize = 32 * 1024;
+/// Most records that a hello may be spread over: every look reads them all again.
+const RECORDS_MAX: usize = 2048;
 /// Largest payload of a plaintext record (RFC 8446, 5.1).
 const RECORD_BYTES_MAX: usize = 1 << 14;
 const HANDSHAKE: u8 = 22;
@@ -64,7 +66,7 @@ pub fn peek(bytes: &[u8]) -> Result<Peek, HelloError> {
     let mut records = Reader(bytes);
     // The usual hello is whole in one record, and read where it is.
     let mut message = Cow::Borrowed(&[][..]);
-    loop {
+    for _ in 0..RECORDS_MAX {
         let Some((fragment, is_whole)) = record(&mut records)? else {
             return Ok(Peek::Incomplete);
         };
@@ -81,6 +83,7 @@ pub fn peek(bytes: &[u8]) -> Result<Peek, HelloError> {
             return parse(hello).map(Peek::Hello);
         }
     }
+    Err(HelloError::TooLarge)
 }
 
 /// The payload of the next record, as far as it is there, and whether that is all of it; None before its header is.

@@ -80,7 +80,11 @@ async fn begin(
     let mode = serving.proxy_protocol();
     if mode != ProxyProtocol::Off && context.settings.trusted.contains(peer.ip()) {
         match proxy_header::read(&stream, &mut begun, mode, &mut deadline).await {
-            Ok(addresses) => peer = addresses.map_or(peer, |addresses| addresses.source),
+            Ok(addresses) => {
+                // An IPv4 client under its IPv4 address, however the header spells it.
+                let source = addresses.map_or(peer, |addresses| addresses.source);
+                peer = SocketAddr::new(source.ip().to_canonical(), source.port());
+            }
             Err(_) if begun.is_empty() => return Begun::Over,
             Err(cause) => return refuse(context, &stream, &begun, peer, None, cause).await,
         }

@@ -18,6 +18,9 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("h1_connection", "h1"),
     ("yaml", "yaml"),
     ("routes", ""),
+    ("hello", "tls"),
+    ("proxy_protocol", "proxy_protocol"),
+    ("pem", "pem"),
 ];
 
 /// Instruments the code so that the engine sees which edges an input takes and what it compares.

@@ -617,10 +617,11 @@ mod tests {
         let room = HELLO_BYTES_MAX - empty - name("a.example").len() - 4;
         let message = Builder::new(&[extension(21, &vec![0; room]), name("a.example")]).message();
         assert_eq!(message.len() - 4, HELLO_BYTES_MAX);
-        for size in [1, 100, RECORD_BYTES_MAX] {
+        for size in [HELLO_BYTES_MAX / RECORDS_MAX + 1, 100, RECORD_BYTES_MAX] {
             let bytes = records(&message, size);
             assert_eq!(peek(&bytes[..bytes.len() - 1]), Ok(Peek::Incomplete));
             assert_eq!(said(&bytes).server_name.as_deref(), Some("a.example"));
         }
+        assert_eq!(peek(&records(&message, 1)), Err(HelloError::TooLarge));
     }
 }

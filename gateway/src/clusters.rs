@@ -20,6 +20,7 @@ use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,8 +38,35 @@ pub struct ClusterHandle {
     // Boxed, so that a connection moves between pool and request without being copied or allocated anew.
     idle: RefCell<Slab<Box<Connection>>>,
     gone: Cell<bool>,
-    /// Keys for what its `tls` asks for, if they could be loaded.
-    keys: RefCell<Option<Arc<ClientConfig>>>,
+    /// None for plaintext.
+    keys: RefCell<Option<Keys>>,
+}
+
+/// What a cluster's connections are secured with.
+struct Keys {
+    /// The name to ask for; None for the host of each request.
+    sni: Option<Rc<str>>,
+    /// None when the keys could not be loaded.
+    config: Option<Arc<ClientConfig>>,
+}
+
+/// The name that TLS is asked for.
+pub enum TlsName<'h> {
+    /// The rule says it.
+    Fixed(Rc<str>),
+    /// The request's host.
+    Host(&'h str),
+}
+
+impl Deref for TlsName<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Fixed(name) => name,
+            Self::Host(name) => name,
+        }
+    }
 }
 
 /// All clusters of this shard.
@@ -107,19 +135,13 @@ impl ClusterHandle {
         &self.key
     }
 
-    /// How connections are secured, for a request to this host; None for plaintext.
-    pub fn secure(&self, host: &str) -> Result<Option<Secure>, Cause> {
-        let cluster = self.cluster.borrow();
-        let Some(tls) = &cluster.spec().tls else {
-            return Ok(None);
-        };
+    /// The name that TLS is asked for, for a request to this host; None for plaintext.
+    pub fn tls_name<'h>(&self, host: &'h str) -> Option<TlsName<'h>> {
         let keys = self.keys.borrow();
-        let config = keys.as_ref().ok_or(Cause::UpstreamTls)?;
-        let name = tls.sni.as_deref().unwrap_or(host).trim_matches(['[', ']']);
-        Ok(Some(Secure {
-            config: Arc::clone(config),
-            name: name.into(),
-        }))
+        Some(match &keys.as_ref()?.sni {
+            Some(sni) => TlsName::Fixed(Rc::clone(sni)),
+            None => TlsName::Host(host.trim_matches(['[', ']'])),
+        })
     }
 
     /// How long a connection of bytes may be silent, and how long it may last; zero for no limit.
@@ -129,11 +151,26 @@ impl ClusterHandle {
         (spec.tcp_idle_timeout, spec.max_connection_duration)
     }
 
-    /// What a new connection is to be like, for a client that has connected from one address to another.
-    pub fn wanted(&self, secure: Option<Secure>, peer: SocketAddr, local: Option<SocketAddr>) -> Wanted {
+    /// What a new connection is to be like, with TLS for `name`, for a client that has connected from one address to
+    /// another.
+    pub fn wanted(
+        &self,
+        name: Option<&str>,
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Result<Wanted, Cause> {
+        let keys = self.keys.borrow();
+        let secure = match (name, keys.as_ref().and_then(|keys| keys.config.as_ref())) {
+            (None, _) => None,
+            (Some(_), None) => return Err(Cause::UpstreamTls),
+            (Some(name), Some(config)) => Some(Secure {
+                config: Arc::clone(config),
+                name: name.into(),
+            }),
+        };
         let cluster = self.cluster.borrow();
         let spec = cluster.spec();
-        Wanted {
+        Ok(Wanted {
             timeout: spec.connect_timeout,
             keepalive: spec.keepalive,
             proxy_header: spec.proxy_protocol.map(|version| {
@@ -144,7 +181,7 @@ impl ClusterHandle {
                 (version, addresses)
             }),
             secure,
-        }
+        })
     }
 
     /// Whether a connection that has carried so many requests may not carry another.
@@ -156,7 +193,10 @@ impl ClusterHandle {
     fn take_keys(&self, tls: &TlsSet) {
         let cluster = self.cluster.borrow();
         let wanted = cluster.spec().tls.as_ref();
-        *self.keys.borrow_mut() = wanted.and_then(|wanted| tls.clients.get(wanted).cloned());
+        *self.keys.borrow_mut() = wanted.map(|wanted| Keys {
+            sni: wanted.sni.as_deref().map(Rc::from),
+            config: tls.clients.get(wanted).cloned(),
+        });
     }
 
     fn has_spec(&self, spec: &Arc<ClusterSpec>) -> bool {
@@ -211,7 +251,13 @@ impl ClusterHandle {
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
-                    if connection.name.as_deref() != name {
+                    let asked = connection.name.as_deref();
+                    let is_same = match (asked, name) {
+                        (Some(asked), Some(name)) => asked.eq_ignore_ascii_case(name),
+                        (None, None) => true,
+                        _ => false,
+                    };
+                    if !is_same {
                         continue;
                     }
                     let idled = now.saturating_duration_since(idle_since);

@@ -539,11 +539,8 @@ async fn connect(
     now: Instant,
 ) -> Result<Connected, End> {
     let careful = !x.request.method.is_idempotent() || !conn.reader.is_body_done();
-    let secure = match cluster.secure(split_port(&x.request.authority).0) {
-        Ok(secure) => secure,
-        Err(cause) => return Ok(Connected::Refused(cause)),
-    };
-    let name = secure.as_ref().map(|secure| &*secure.name);
+    let name = cluster.tls_name(split_port(&x.request.authority).0);
+    let name = name.as_deref();
     match cluster.start(avoid, fresh, careful, name, now, &context.random) {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
@@ -553,7 +550,10 @@ async fn connect(
         }
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
-            let wanted = cluster.wanted(secure, conn.peer, conn.stream.local_addr());
+            let wanted = match cluster.wanted(name, conn.peer, conn.stream.local_addr()) {
+                Ok(wanted) => wanted,
+                Err(cause) => return Ok(Connected::Refused(cause)),
+            };
             let open = context.clusters.count_open();
             // Boxed: connecting is rare, and its state would make every request's larger.
             let connecting = Box::pin(upstream::connect::connect(

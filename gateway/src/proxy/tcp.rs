@@ -227,8 +227,9 @@ async fn carry(
     let mut avoid: Vec<EndpointId> = Vec::new();
     let name = client.server_name.as_deref();
     let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
-    let secure = match cluster.secure(host) {
-        Ok(secure) => secure,
+    let name = cluster.tls_name(host);
+    let wanted = match cluster.wanted(name.as_deref(), client.peer, client.stream.local_addr()) {
+        Ok(wanted) => wanted,
         Err(cause) => {
             outcome.cause = Some(cause);
             return client.stream.reset_on_close();
@@ -247,7 +248,6 @@ async fn carry(
         };
         outcome.upstream = Some(address);
         let open = context.clusters.count_open();
-        let wanted = cluster.wanted(secure.clone(), client.peer, client.stream.local_addr());
         let connected = connect::open(address, &wanted, &context.pool, &context.wheel).await;
         let mut stats = context.stats.borrow_mut();
         match connected {

@@ -3,7 +3,7 @@
 //! The client's side of TLS is not what is measured: it verifies nothing, so that it takes as little as may be of the
 //! core that it shares with the upstream.
 
-use crate::scenario::{SCENARIOS, Scenario, Tls};
+use crate::scenario::{Scenario, Tls};
 use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, Tls12Resumption};
@@ -69,16 +69,6 @@ impl Dialer {
             waiting: Vec::new(),
         })
     }
-}
-
-/// The bytes of a hello that asks for [`NAME`].
-pub(crate) fn hello_bytes() -> Result<Vec<u8>> {
-    let scenario = SCENARIOS.iter().find(|scenario| scenario.tls == Tls::Kept);
-    let config = Dialer::new(scenario.context("a scenario with TLS")?)?.config;
-    let mut client = ClientConnection::new(config.context("TLS")?, ServerName::try_from(NAME)?)?;
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello)?;
-    Ok(hello)
 }
 
 /// See the module.

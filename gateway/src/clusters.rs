@@ -199,6 +199,20 @@ impl ClusterHandle {
         });
     }
 
+    /// Whether a connection was made with the present keys and demands: one that was not may lead to a peer that would
+    /// be refused now.
+    fn has_present_keys(&self, connection: &Connection) -> bool {
+        let keys = self.keys.borrow();
+        match (
+            &connection.config,
+            keys.as_ref().and_then(|keys| keys.config.as_ref()),
+        ) {
+            (None, None) => true,
+            (Some(own), Some(present)) => Arc::ptr_eq(own, present),
+            _ => false,
+        }
+    }
+
     fn has_spec(&self, spec: &Arc<ClusterSpec>) -> bool {
         Arc::ptr_eq(self.cluster.borrow().spec(), spec)
     }
@@ -257,7 +271,7 @@ impl ClusterHandle {
                         (None, None) => true,
                         _ => false,
                     };
-                    if !is_same {
+                    if !is_same || !self.has_present_keys(&connection) {
                         continue;
                     }
                     let idled = now.saturating_duration_since(idle_since);

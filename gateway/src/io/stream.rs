@@ -154,6 +154,13 @@ impl Stream {
     /// Whether nothing has come on an idle connection, as far as the ring has said: no system call. False also when the
     /// ring was not asked, which [`Self::liveness`] then settles.
     pub fn is_quiet(&self) -> bool {
+        if self
+            .tls
+            .as_ref()
+            .is_some_and(|session| !session.borrow_mut().is_clean())
+        {
+            return false;
+        }
         let mut nobody = Context::from_waker(std::task::Waker::noop());
         self.poll_read(&mut nobody, &mut []).is_pending()
     }
@@ -167,6 +174,9 @@ impl Stream {
                 _ => Liveness::Unusable,
             };
         };
+        if !session.borrow_mut().is_clean() {
+            return Liveness::Unusable;
+        }
         // A server may send session tickets when it likes: they say nothing about the connection.
         let mut bytes = [0u8; 2048];
         loop {

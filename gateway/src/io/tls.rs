@@ -7,7 +7,7 @@
 
 use super::buffer::Pool;
 use rustls::Connection;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::task::{Context, Poll, ready};
 
 /// Why a handshake failed.
@@ -81,9 +81,12 @@ impl Session {
     fn feed(&mut self, mut raw: &[u8], room: &mut [u8]) -> Result<usize, rustls::Error> {
         let mut filled = 0;
         while !raw.is_empty() {
-            if self.connection.read_tls(&mut raw).is_err() {
+            match self.connection.read_tls(&mut raw) {
+                // The peer has said goodbye: what it sends behind that is not looked at, nor used up.
+                Ok(0) => break,
+                Ok(_) => {}
                 // More than a record beyond what there is room for: the caller offers less than it reads.
-                return Err(rustls::Error::General("plaintext is not taken".to_owned()));
+                Err(_) => return Err(rustls::Error::General("plaintext is not taken".to_owned())),
             }
             if let Err(error) = self.connection.process_new_packets() {
                 self.failed = true;
@@ -188,6 +191,11 @@ impl Session {
                 Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
             }
         }
+    }
+
+    /// Whether nothing waits to be read, and the peer has not said goodbye.
+    pub(super) fn is_clean(&mut self) -> bool {
+        matches!(self.connection.reader().fill_buf(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Takes bytes that came unasked on an idle connection; answers whether they said nothing to its user.

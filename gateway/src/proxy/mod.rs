@@ -193,7 +193,14 @@ impl Serving {
                     None => None,
                 }
             }
-            (Accepts::Tls(_), Some(_)) => Some(0),
+            (Accepts::Tls(names), Some(policy)) => {
+                // The connection may be older than what the port demands now.
+                let present = names.chains().first().and_then(|chain| chain.action.tls());
+                if !present.is_some_and(|present| Arc::ptr_eq(present, policy) || present == policy) {
+                    return FoundHost::Misdirected;
+                }
+                Some(0)
+            }
             _ => None,
         };
         at.and_then(|at| self.tables.get(at)?.find(host))

@@ -130,11 +130,15 @@ pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
     let Some(key) = route.pick(draw).map(|destination| &destination.cluster) else {
         return;
     };
-    serve_cluster(context, client, key).await;
+    serve_to(context, client, key, true).await;
 }
 
-/// Carries a connection to a cluster.
+/// Carries a connection whose TLS is the endpoint's own to a cluster, without what the cluster's rule says about TLS.
 pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) {
+    serve_to(context, client, key, false).await;
+}
+
+async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: bool) {
     let started = clock::now();
     let mut outcome = Outcome::default();
     let cluster = context.clusters.get(key);
@@ -150,7 +154,7 @@ pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) 
             client.stream.reset_on_close();
             outcome.cause = Some(Cause::NoCluster);
         }
-        Some(cluster) => carry(context, client, &cluster, &known, &mut outcome).await,
+        Some(cluster) => carry(context, client, &cluster, &known, secure, &mut outcome).await,
     }
     context.stats.borrow_mut().tcp_closed(&known);
     if let Some(cause) = outcome.cause {
@@ -222,12 +226,13 @@ async fn carry(
     client: Client,
     cluster: &Rc<ClusterHandle>,
     key: &Option<ClusterKey>,
+    secure: bool,
     outcome: &mut Outcome,
 ) {
     let mut avoid: Vec<EndpointId> = Vec::new();
     let name = client.server_name.as_deref();
     let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
-    let name = cluster.tls_name(host);
+    let name = cluster.tls_name(host).filter(|_| secure);
     let wanted = match cluster.wanted(name.as_deref(), client.peer, client.stream.local_addr()) {
         Ok(wanted) => wanted,
         Err(cause) => {
@@ -306,15 +311,14 @@ async fn exchange(
                 (Poll::Ready(Ok(Moved::All)), Poll::Ready(Ok(Moved::All))) => {
                     return Poll::Ready(Ok(Moved::All));
                 }
+                _ if age.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Old)),
+                _ if silence.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Idle)),
                 (Poll::Ready(Ok(Moved::Turn)), _) | (_, Poll::Ready(Ok(Moved::Turn))) => {
                     return Poll::Ready(Ok(Moved::Turn));
                 }
                 _ => {}
             }
-            if silence.poll(cx).is_ready() {
-                return Poll::Ready(Err(Broke::Idle));
-            }
-            age.poll(cx).map(|()| Err(Broke::Old))
+            Poll::Pending
         });
         match step.await {
             Ok(Moved::Turn) => executor::turn().await,

@@ -5,9 +5,11 @@ pub mod connect;
 use crate::io::h1::MessageReader;
 use crate::io::stream::Stream;
 use isthmus_core::shared::Permit;
+use rustls::ClientConfig;
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Counts what is open; goes down when dropped.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// The name that its TLS was asked for; None for plaintext.
     pub name: Option<Box<str>>,
+    /// What was shown and demanded; None for plaintext.
+    pub config: Option<Arc<ClientConfig>>,
     /// Whether its PROXY header names one client, so that no other may use it.
     pub is_for_one: bool,
     /// Requests that it has carried, the present one included.

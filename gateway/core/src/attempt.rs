@@ -48,6 +48,8 @@ pub enum Failure {
         /// See above.
         reused: bool,
     },
+    /// The upstream has said that it did nothing with the request (RFC 9113, 8.7).
+    Refused,
     /// Anything that cannot be tried again.
     Final(Cause),
 }
@@ -118,6 +120,9 @@ impl Attempts {
             }
             Failure::Reset { .. } if unsent => self.retry_or(Cause::UpstreamReset, random),
             Failure::Connect(cause) => self.retry_or(cause, random),
+            // It is safe to send it again whatever it is, as long as it is still at hand.
+            Failure::Refused if progress.replayable => self.retry_or(Cause::UpstreamReset, random),
+            Failure::Refused => Verdict::GiveUp(Cause::UpstreamReset.into()),
             Failure::Reset { .. } => Verdict::GiveUp(Cause::UpstreamReset.into()),
             Failure::Final(cause) => Verdict::GiveUp(cause.into()),
         }

@@ -326,6 +326,8 @@ settings! {
     "connectionsPerShard" connections_per_shard: usize = 0;
     /// Requests after which a downstream connection is closed; 0 for no limit.
     "requestsPerConnection" requests_per_connection: u32 = 0;
+    /// Streams that an HTTP/2 client may have under way at once on one connection; it waits with more. Envoy's advice for edges.
+    "concurrentStreams" concurrent_streams: u32 = 100;
     /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
     "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
     /// How paths are normalized before routing (MeshConfig pathNormalization).

@@ -4,23 +4,25 @@
 //! were pipelined wait in the buffer, so answers keep their order. Between requests the connection is cold: it holds
 //! no buffer and no message, only what it takes to wait.
 
-use super::Drain;
+use super::h2::PREFACE;
 use super::tls::Secured;
+use super::{Downstream, Drain};
 use crate::io::buffer::ReadBuffer;
-use crate::io::h1::{MessageReader, MessageWriter, ReadError};
+use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
 use crate::io::timer::{Timer, Wheel};
 use isthmus_core::h1::HeadError;
+use isthmus_core::h1::encode::ResponseContext;
+use isthmus_core::header::HeaderList;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::message::RequestHead;
+use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::reply::Cause;
-use isthmus_core::tls::ServerTls;
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How long a connection stays warm between requests: under load the next one comes sooner, and nothing is given back
@@ -82,21 +84,6 @@ impl Connection {
         }
     }
 
-    /// `http` or `https`.
-    pub fn scheme(&self) -> &'static str {
-        if self.secured.is_some() { "https" } else { "http" }
-    }
-
-    /// What was shown and demanded, when TLS ends here.
-    pub fn policy(&self) -> Option<&Arc<ServerTls>> {
-        self.secured.as_ref().map(|secured| &secured.policy)
-    }
-
-    /// Whether the process drains: answers then announce the connection's end.
-    pub fn is_draining(&self) -> bool {
-        self.drain.get() != Drain::No
-    }
-
     /// Waits for the first byte of a request; `patience` zero means for ever. Answers [`Next::Request`] when it is
     /// there, although the head may not be complete.
     async fn begun(&mut self, patience: Duration, late: Next) -> Next {
@@ -114,6 +101,34 @@ impl Connection {
             self.phase.poll(cx).map(|()| late)
         })
         .await
+    }
+
+    /// Whether what has come is the preface of HTTP/2, which a client with prior knowledge begins with.
+    pub async fn is_http2(&mut self, settings: &Settings) -> bool {
+        self.phase.set(settings.header_timeout);
+        poll_fn(|cx| {
+            loop {
+                let there = self.reader.data();
+                let common = there.len().min(PREFACE.len());
+                if there.get(..common) != PREFACE.get(..common) {
+                    return Poll::Ready(false);
+                }
+                if common == PREFACE.len() {
+                    return Poll::Ready(true);
+                }
+                match self.reader.poll_more(&self.stream, cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(false),
+                    Poll::Pending => return self.phase.poll(cx).map(|()| false),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Hands the connection over to somebody else, with what was read of it.
+    pub fn into_parts(self) -> (Stream, ReadBuffer, Option<Secured>, Rc<Cell<Drain>>) {
+        (self.stream, self.reader.into_unread(), self.secured, self.drain)
     }
 
     /// Waits while the connection is cold.
@@ -150,7 +165,9 @@ impl Connection {
             Some(Err(ReadError::Closed { clean: false })) => {
                 Next::Refused(Cause::RequestHead(HeadError::FirstLine))
             }
-            Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_))) => Next::Closed,
+            Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_) | ReadError::Refused)) => {
+                Next::Closed
+            }
             // Empty lines, which old clients send behind a body, ask for nothing (RFC 9112, 2.2).
             None if !self.reader.has_begun() => Next::Closed,
             None => Next::Refused(Cause::HeaderTimeout),
@@ -174,5 +191,95 @@ impl Connection {
             self.phase.poll(cx)
         })
         .await;
+    }
+}
+
+impl Downstream for Connection {
+    fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    fn secured(&self) -> Option<&Secured> {
+        self.secured.as_ref()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.drain.get() != Drain::No
+    }
+
+    fn requests(&self) -> u32 {
+        self.requests
+    }
+
+    fn phase(&self) -> &Timer {
+        &self.phase
+    }
+
+    fn is_body_done(&self) -> bool {
+        self.reader.is_body_done()
+    }
+
+    fn whole_body(&self) -> Option<&[u8]> {
+        self.reader.whole_body()
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        self.reader.poll_data(&self.stream, cx)
+    }
+
+    fn data(&self) -> &[u8] {
+        self.reader.data()
+    }
+
+    fn take(&mut self, used: usize) {
+        self.reader.take(used);
+    }
+
+    fn body_bytes(&self) -> u64 {
+        self.reader.body_bytes()
+    }
+
+    fn trailers(&self, into: &mut HeaderList) {
+        self.reader.trailers(into);
+    }
+
+    fn has_unread(&self) -> bool {
+        self.reader.has_unread()
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.reader.poll_gone(&self.stream, cx)
+    }
+
+    fn interim_head(&mut self, head: &ResponseHead) {
+        self.writer.interim_head(head);
+    }
+
+    fn response_head(&mut self, head: &ResponseHead, context: ResponseContext) -> bool {
+        self.writer.response_head(head, context)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.writer.poll_data(&self.stream, cx, data)
+    }
+
+    fn poll_write_all(&mut self, cx: &mut Context<'_>, body: &[u8], at: &mut usize) -> Poll<io::Result<()>> {
+        self.writer.poll_all(&self.stream, cx, body, at)
+    }
+
+    fn finish(&mut self, trailers: &HeaderList) {
+        self.writer.finish(trailers);
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer.poll_flush(&self.stream, cx)
+    }
+
+    fn queued(&self) -> usize {
+        self.writer.queued()
     }
 }

@@ -33,6 +33,9 @@ pub enum ReadError {
         /// Whether no byte of a message had come.
         clean: bool,
     },
+    /// The peer has said that it did nothing with the message: it can be sent again (RFC 9113, 8.7).
+    #[error("the peer refused the stream")]
+    Refused,
     /// The head is refused.
     #[error(transparent)]
     Head(#[from] HeadError),
@@ -75,6 +78,18 @@ impl MessageReader {
             limits,
             taken: 0,
         }
+    }
+
+    /// What was read and not used, when something else than this reader is to read it.
+    pub fn into_unread(self) -> ReadBuffer {
+        self.buffer
+    }
+
+    /// The unread bytes, when at least one more has come; false when there will be none, or no room.
+    pub fn poll_more(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<bool> {
+        self.buffer
+            .poll_fill(stream, cx)
+            .map(|filled| matches!(filled, Ok(Filled::Bytes(_))))
     }
 
     /// Waits for the first byte of a message: true when there is one, false when the peer has closed.

@@ -3,9 +3,9 @@
 //! Both directions are polled by the one task of the exchange. Each moves what it can, and stops after [`TURN_BYTES`],
 //! so that two fast peers cannot keep a shard from everybody else.
 
-use crate::downstream::h1::Connection;
+use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, MessageWriter, ReadError};
-use crate::upstream;
+use crate::upstream::Upstream;
 use isthmus_core::h1::BodyError;
 use isthmus_core::header::HeaderList;
 use isthmus_core::reply::{Cause, LocalReply};
@@ -55,8 +55,8 @@ pub(super) enum Moved {
     reason = "each is a part of the exchange that moves"
 )]
 pub(super) fn poll_request(
-    conn: &mut Connection,
-    upstream: &upstream::Connection,
+    conn: &mut impl Downstream,
+    upstream: &mut Upstream,
     writer: &mut MessageWriter,
     trailers: &mut HeaderList,
     sending: &mut Sending,
@@ -68,8 +68,8 @@ pub(super) fn poll_request(
         match sending {
             Sending::Done | Sending::Stopped => return Poll::Pending,
             Sending::Whole(at) => {
-                let body = conn.reader.whole_body().unwrap_or(&[]);
-                match writer.poll_all(&upstream.stream, cx, body, at) {
+                let body = conn.whole_body().unwrap_or(&[]);
+                match upstream.poll_write_all(writer, cx, body, at) {
                     Poll::Ready(Ok(())) => {
                         *sending = Sending::Done;
                         return Poll::Ready(Ok(Moved::All));
@@ -79,27 +79,27 @@ pub(super) fn poll_request(
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            Sending::Streaming => match conn.reader.poll_data(&conn.stream, cx) {
+            Sending::Streaming => match conn.poll_data(cx) {
                 Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
                 Poll::Ready(Ok(Chunk::Data(there))) => {
-                    if limit > 0 && conn.reader.body_bytes() + there as u64 > limit {
+                    if limit > 0 && conn.body_bytes() + there as u64 > limit {
                         return Poll::Ready(Err(End::Reply(Cause::RequestTooLarge.into())));
                     }
-                    let data = conn.reader.data().get(..there).unwrap_or(&[]);
-                    match writer.poll_data(&upstream.stream, cx, data) {
+                    let data = conn.data().get(..there).unwrap_or(&[]);
+                    match upstream.poll_write(writer, cx, data) {
                         Poll::Ready(Ok(used)) => {
-                            conn.reader.take(used);
+                            conn.take(used);
                             *turn = turn.saturating_sub(used);
                             // Progress: the pause is measured from here.
-                            conn.phase.extend();
+                            conn.phase().extend();
                         }
                         Poll::Ready(Err(_)) => *sending = Sending::Stopped,
                         Poll::Pending => return Poll::Pending,
                     }
                 }
                 Poll::Ready(Ok(Chunk::End)) => {
-                    conn.reader.trailers(trailers);
-                    writer.finish(trailers);
+                    conn.trailers(trailers);
+                    upstream.finish(writer, trailers);
                     // What is queued goes out as if the body had been at hand all along.
                     *sending = Sending::Whole(0);
                 }
@@ -108,7 +108,7 @@ pub(super) fn poll_request(
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::ClientGone)),
                 Poll::Pending => {
-                    if let Poll::Ready(Err(_)) = writer.poll_flush(&upstream.stream, cx) {
+                    if let Poll::Ready(Err(_)) = upstream.poll_flush(writer, cx) {
                         *sending = Sending::Stopped;
                     }
                     return Poll::Pending;
@@ -119,16 +119,16 @@ pub(super) fn poll_request(
 }
 
 /// Gives the buffer of a body back that was kept in order to be sent again.
-pub(super) fn drop_whole_body(conn: &mut Connection) {
-    if let Some(length) = conn.reader.whole_body().map(<[u8]>::len) {
-        conn.reader.take(length);
+pub(super) fn drop_whole_body(conn: &mut impl Downstream) {
+    if let Some(length) = conn.whole_body().map(<[u8]>::len) {
+        conn.take(length);
     }
 }
 
 /// Moves the response's body towards the client; Ready when all of it is written, or broken off.
 pub(super) fn poll_response_body(
-    conn: &mut Connection,
-    upstream: &mut upstream::Connection,
+    conn: &mut impl Downstream,
+    upstream: &mut Upstream,
     trailers: &mut HeaderList,
     finished: &mut bool,
     turn: &mut usize,
@@ -137,28 +137,27 @@ pub(super) fn poll_response_body(
     loop {
         if *finished {
             return conn
-                .writer
-                .poll_flush(&conn.stream, cx)
+                .poll_flush(cx)
                 .map_ok(|()| Moved::All)
                 .map_err(|_| Broken::ClientGone);
         }
-        match upstream.reader.poll_data(&upstream.stream, cx) {
+        match upstream.poll_data(cx) {
             Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
             Poll::Ready(Ok(Chunk::Data(there))) => {
-                let data = upstream.reader.data().get(..there).unwrap_or(&[]);
-                match conn.writer.poll_data(&conn.stream, cx, data) {
+                let data = upstream.data().get(..there).unwrap_or(&[]);
+                match conn.poll_write(cx, data) {
                     Poll::Ready(Ok(used)) => {
-                        upstream.reader.take(used);
+                        upstream.take(used);
                         *turn = turn.saturating_sub(used);
-                        conn.phase.extend();
+                        conn.phase().extend();
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
             Poll::Ready(Ok(Chunk::End)) => {
-                upstream.reader.trailers(trailers);
-                conn.writer.finish(trailers);
+                upstream.trailers(trailers);
+                conn.finish(trailers);
                 *finished = true;
             }
             Poll::Ready(Err(ReadError::Body(error))) if error != BodyError::Truncated => {
@@ -166,7 +165,7 @@ pub(super) fn poll_response_body(
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamBrokeOff))),
             Poll::Pending => {
-                return match conn.writer.poll_flush(&conn.stream, cx) {
+                return match conn.poll_flush(cx) {
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
                     _ => Poll::Pending,
                 };

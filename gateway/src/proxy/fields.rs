@@ -1,7 +1,7 @@
 //! Changes the fields of requests and responses as routes say, with what the exchange knows for their substitutions.
 
 use super::http::Exchange;
-use crate::downstream::h1::Connection;
+use crate::downstream::Downstream;
 use crate::io::clock;
 use isthmus_core::header::HeaderOperations;
 use isthmus_core::message::RequestHead;
@@ -15,19 +15,24 @@ struct Known {
     local: SocketAddr,
 }
 
-fn known(conn: &Connection, x: &Exchange) -> Known {
-    let peer = conn.peer;
+fn known(conn: &impl Downstream, x: &Exchange) -> Known {
+    let peer = conn.peer();
     // A client that a proxy in front told of has an address and no port.
     let port = if x.client == peer.ip() { peer.port() } else { 0 };
     Known {
         client: SocketAddr::new(x.client, port),
         peer,
-        local: conn.stream.local_addr().unwrap_or(peer),
+        local: conn.local_addr().unwrap_or(peer),
     }
 }
 
 /// Changes the request's fields: each step in turn.
-pub(super) fn change_request(conn: &Connection, x: &mut Exchange, scheme: &str, steps: &[HeaderOperations]) {
+pub(super) fn change_request(
+    conn: &impl Downstream,
+    x: &mut Exchange,
+    scheme: &str,
+    steps: &[HeaderOperations],
+) {
     if steps.is_empty() {
         return;
     }
@@ -63,7 +68,7 @@ pub(super) fn change_request(conn: &Connection, x: &mut Exchange, scheme: &str, 
         route: &x.route_name,
         start: wall.checked_sub(duration).unwrap_or(wall),
         duration,
-        bytes_received: conn.reader.body_bytes(),
+        bytes_received: conn.body_bytes(),
     };
     for step in steps {
         step.apply(headers, &facts);
@@ -71,7 +76,12 @@ pub(super) fn change_request(conn: &Connection, x: &mut Exchange, scheme: &str, 
 }
 
 /// Changes the response's fields: each step in turn.
-pub(super) fn change_response(conn: &Connection, x: &mut Exchange, scheme: &str, steps: &[HeaderOperations]) {
+pub(super) fn change_response(
+    conn: &impl Downstream,
+    x: &mut Exchange,
+    scheme: &str,
+    steps: &[HeaderOperations],
+) {
     if steps.is_empty() {
         return;
     }
@@ -98,7 +108,7 @@ pub(super) fn change_response(conn: &Connection, x: &mut Exchange, scheme: &str,
         route: &x.route_name,
         start: wall.checked_sub(duration).unwrap_or(wall),
         duration,
-        bytes_received: conn.reader.body_bytes(),
+        bytes_received: conn.body_bytes(),
     };
     for step in steps {
         step.apply(&mut x.response.headers, &facts);

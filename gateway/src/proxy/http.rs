@@ -12,11 +12,11 @@ use super::local::{self, Answer};
 use super::{Context, FoundHost, ListenerState};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start};
-use crate::downstream::h1::Connection;
+use crate::downstream::Downstream;
 use crate::io::h1::{MessageWriter, ReadError};
 use crate::io::timer::Timer;
 use crate::io::{clock, executor};
-use crate::upstream;
+use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::EndpointId;
@@ -103,7 +103,30 @@ pub struct Exchange {
     pub(super) route_name: String,
 }
 
+/// The largest header section whose buffer is kept.
+const KEPT_BYTES: usize = 8 * 1024;
+/// Ended exchanges of HTTP/2 whose buffers a shard keeps.
+const EXCHANGES_KEPT: usize = 128;
+
 impl Exchange {
+    /// Buffers of an exchange that has ended, or new ones.
+    pub fn take(context: &Context) -> Box<Self> {
+        let kept = context.exchanges.borrow_mut().pop();
+        kept.unwrap_or_else(|| Box::new(Self::new(context)))
+    }
+
+    /// Gives the buffers to the next exchange.
+    pub fn give_back(mut self: Box<Self>, context: &Context) {
+        self.request.headers.shrink(KEPT_BYTES);
+        self.response.headers.shrink(KEPT_BYTES);
+        // What the outcome names may be on its way out of the configuration.
+        self.outcome = Outcome::default();
+        let mut exchanges = context.exchanges.borrow_mut();
+        if exchanges.len() < EXCHANGES_KEPT {
+            exchanges.push(self);
+        }
+    }
+
     /// Empty buffers.
     pub fn new(context: &Context) -> Self {
         Self {
@@ -133,7 +156,7 @@ impl Drop for Active {
 pub async fn serve(
     context: &Context,
     listener: &ListenerState,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
 ) -> After {
     let started = clock::now();
@@ -153,7 +176,7 @@ pub async fn serve(
 }
 
 /// Answers bytes that are no request, and counts and logs them as one.
-pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, cause: Cause) -> After {
+pub async fn refuse(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, cause: Cause) -> After {
     let started = clock::now();
     x.started = started;
     x.outcome = Outcome::default();
@@ -170,11 +193,11 @@ pub async fn refuse(context: &Context, conn: &mut Connection, x: &mut Exchange, 
     x.outcome.after
 }
 
-fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Instant) {
+fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: Instant) {
     let outcome = &x.outcome;
     let ended = outcome.ended.unwrap_or_else(clock::now);
     let duration = ended.saturating_duration_since(started);
-    let request_bytes = conn.reader.body_bytes();
+    let request_bytes = conn.body_bytes();
     let facts = Finished {
         duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
         request_bytes,
@@ -200,18 +223,15 @@ fn finish(context: &Context, conn: &Connection, x: &mut Exchange, started: Insta
             upstream_host: outcome.upstream_host,
             upstream_local: outcome.upstream_local,
             cluster: outcome.cluster_key().as_ref().map_or("", |key| key.as_str()),
-            local: conn.stream.local_addr(),
-            peer: conn.peer,
-            server_name: conn
-                .secured
-                .as_ref()
-                .and_then(|secured| secured.server_name.as_deref()),
+            local: conn.local_addr(),
+            peer: conn.peer(),
+            server_name: conn.secured().and_then(|secured| secured.server_name.as_deref()),
             route: &x.route_name,
         });
     }
 }
 
-async fn route(context: &Context, listener: &ListenerState, conn: &mut Connection, x: &mut Exchange) {
+async fn route(context: &Context, listener: &ListenerState, conn: &mut impl Downstream, x: &mut Exchange) {
     if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
         return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
     }
@@ -243,15 +263,12 @@ async fn route(context: &Context, listener: &ListenerState, conn: &mut Connectio
     }
     x.request.headers.remove_connection_fields();
     let downstream = forwarded::Downstream {
-        peer: conn.peer.ip(),
+        peer: conn.peer().ip(),
         scheme: conn.scheme(),
         port: listener.key.port,
         trusted_proxies: context.settings.trusted_proxies,
     };
-    let client_cert = conn
-        .secured
-        .as_ref()
-        .and_then(|secured| secured.client_cert.as_deref());
+    let client_cert = conn.secured().and_then(|secured| secured.client_cert.as_deref());
     context
         .settings
         .forward_client_cert
@@ -304,7 +321,7 @@ async fn route(context: &Context, listener: &ListenerState, conn: &mut Connectio
 
 async fn redirect(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     status: StatusCode,
     location: &str,
@@ -348,7 +365,7 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
 }
 
 /// Makes the request what its destination is to get.
-fn rewrite(conn: &Connection, x: &mut Exchange, forward: &Forward, destination: &Destination) {
+fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destination: &Destination) {
     let request = &mut x.request;
     if let Some(rewrite) = &forward.path {
         let path = rewrite.apply(request);
@@ -375,7 +392,7 @@ fn rewrite(conn: &Connection, x: &mut Exchange, forward: &Forward, destination: 
     }
 }
 
-async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Exchange, forward: &Forward) {
+async fn forward_request(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, forward: &Forward) {
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
@@ -385,7 +402,7 @@ async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Excha
     };
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
-    if conn.reader.is_body_done() || conn.reader.whole_body().is_some() {
+    if conn.is_body_done() || conn.whole_body().is_some() {
         x.route_timer.set(forward.timeout.unwrap_or_default());
     }
     let attempted = attempt(context, conn, x, &cluster, forward).await;
@@ -428,14 +445,14 @@ async fn forward_request(context: &Context, conn: &mut Connection, x: &mut Excha
 /// An upstream has answered: its head is in the exchange.
 struct Answered {
     lease: Lease,
-    upstream: Box<upstream::Connection>,
+    upstream: Upstream,
     sent: Sending,
 }
 
 /// Sends the request until an upstream begins to answer.
 async fn attempt(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
     forward: &Forward,
@@ -465,7 +482,7 @@ async fn attempt(
             ),
             Connected::Refused(cause) => return Err(End::Reply(cause.into())),
             Connected::Yes(lease, mut upstream) => {
-                let began = if upstream.requests > 0 { now } else { clock::now() };
+                let began = if upstream.is_reused() { now } else { clock::now() };
                 match send(context, conn, x, cluster, &mut upstream, forward, began).await? {
                     Sent::Answered(sent) => {
                         return Ok(Answered {
@@ -494,7 +511,7 @@ async fn attempt(
 /// Waits before a retry, unless the client goes away or the time is over.
 async fn pause(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     wait: Duration,
 ) -> Result<(), End> {
@@ -511,11 +528,11 @@ async fn pause(
 
 /// What ends any wait for an upstream: the client is gone, or the route's time is over.
 fn interrupted<T>(
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     route_timer: &Timer,
     cx: &mut TaskContext<'_>,
 ) -> Poll<Result<T, End>> {
-    if conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+    if conn.poll_gone(cx).is_ready() {
         return Poll::Ready(Err(End::ClientGone));
     }
     route_timer
@@ -524,21 +541,21 @@ fn interrupted<T>(
 }
 
 enum Connected {
-    Yes(Lease, Box<upstream::Connection>),
+    Yes(Lease, Upstream),
     No(Lease, Cause),
     Refused(Cause),
 }
 
 async fn connect(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
     avoid: &[EndpointId],
     fresh: bool,
     now: Instant,
 ) -> Result<Connected, End> {
-    let careful = !x.request.method.is_idempotent() || !conn.reader.is_body_done();
+    let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
     match cluster.start(avoid, fresh, careful, name, now, &context.random) {
@@ -546,11 +563,11 @@ async fn connect(
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
             x.outcome.upstream_host = Some(upstream.address);
-            Ok(Connected::Yes(lease, upstream))
+            Ok(Connected::Yes(lease, Upstream::H1(upstream)))
         }
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
-            let wanted = match cluster.wanted(name, conn.peer, conn.stream.local_addr()) {
+            let wanted = match cluster.wanted(name, conn.peer(), conn.local_addr()) {
                 Ok(wanted) => wanted,
                 Err(cause) => return Ok(Connected::Refused(cause)),
             };
@@ -577,7 +594,7 @@ async fn connect(
             match connected {
                 Ok(upstream) => {
                     stats.counters.upstream_connects += 1;
-                    Ok(Connected::Yes(lease, upstream))
+                    Ok(Connected::Yes(lease, Upstream::H1(upstream)))
                 }
                 Err(cause) => {
                     stats.counters.upstream_connect_failures += 1;
@@ -598,19 +615,19 @@ enum Sent {
 /// Sends the request on one connection and waits for the head of a final response. The body is passed on meanwhile.
 async fn send(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &ClusterHandle,
-    upstream: &mut upstream::Connection,
+    upstream: &mut Upstream,
     forward: &Forward,
     started: Instant,
 ) -> Result<Sent, End> {
-    let reused = upstream.requests > 0;
-    upstream.requests += 1;
-    let last = cluster.is_used_up(upstream.requests);
+    let reused = upstream.is_reused();
     x.to_upstream.reset();
-    x.to_upstream.request_head(&x.request, last);
-    let mut sending = match (conn.reader.is_body_done(), conn.reader.whole_body().is_some()) {
+    upstream.begin(&mut x.to_upstream, &x.request, |requests| {
+        cluster.is_used_up(requests)
+    });
+    let mut sending = match (conn.is_body_done(), conn.whole_body().is_some()) {
         (true, _) | (false, true) => Sending::Whole(0),
         (false, false) => Sending::Streaming,
     };
@@ -621,7 +638,7 @@ async fn send(
     // Who has to move next: the client with its body, or the upstream.
     let mut on_client = false;
     let mut invited = !x.request.expects_continue;
-    conn.phase.set(context.settings.stream_idle_timeout);
+    conn.phase().set(context.settings.stream_idle_timeout);
     loop {
         let Exchange {
             request,
@@ -651,19 +668,15 @@ async fn send(
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {}
             }
-            if let Poll::Ready(read) =
-                upstream
-                    .reader
-                    .poll_response(&upstream.stream, cx, &request.method, response)
-            {
+            if let Poll::Ready(read) = upstream.poll_response(cx, &request.method, response) {
                 return Poll::Ready(Ok(Some(read)));
             }
             // An interim response may still be on its way to the client.
-            if let Poll::Ready(Err(_)) = conn.writer.poll_flush(&conn.stream, cx) {
+            if let Poll::Ready(Err(_)) = conn.poll_flush(cx) {
                 return Poll::Ready(Err(End::ClientGone));
             }
             // While the body streams, its own reads notice a client that is gone.
-            if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+            if sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
             }
             if route_timer.poll(cx).is_ready() {
@@ -673,17 +686,17 @@ async fn send(
             // whether it may go on waits for the upstream's word.
             let waits_for_client = sending == Sending::Streaming
                 && to_upstream.is_flushed()
-                && !conn.reader.has_unread()
-                && (invited || conn.reader.body_bytes() > 0);
+                && !conn.has_unread()
+                && (invited || conn.body_bytes() > 0);
             if waits_for_client != on_client {
                 on_client = waits_for_client;
-                conn.phase.set(if on_client {
+                conn.phase().set(if on_client {
                     context.settings.body_timeout
                 } else {
                     context.settings.stream_idle_timeout
                 });
             }
-            if conn.phase.poll(cx).is_ready() {
+            if conn.phase().poll(cx).is_ready() {
                 let cause = if on_client {
                     Cause::BodyTimeout
                 } else {
@@ -704,7 +717,7 @@ async fn send(
             continue;
         };
         // Of a body that streams, what was taken from the client is gone, even if the upstream never got it.
-        let used = streamed && (conn.reader.body_bytes() > 0 || conn.reader.is_body_done());
+        let used = streamed && (conn.body_bytes() > 0 || conn.is_body_done());
         let progress = BodyProgress {
             sent: x.to_upstream.written() > 0 || used,
             replayable: !streamed,
@@ -716,8 +729,8 @@ async fn send(
                     Failure::Final(Cause::UpstreamInterim)
                 } else {
                     let wanted = x.response.status != StatusCode::CONTINUE || x.request.expects_continue;
-                    if wanted && x.request.version == Version::Http11 {
-                        conn.writer.interim_head(&x.response);
+                    if wanted && x.request.version != Version::Http10 {
+                        conn.interim_head(&x.response);
                         invited |= x.response.status == StatusCode::CONTINUE;
                     }
                     continue;
@@ -725,15 +738,14 @@ async fn send(
             }
             Ok(()) => {
                 x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
-                x.outcome.upstream_local = upstream.stream.local_addr();
+                x.outcome.upstream_local = upstream.local_addr();
                 return Ok(Sent::Answered(sending));
             }
-            Err(ReadError::Closed { .. } | ReadError::Io(_))
-                if interim == 0 && !upstream.reader.has_unread() =>
-            {
+            Err(ReadError::Closed { .. } | ReadError::Io(_)) if interim == 0 && !upstream.has_unread() => {
                 Failure::Reset { reused }
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
+            Err(ReadError::Refused) => Failure::Refused,
             Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
             Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
         };
@@ -748,12 +760,12 @@ async fn send(
 )]
 async fn pass_on(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &ClusterHandle,
     destination: &Destination,
     forward: &Forward,
-    mut upstream: Box<upstream::Connection>,
+    mut upstream: Upstream,
     lease: Lease,
     mut sending: Sending,
 ) {
@@ -764,7 +776,7 @@ async fn pass_on(
     let upstream_keep_alive = x.response.keep_alive;
     let limit = context.settings.request_body_bytes;
     let idle = context.settings.stream_idle_timeout;
-    conn.phase.set(idle);
+    conn.phase().set(idle);
     let Exchange {
         trailers,
         to_upstream,
@@ -777,7 +789,7 @@ async fn pass_on(
         if sending != Sending::Done && sending != Sending::Stopped {
             match poll_request(
                 conn,
-                &upstream,
+                &mut upstream,
                 to_upstream,
                 trailers,
                 &mut sending,
@@ -801,13 +813,13 @@ async fn pass_on(
             Poll::Ready(moved) => return Poll::Ready(moved),
             Poll::Pending => {}
         }
-        if sending != Sending::Streaming && conn.reader.poll_gone(&conn.stream, cx).is_ready() {
+        if sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
         }
         if route_timer.poll(cx).is_ready() {
             return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamTimeout)));
         }
-        if conn.phase.poll(cx).is_ready() {
+        if conn.phase().poll(cx).is_ready() {
             return Poll::Ready(Err(Broken::Upstream(Cause::StreamIdle)));
         }
         if has_more {
@@ -827,27 +839,31 @@ async fn pass_on(
     let ended = clock::now();
     x.outcome.ended = Some(ended);
     // What is still queued when an exchange breaks off was never written; framing in it makes this the least.
-    let unwritten = conn.writer.queued() as u64;
-    x.outcome.response_bytes = upstream.reader.body_bytes().saturating_sub(unwritten);
+    let unwritten = conn.queued() as u64;
+    x.outcome.response_bytes = upstream.body_bytes().saturating_sub(unwritten);
     match result {
         Ok(()) => {
             let request_done = sending == Sending::Done;
             if request_done {
                 drop_whole_body(conn);
             }
-            // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
-            let reusable = upstream_keep_alive
-                && !upstream.is_for_one
-                && request_done
-                && !upstream.reader.has_unread()
-                && !cluster.is_used_up(upstream.requests);
-            // An upstream that sends a body where none may be would do so now.
-            upstream.is_doubtful = x.request.method == Method::HEAD
-                || matches!(
-                    x.response.status,
-                    StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-                );
-            lease.finish(reusable.then_some(upstream), ended);
+            let reusable = match upstream {
+                Upstream::H1(mut connection) if upstream_keep_alive && request_done => {
+                    // An upstream that sends a body where none may be would do so now.
+                    connection.is_doubtful = x.request.method == Method::HEAD
+                        || matches!(
+                            x.response.status,
+                            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+                        );
+                    // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
+                    let is_good = !connection.is_for_one
+                        && !connection.reader.has_unread()
+                        && !cluster.is_used_up(connection.requests);
+                    is_good.then_some(connection)
+                }
+                Upstream::H1(_) => None,
+            };
+            lease.finish(reusable, ended);
             x.outcome.after = if keep_alive && request_done {
                 After::KeepAlive
             } else {
@@ -871,7 +887,7 @@ async fn pass_on(
 /// Queues the response's head for the client; answers whether the client's connection may carry another request.
 fn begin_response(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     destination: &Destination,
     sending: Sending,
@@ -895,11 +911,11 @@ fn begin_response(
     let keep_alive = x.request.keep_alive
         && !early_refusal
         && !conn.is_draining()
-        && !context.is_last_request(conn.requests);
+        && !context.is_last_request(conn.requests());
     let form = ResponseContext {
         version: x.request.version,
         head_request: x.request.method == Method::HEAD,
         keep_alive,
     };
-    !conn.writer.response_head(head, form)
+    !conn.response_head(head, form)
 }

@@ -3,7 +3,7 @@
 use super::Context;
 use super::fields;
 use super::http::{After, Exchange};
-use crate::downstream::h1::Connection;
+use crate::downstream::Downstream;
 use crate::io::clock;
 use crate::io::h1::Chunk;
 use http::StatusCode;
@@ -29,7 +29,7 @@ pub(super) struct Answer<'a> {
 /// Answers with an error.
 pub(super) async fn refuse(
     context: &Context,
-    conn: &mut Connection,
+    conn: &mut impl Downstream,
     x: &mut Exchange,
     reply: LocalReply,
     close: bool,
@@ -58,7 +58,12 @@ pub(super) async fn refuse(
 
 /// Writes an answer, and says in the outcome what becomes of the connection. Fields that are in the exchange's response
 /// already are kept.
-pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Exchange, answer: Answer<'_>) {
+pub(super) async fn send(
+    context: &Context,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    answer: Answer<'_>,
+) {
     let head = &mut x.response;
     head.status = answer.status;
     let bodyless = answer.status == StatusCode::NO_CONTENT
@@ -89,26 +94,26 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
     let keep_alive = !answer.close
         && x.request.keep_alive
         && !conn.is_draining()
-        && !context.is_last_request(conn.requests)
-        && (conn.reader.is_body_done() || (!x.request.expects_continue && skip_buffered(conn).await));
+        && !context.is_last_request(conn.requests())
+        && (conn.is_body_done() || (!x.request.expects_continue && skip_buffered(conn).await));
     let form = ResponseContext {
         version: x.request.version,
         head_request,
         keep_alive,
     };
-    conn.writer.response_head(&x.response, form);
+    conn.response_head(&x.response, form);
     let body: &[u8] = if x.response.body.is_empty() {
         &[]
     } else {
         answer.body
     };
-    conn.phase.set(context.settings.stream_idle_timeout);
+    conn.phase().set(context.settings.stream_idle_timeout);
     let mut at = 0;
     let written = poll_fn(|cx| {
-        if let Poll::Ready(written) = conn.writer.poll_all(&conn.stream, cx, body, &mut at) {
+        if let Poll::Ready(written) = conn.poll_write_all(cx, body, &mut at) {
             return Poll::Ready(written.is_ok());
         }
-        conn.phase.poll(cx).map(|()| false)
+        conn.phase().poll(cx).map(|()| false)
     })
     .await;
     x.outcome.status = Some(answer.status);
@@ -129,14 +134,14 @@ pub(super) async fn send(context: &Context, conn: &mut Connection, x: &mut Excha
 const SKIP_MAX: usize = 64 * 1024;
 
 /// Reads the body as far as it has arrived; answers whether that was all of it.
-async fn skip_buffered(conn: &mut Connection) -> bool {
+async fn skip_buffered(conn: &mut impl Downstream) -> bool {
     let mut skipped = 0;
     poll_fn(|cx| {
         loop {
-            match conn.reader.poll_data(&conn.stream, cx) {
+            match conn.poll_data(cx) {
                 Poll::Ready(Ok(Chunk::Data(_))) if skipped > SKIP_MAX => return Poll::Ready(false),
                 Poll::Ready(Ok(Chunk::Data(there))) => {
-                    conn.reader.take(there);
+                    conn.take(there);
                     skipped += there;
                 }
                 Poll::Ready(Ok(Chunk::End)) => return Poll::Ready(true),

@@ -46,6 +46,8 @@ pub struct Context {
     pub scratch: RefCell<Scratch>,
     /// Counters.
     pub stats: RefCell<ShardStats>,
+    /// Buffers of exchanges that have ended, for those of HTTP/2, whose tasks live no longer than one exchange.
+    pub exchanges: RefCell<Vec<Box<http::Exchange>>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
     /// The access log.

@@ -3,8 +3,10 @@
 
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
+use crate::downstream::h2::{self, PREFACE};
 use crate::downstream::{Drain, proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
+use crate::io::spawn;
 use crate::io::stream::Stream;
 use crate::proxy::http::{self, After, Exchange};
 use crate::proxy::{Context, ListenerState, tcp};
@@ -16,6 +18,9 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// HTTP/2 as TLS names it (RFC 9113, 3.2).
+const HTTP2_ALPN: &[u8] = b"h2";
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(
@@ -48,8 +53,16 @@ pub(super) async fn serve(
     // Boxed, so that a connection of HTTP, which is the usual one, does not carry the room of this.
     match Box::pin(begin(&context, &listener, stream, peer)).await {
         Begun::Http(client) => {
+            let chosen = client
+                .stream
+                .with_tls(|tls| tls.alpn_protocol() == Some(HTTP2_ALPN))
+                .unwrap_or(false);
             let conn = http(client.stream, client.begun, client.secured, client.peer);
-            serve_http(&context, &listener, conn).await;
+            if chosen {
+                serve_http2(&context, &listener, conn).await;
+            } else {
+                serve_http(&context, &listener, conn).await;
+            }
         }
         Begun::Bytes(client, route) => Box::pin(tcp::serve(&context, client, &route)).await,
         Begun::Cluster(client, key) => Box::pin(tcp::serve_cluster(&context, client, &key)).await,
@@ -215,8 +228,15 @@ async fn refuse(
     Begun::Over
 }
 
-async fn serve_http(context: &Context, listener: &ListenerState, mut conn: Connection) {
+async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut conn: Connection) {
     while conn.wait(&context.settings).await == Next::Request {
+        // No request of HTTP/1 begins as the preface of HTTP/2 does.
+        if conn.requests == 0
+            && conn.reader.data().first() == PREFACE.first()
+            && conn.is_http2(&context.settings).await
+        {
+            return serve_http2(context, listener, conn).await;
+        }
         // Boxed, so that a connection which waits does not carry the room of one that works.
         match Box::pin(serve_while_warm(context, listener, &mut conn)).await {
             Warm::Quiet => {}
@@ -229,6 +249,43 @@ async fn serve_http(context: &Context, listener: &ListenerState, mut conn: Conne
             Warm::Abort => return conn.stream.reset_on_close(),
         }
     }
+}
+
+/// Serves the streams of an HTTP/2 connection, each in a task of its own.
+async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: Connection) {
+    let peer = conn.peer;
+    let (socket, begun, secured, drain) = conn.into_parts();
+    // Boxed, so that a connection of HTTP/1 does not carry the room of this.
+    let opening = Box::pin(h2::Connection::open(
+        socket,
+        begun,
+        secured,
+        peer,
+        (&context.settings, context.limits),
+        &context.wheel,
+        drain,
+    ));
+    let Some(conn) = opening.await else { return };
+    let mut conn = Box::new(conn);
+    while let Some((head, stream)) = conn.next(&context.settings).await {
+        let (here, listener) = (Rc::clone(context), Rc::clone(listener));
+        spawn::spawn(&context.tasks, async move {
+            serve_stream(&here, &listener, head, stream).await;
+        });
+    }
+    Box::pin(conn.part()).await;
+}
+
+async fn serve_stream(context: &Context, listener: &ListenerState, head: h2::Head, mut stream: h2::Stream) {
+    let mut exchange = Exchange::take(context);
+    let after = match stream.read_head(head, &mut exchange.request).await {
+        Ok(()) => http::serve(context, listener, &mut stream, &mut exchange).await,
+        Err(cause) => http::refuse(context, &mut stream, &mut exchange, cause).await,
+    };
+    if after == After::Abort {
+        stream.reset();
+    }
+    exchange.give_back(context);
 }
 
 enum Warm {

@@ -75,6 +75,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         random: RefCell::new(Random::from_seed(start.seed)),
         scratch: RefCell::default(),
         stats: RefCell::default(),
+        exchanges: RefCell::default(),
         active: Rc::default(),
         log: AccessLog::new(start.log),
     });

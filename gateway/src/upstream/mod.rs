@@ -2,14 +2,19 @@
 
 pub mod connect;
 
-use crate::io::h1::MessageReader;
+use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
+use http::Method;
+use isthmus_core::header::HeaderList;
+use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::shared::Permit;
 use rustls::ClientConfig;
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// Counts what is open; goes down when dropped.
 #[derive(Debug)]
@@ -52,4 +57,140 @@ pub struct Connection {
     pub permit: Permit,
     /// Its place in the count of open connections.
     pub open: Open,
+}
+
+/// The upstream's side of one exchange, whatever HTTP version carries it.
+///
+/// The request: a head, then data, then [`Self::finish`], through a `writer` that the exchange lends, because its
+/// buffer is used again for the next one. The answer: a head, then data, as with a client's request.
+pub enum Upstream {
+    /// A connection of its own.
+    H1(Box<Connection>),
+}
+
+impl Upstream {
+    /// Whether the connection has carried other requests before.
+    pub fn is_reused(&self) -> bool {
+        match self {
+            Self::H1(connection) => connection.requests > 0,
+        }
+    }
+
+    /// This end's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::H1(connection) => connection.stream.local_addr(),
+        }
+    }
+
+    /// Queues the request's head; `is_last` tells whether the connection may carry no more than so many.
+    pub fn begin(
+        &mut self,
+        writer: &mut MessageWriter,
+        head: &RequestHead,
+        is_last: impl FnOnce(u32) -> bool,
+    ) {
+        match self {
+            Self::H1(connection) => {
+                connection.requests += 1;
+                writer.request_head(head, is_last(connection.requests));
+            }
+        }
+    }
+
+    /// Takes some of `data`, at least a byte, and answers how much.
+    pub fn poll_write(
+        &mut self,
+        writer: &mut MessageWriter,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::H1(connection) => writer.poll_data(&connection.stream, cx, data),
+        }
+    }
+
+    /// Writes what is queued and then `body`, which is all there is. `at` counts how much of it is written, so that
+    /// the call can be repeated.
+    pub fn poll_write_all(
+        &mut self,
+        writer: &mut MessageWriter,
+        cx: &mut Context<'_>,
+        body: &[u8],
+        at: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Self::H1(connection) => writer.poll_all(&connection.stream, cx, body, at),
+        }
+    }
+
+    /// Queues the end of the body.
+    pub fn finish(&mut self, writer: &mut MessageWriter, trailers: &HeaderList) {
+        match self {
+            Self::H1(_) => writer.finish(trailers),
+        }
+    }
+
+    /// Writes what is queued.
+    pub fn poll_flush(&mut self, writer: &mut MessageWriter, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::H1(connection) => writer.poll_flush(&connection.stream, cx),
+        }
+    }
+
+    /// Reads the head of an answer; interim ones are answered like any other.
+    pub fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), ReadError>> {
+        match self {
+            Self::H1(connection) => connection
+                .reader
+                .poll_response(&connection.stream, cx, method, head),
+        }
+    }
+
+    /// Finds data of the answer's body, reading when there is none.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        match self {
+            Self::H1(connection) => connection.reader.poll_data(&connection.stream, cx),
+        }
+    }
+
+    /// The bytes that were found, and perhaps more behind them.
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::H1(connection) => connection.reader.data(),
+        }
+    }
+
+    /// Notes that so many bytes of a [`Chunk::Data`] were passed on.
+    pub fn take(&mut self, used: usize) {
+        match self {
+            Self::H1(connection) => connection.reader.take(used),
+        }
+    }
+
+    /// The trailers of a body that is done.
+    pub fn trailers(&self, into: &mut HeaderList) {
+        match self {
+            Self::H1(connection) => connection.reader.trailers(into),
+        }
+    }
+
+    /// Bytes of the answer's body that were passed on.
+    pub fn body_bytes(&self) -> u64 {
+        match self {
+            Self::H1(connection) => connection.reader.body_bytes(),
+        }
+    }
+
+    /// Whether a byte of an answer has come that was not used.
+    pub fn has_unread(&self) -> bool {
+        match self {
+            Self::H1(connection) => connection.reader.has_unread(),
+        }
+    }
 }

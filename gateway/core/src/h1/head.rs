@@ -345,7 +345,7 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
 
 fn keep_alive(headers: &HeaderList, version: Version) -> bool {
     match version {
-        Version::Http11 => !headers.has_token(HeaderId::Connection, b"close"),
+        Version::Http11 | Version::Http2 => !headers.has_token(HeaderId::Connection, b"close"),
         Version::Http10 => {
             headers.has_token(HeaderId::Connection, b"keep-alive")
                 && !headers.has_token(HeaderId::Connection, b"close")
@@ -353,8 +353,9 @@ fn keep_alive(headers: &HeaderList, version: Version) -> bool {
     }
 }
 
-/// Reads a request target (RFC 9112, 3.2) and the authority that it or Host names.
-fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> Result<(), HeadError> {
+/// Reads a request target (RFC 9112, 3.2) and the authority that it or Host names, into a head that knows its method
+/// and version.
+pub fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> Result<(), HeadError> {
     // A fragment has no place in a target, and bytes beyond ASCII are not allowed in a URI (RFC 3986).
     if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
         return Err(HeadError::Target);
@@ -399,7 +400,7 @@ fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> Resu
             Some(_) => head.set_path(path),
         }
     }
-    if authority.is_empty() && head.version == Version::Http11 {
+    if authority.is_empty() && head.version != Version::Http10 {
         // An http URI has a host (RFC 9110, 4.2.1).
         return Err(HeadError::Host);
     }

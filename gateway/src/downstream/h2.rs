@@ -1,0 +1,444 @@
+//! A client's HTTP/2 connection.
+//!
+//! The connection's task asks [`Connection::next`] for a stream and starts a task for it; while it asks, frames of all
+//! streams come in and go out, in as few system calls as the socket allows. A [`Stream`] is one exchange, and
+//! independent of its neighbours: the connection's end reaches it as the end of its client.
+
+use super::tls::{self, Secured};
+use super::{Downstream, Drain};
+use crate::io::buffer::ReadBuffer;
+use crate::io::h1::{Chunk, ReadError};
+use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
+use crate::io::stream::Stream as Socket;
+use crate::io::timer::{Timer, Wheel};
+use bytes::Bytes;
+use h2::server::{self, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Method, Request, Response};
+use isthmus_core::h1::HeadError;
+use isthmus_core::h1::encode::ResponseContext;
+use isthmus_core::h1::read_target;
+use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::limits::{MessageLimits, Settings};
+use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
+use isthmus_core::reply::Cause;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// What a client with prior knowledge says first (RFC 9113, 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Room that a client gets for one stream's data, and for all of a connection.
+const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// A body up to this size that has come with its head is kept until the answer comes, so that it can be sent again.
+const WHOLE_MAX: usize = 16 * 1024;
+
+/// What the streams of a connection have in common.
+struct Shared {
+    peer: SocketAddr,
+    local: Option<SocketAddr>,
+    secured: Option<Secured>,
+    drain: Rc<Cell<Drain>>,
+    requests: Cell<u32>,
+    /// Streams that are under way.
+    active: Cell<u32>,
+}
+
+/// One client's connection.
+pub struct Connection {
+    engine: server::Connection<Wire, Bytes>,
+    socket: Rc<Socket>,
+    shared: Rc<Shared>,
+    limits: MessageLimits,
+    wheel: Wheel,
+    /// How long the connection may have no stream.
+    idle: Timer,
+    /// Whether the client was told that the connection ends.
+    is_leaving: bool,
+}
+
+/// A stream's head, as it came.
+pub type Head = Request<RecvStream>;
+
+impl Connection {
+    /// Takes over a connection from which `begun` was read already. None when it ends before it has begun.
+    pub async fn open(
+        socket: Socket,
+        begun: ReadBuffer,
+        secured: Option<Secured>,
+        peer: SocketAddr,
+        (settings, limits): (&Settings, MessageLimits),
+        wheel: &Wheel,
+        drain: Rc<Cell<Drain>>,
+    ) -> Option<Self> {
+        let socket = Rc::new(socket);
+        let mut builder = server::Builder::new();
+        builder
+            .initial_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1)
+            .max_concurrent_streams(settings.concurrent_streams)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .max_send_buffer_size(SEND_BUFFER);
+        let deadline = wheel.timer();
+        deadline.set(settings.header_timeout);
+        let mut handshake = pin!(builder.handshake(Wire::new(Rc::clone(&socket), begun)));
+        let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+            Poll::Ready(engine) => Poll::Ready(engine.ok()),
+            Poll::Pending => deadline.poll(cx).map(|()| None),
+        })
+        .await?;
+        let local = socket.local_addr();
+        Some(Self {
+            engine,
+            socket,
+            shared: Rc::new(Shared {
+                peer,
+                local,
+                secured,
+                drain,
+                requests: Cell::new(0),
+                active: Cell::new(0),
+            }),
+            limits,
+            wheel: wheel.clone(),
+            idle: deadline,
+            is_leaving: false,
+        })
+    }
+
+    /// The next stream; None when there will be no more. Streams move only while this is waited for.
+    pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
+        self.idle.set(settings.idle_timeout);
+        let accepted = poll_fn(|cx| {
+            loop {
+                self.leave_if_due(settings);
+                match self.engine.poll_accept(cx) {
+                    Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
+                    Poll::Ready(Some(Err(error))) => {
+                        tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
+                        return Poll::Ready(None);
+                    }
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Pending => {}
+                }
+                if self.idle.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if self.shared.active.get() > 0 {
+                    self.idle.set(settings.idle_timeout);
+                } else {
+                    // Nobody asks for anything: there is nothing to wait for either.
+                    self.idle.clear();
+                    self.is_leaving = true;
+                    self.engine.abrupt_shutdown(Reason::NO_ERROR);
+                }
+            }
+        })
+        .await?;
+        let (head, respond) = accepted;
+        let shared = Rc::clone(&self.shared);
+        shared.requests.set(shared.requests.get() + 1);
+        shared.active.set(shared.active.get() + 1);
+        let stream = Stream {
+            number: shared.requests.get(),
+            shared,
+            limits: self.limits,
+            phase: self.wheel.timer(),
+            receiver: Receiver::unknown(),
+            answer: Answer::Awaited(respond),
+        };
+        Some((head, stream))
+    }
+
+    fn leave_if_due(&mut self, settings: &Settings) {
+        let drain = self.shared.drain.get();
+        let max = settings.requests_per_connection;
+        let is_used_up = max > 0 && self.shared.requests.get() >= max;
+        if (drain != Drain::No || is_used_up) && !self.is_leaving {
+            self.is_leaving = true;
+            self.engine.graceful_shutdown();
+        }
+        if drain == Drain::Closing && self.shared.active.get() == 0 {
+            self.engine.abrupt_shutdown(Reason::NO_ERROR);
+        }
+    }
+
+    /// Ends the connection so that the client gets to read why.
+    pub async fn part(self) {
+        let Self {
+            engine,
+            socket,
+            mut idle,
+            ..
+        } = self;
+        drop(engine);
+        tls::part(&socket, &mut idle).await;
+    }
+}
+
+/// What was done about an answer.
+enum Answer {
+    Awaited(SendResponse<Bytes>),
+    Begun(Sender),
+    /// The stream was reset before its answer began.
+    Lost,
+}
+
+/// One exchange of a connection.
+pub struct Stream {
+    shared: Rc<Shared>,
+    /// The requests of the connection up to this one.
+    number: u32,
+    limits: MessageLimits,
+    phase: Timer,
+    receiver: Receiver,
+    answer: Answer,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.shared.active.set(self.shared.active.get().saturating_sub(1));
+    }
+}
+
+impl Stream {
+    /// Reads the request's head, and as much of a short body as is there.
+    pub async fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
+        let (parts, body) = head.into_parts();
+        self.receiver = Receiver::new(body);
+        into.clear();
+        let has_body = !self.receiver.is_done();
+        read_request(&parts, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
+        if has_body {
+            poll_fn(|cx| {
+                self.receiver.gather(cx, WHOLE_MAX);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        Ok(())
+    }
+
+    /// Breaks off, so that the client does not take what it got for a whole answer.
+    pub fn reset(&mut self) {
+        match &mut self.answer {
+            Answer::Awaited(respond) => respond.send_reset(Reason::INTERNAL_ERROR),
+            Answer::Begun(sender) => sender.reset(Reason::INTERNAL_ERROR),
+            Answer::Lost => {}
+        }
+    }
+}
+
+/// Reads a request as HTTP/1.1 would have put it (RFC 9113, 8.3).
+fn read_request(
+    parts: &http::request::Parts,
+    has_body: bool,
+    limits: &MessageLimits,
+    head: &mut RequestHead,
+) -> Result<(), HeadError> {
+    head.version = Version::Http2;
+    head.method = parts.method.clone();
+    if parts.headers.len() > limits.header_count {
+        return Err(HeadError::TooManyFields);
+    }
+    if has_padded_value(&parts.headers) {
+        return Err(HeadError::FieldValue);
+    }
+    codec::read_fields(&parts.headers, &mut head.headers);
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(HeadError::Host),
+        (Some(host), None) => Some(host.to_str().map_err(|_| HeadError::Host)?),
+        (None, None) => None,
+    };
+    // Two names for one thing are an attempt to mislead (RFC 9113, 8.3.1).
+    if let (Some(named), Some(host)) = (named, host)
+        && !named.eq_ignore_ascii_case(host)
+    {
+        return Err(HeadError::Host);
+    }
+    let path = parts
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    if !path.starts_with('/') && path != "*" {
+        return Err(HeadError::Target);
+    }
+    read_target(path, named.or(host), head)?;
+    head.headers.remove(HeaderId::Host);
+    // The library has seen to it that what it says is what comes.
+    let length = parts
+        .headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    head.body = match (has_body, length) {
+        (false, _) => BodyLength::None,
+        (true, Some(length)) => BodyLength::Known(length),
+        (true, None) => BodyLength::Chunked,
+    };
+    if head.method == Method::TRACE && has_body {
+        return Err(HeadError::BodyNotAllowed);
+    }
+    let mut expectations = parts.headers.get_all(http::header::EXPECT).iter();
+    match (expectations.next(), expectations.next()) {
+        (None, _) => {}
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            head.expects_continue = has_body;
+        }
+        _ => return Err(HeadError::Expectation),
+    }
+    Ok(())
+}
+
+/// Whether a value begins or ends with white space, which is malformed (RFC 9113, 8.2.1).
+fn has_padded_value(fields: &HeaderMap) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    fields.values().any(|value| {
+        let bytes = value.as_bytes();
+        is_space(bytes.first()) || is_space(bytes.last())
+    })
+}
+
+impl Downstream for Stream {
+    fn peer(&self) -> SocketAddr {
+        self.shared.peer
+    }
+
+    fn local_addr(&self) -> Option<SocketAddr> {
+        self.shared.local
+    }
+
+    fn secured(&self) -> Option<&Secured> {
+        self.shared.secured.as_ref()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.shared.drain.get() != Drain::No
+    }
+
+    fn requests(&self) -> u32 {
+        self.number
+    }
+
+    fn phase(&self) -> &Timer {
+        &self.phase
+    }
+
+    fn is_body_done(&self) -> bool {
+        self.receiver.is_done()
+    }
+
+    fn whole_body(&self) -> Option<&[u8]> {
+        self.receiver.whole()
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        self.receiver.poll_data(cx)
+    }
+
+    fn data(&self) -> &[u8] {
+        self.receiver.data()
+    }
+
+    fn take(&mut self, used: usize) {
+        self.receiver.take(used);
+    }
+
+    fn body_bytes(&self) -> u64 {
+        self.receiver.taken()
+    }
+
+    fn trailers(&self, into: &mut HeaderList) {
+        self.receiver.trailers(into);
+    }
+
+    fn has_unread(&self) -> bool {
+        !self.receiver.data().is_empty()
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.answer {
+            Answer::Awaited(respond) => respond.poll_reset(cx).map(|_| ()),
+            Answer::Begun(sender) if sender.is_ended() => Poll::Pending,
+            Answer::Begun(sender) => sender.poll_gone(cx),
+            Answer::Lost => Poll::Ready(()),
+        }
+    }
+
+    fn interim_head(&mut self, head: &ResponseHead) {
+        if let Answer::Awaited(respond) = &mut self.answer {
+            // A client that has gone is noticed by the next look at it.
+            let _gone = respond.send_informational(response(head));
+        }
+    }
+
+    fn response_head(&mut self, head: &ResponseHead, context: ResponseContext) -> bool {
+        let Answer::Awaited(respond) = &mut self.answer else {
+            return false;
+        };
+        let mut response = response(head);
+        let length = match head.body {
+            BodyLength::Known(length) => Some(length),
+            BodyLength::None if context.head_request || head.status == http::StatusCode::NOT_MODIFIED => {
+                head.declared_length
+            }
+            _ => None,
+        };
+        if let Some(length) = length {
+            codec::write_length(length, response.headers_mut());
+        }
+        let ended = head.body.is_empty();
+        self.answer = match respond.send_response(response, ended) {
+            Ok(stream) => {
+                let length = length.filter(|_| !ended);
+                Answer::Begun(Sender::new(stream, length, ended))
+            }
+            Err(_) => Answer::Lost,
+        };
+        false
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.answer {
+            Answer::Begun(sender) => sender.poll_write(cx, data),
+            _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_write_all(&mut self, cx: &mut Context<'_>, body: &[u8], at: &mut usize) -> Poll<io::Result<()>> {
+        match &mut self.answer {
+            Answer::Begun(sender) => sender.poll_write_all(cx, body, at),
+            _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn finish(&mut self, trailers: &HeaderList) {
+        if let Answer::Begun(sender) = &mut self.answer {
+            sender.finish(trailers);
+        }
+    }
+
+    /// What a stream takes is on its way already: the connection's task writes it.
+    fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self.answer {
+            Answer::Lost => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        })
+    }
+
+    fn queued(&self) -> usize {
+        0
+    }
+}
+
+fn response(head: &ResponseHead) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = codec::write_fields(&head.headers);
+    response
+}

@@ -1,0 +1,356 @@
+//! HTTP/2 on a shard's sockets: what the protocol's library needs of a stream, and bodies as the proxy moves them.
+//!
+//! The library speaks through a [`Wire`], a stream under the interface that it knows. A [`Receiver`] is the half of an
+//! HTTP/2 stream that data comes out of, a [`Sender`] the half that it goes into, for either side of the gateway; both
+//! work as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows: what was not passed
+//! on gives the peer no room for more, and what the peer has no room for is not taken.
+
+use super::buffer::ReadBuffer;
+use super::h1::{Chunk, ReadError};
+use super::stream::Stream;
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use isthmus_core::header::{HeaderId, HeaderList};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Data that is copied into one frame's buffer at a time.
+const SEND_MAX: usize = 64 * 1024;
+/// What a stream may hold that the connection has not sent yet.
+pub const SEND_BUFFER: usize = 128 * 1024;
+
+/// A stream as the protocol's library wants it.
+pub struct Wire {
+    stream: Rc<Stream>,
+    /// What was read of it before.
+    begun: ReadBuffer,
+}
+
+impl Wire {
+    /// Takes over the reading and writing of a stream from which `begun` was read already.
+    pub fn new(stream: Rc<Stream>, begun: ReadBuffer) -> Self {
+        Self { stream, begun }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.begun.is_empty() {
+            let there = self.begun.data();
+            let taken = there.len().min(into.remaining());
+            into.put_slice(there.get(..taken).unwrap_or_default());
+            self.begun.consume(taken);
+            return Poll::Ready(Ok(()));
+        }
+        let room = into.initialize_unfilled();
+        let read = ready!(self.stream.poll_read(cx, room))?;
+        into.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream.poll_write(cx, &[IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_write(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.stream.poll_flush(cx))?;
+        self.stream.shutdown_write();
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How a failure of the library looks to who reads a message: whether the peer has said that it did nothing with it.
+pub fn read_error(error: h2::Error) -> ReadError {
+    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        // Of the streams that a polite GOAWAY ends, only those fail with it that the peer never looked at.
+        || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR));
+    if untouched {
+        return ReadError::Refused;
+    }
+    match error.into_io() {
+        Some(error) => ReadError::Io(error),
+        None => ReadError::Closed { clean: false },
+    }
+}
+
+/// The half of a stream that data comes out of.
+pub struct Receiver {
+    /// None for a message without a body.
+    stream: Option<RecvStream>,
+    chunk: Bytes,
+    /// Nothing comes behind `chunk` any more, and the trailers are there.
+    ended: bool,
+    trailers: HeaderMap,
+    taken: u64,
+}
+
+impl Receiver {
+    /// A message's body. One that ends with its head is none.
+    pub fn new(stream: RecvStream) -> Self {
+        let ended = stream.is_end_stream();
+        Self {
+            stream: (!ended).then_some(stream),
+            chunk: Bytes::new(),
+            ended,
+            trailers: HeaderMap::new(),
+            taken: 0,
+        }
+    }
+
+    /// What is there before a message's head is known.
+    pub fn unknown() -> Self {
+        Self {
+            stream: None,
+            chunk: Bytes::new(),
+            ended: false,
+            trailers: HeaderMap::new(),
+            taken: 0,
+        }
+    }
+
+    /// Puts what has come already into one piece, up to `max` bytes, so that a short message can be sent again.
+    pub fn gather(&mut self, cx: &mut Context<'_>, max: usize) {
+        let mut gathered = Vec::new();
+        loop {
+            match self.poll_data(cx) {
+                Poll::Ready(Ok(Chunk::Data(there))) if gathered.len() + there <= max => {
+                    if gathered.is_empty() && self.ended {
+                        // All of it is in one piece.
+                        return;
+                    }
+                    gathered.extend_from_slice(&self.chunk);
+                    self.chunk = Bytes::new();
+                }
+                _ => break,
+            }
+        }
+        if !gathered.is_empty() {
+            gathered.extend_from_slice(&self.chunk);
+            self.chunk = gathered.into();
+        }
+    }
+
+    /// Whether all of the body was passed on.
+    pub fn is_done(&self) -> bool {
+        self.ended && self.chunk.is_empty()
+    }
+
+    /// The whole rest of the body, if nothing comes behind what is there.
+    pub fn whole(&self) -> Option<&[u8]> {
+        (self.ended && !self.chunk.is_empty()).then_some(&self.chunk[..])
+    }
+
+    /// Finds data, reading when there is none.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        loop {
+            if !self.chunk.is_empty() {
+                return Poll::Ready(Ok(Chunk::Data(self.chunk.len())));
+            }
+            let stream = match &mut self.stream {
+                Some(stream) if !self.ended => stream,
+                _ => return Poll::Ready(Ok(Chunk::End)),
+            };
+            match ready!(stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.ended = stream.is_end_stream();
+                    self.chunk = data;
+                }
+                Some(Err(error)) => return Poll::Ready(Err(read_error(error))),
+                None => {
+                    let trailers = ready!(stream.poll_trailers(cx)).map_err(read_error)?;
+                    self.trailers = trailers.unwrap_or_default();
+                    self.ended = true;
+                }
+            }
+        }
+    }
+
+    /// The bytes that were found.
+    pub fn data(&self) -> &[u8] {
+        &self.chunk
+    }
+
+    /// Notes that so many bytes were passed on, and gives the peer room for as many more.
+    pub fn take(&mut self, used: usize) {
+        let used = used.min(self.chunk.len());
+        self.chunk.advance(used);
+        self.taken += used as u64;
+        if let Some(stream) = &mut self.stream {
+            // An error says that more was given back than taken, which the line above rules out.
+            let _never = stream.flow_control().release_capacity(used);
+        }
+    }
+
+    /// Bytes that were passed on.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// The trailers of a body that is done.
+    pub fn trailers(&self, into: &mut HeaderList) {
+        into.clear();
+        read_fields(&self.trailers, into);
+    }
+}
+
+/// The half of a stream that data goes into.
+pub struct Sender {
+    stream: SendStream<Bytes>,
+    /// How much of the body is still to come, when its head has said so.
+    left: Option<u64>,
+    ended: bool,
+}
+
+impl Sender {
+    /// What follows a head that is sent. `length` is the body's, if the head says it; `ended` whether the head was all.
+    pub fn new(stream: SendStream<Bytes>, length: Option<u64>, ended: bool) -> Self {
+        Self {
+            stream,
+            left: length,
+            ended,
+        }
+    }
+
+    /// Whether everything was sent.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes some of `data`, at least a byte, and answers how much.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if data.is_empty() || self.ended {
+            return Poll::Ready(Ok(data.len()));
+        }
+        self.stream.reserve_capacity(data.len().min(SEND_MAX));
+        let mut room = self.stream.capacity();
+        while room == 0 {
+            room = match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(room)) => room,
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+        }
+        let part = data.get(..room.min(SEND_MAX)).unwrap_or(data);
+        self.left = self.left.map(|left| left.saturating_sub(part.len() as u64));
+        // The last frame says that it is the last, so that no empty one has to follow.
+        let last = self.left == Some(0);
+        self.stream
+            .send_data(Bytes::copy_from_slice(part), last)
+            .map_err(broken)?;
+        self.ended = last;
+        Poll::Ready(Ok(part.len()))
+    }
+
+    /// Writes what is left of `body`, which is all there is, and ends.
+    pub fn poll_write_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &[u8],
+        at: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = body.get(*at..) {
+            *at += ready!(self.poll_write(cx, rest))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the body.
+    pub fn finish(&mut self, trailers: &HeaderList) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        // A stream that was reset takes no more; who polls it is told.
+        let _gone = if trailers.is_empty() {
+            self.stream.send_data(Bytes::new(), true)
+        } else {
+            self.stream.send_trailers(write_fields(trailers))
+        };
+    }
+
+    /// Ready when the peer has reset the stream, or the connection is gone.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_reset(cx).map(|_| ())
+    }
+
+    /// Breaks the stream off.
+    pub fn reset(&mut self, reason: h2::Reason) {
+        self.stream.send_reset(reason);
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    error
+        .into_io()
+        .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+}
+
+/// Appends fields as the library has read them. Crumbs of a cookie become one field again, for peers of HTTP/1.1
+/// (RFC 9113, 8.2.3).
+pub fn read_fields(fields: &HeaderMap, into: &mut HeaderList) {
+    for (name, value) in fields {
+        if *name == http::header::COOKIE && fields.get_all(name).iter().nth(1).is_some() {
+            continue;
+        }
+        into.append(name.as_str().as_bytes(), value.as_bytes());
+    }
+    let mut crumbs = fields.get_all(http::header::COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut whole = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        into.append(b"cookie", &whole);
+    }
+}
+
+/// Fields as the library writes them, but for those that concern one connection of HTTP/1.1 (RFC 9113, 8.2.2).
+pub fn write_fields(fields: &HeaderList) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len() + 2);
+    for (id, name, value) in fields.iter() {
+        if id.is_connection_field() || id == HeaderId::Host {
+            continue;
+        }
+        let name = match id {
+            HeaderId::Other => HeaderName::from_bytes(name),
+            known => Ok(HeaderName::from_static(known.name())),
+        };
+        // The codecs and the compiler let nothing else in.
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// Appends a length.
+pub fn write_length(length: u64, map: &mut HeaderMap) {
+    let value = HeaderValue::from(length);
+    map.insert(http::header::CONTENT_LENGTH, value);
+}

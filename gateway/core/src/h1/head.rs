@@ -345,7 +345,8 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
 
 fn keep_alive(headers: &HeaderList, version: Version) -> bool {
     match version {
-        Version::Http11 => !headers.has_token(HeaderId::Connection, b"close"),
+        // Heads of HTTP/2 are not read here; its connections stay.
+        Version::Http11 | Version::Http2 => !headers.has_token(HeaderId::Connection, b"close"),
         Version::Http10 => {
             headers.has_token(HeaderId::Connection, b"keep-alive")
                 && !headers.has_token(HeaderId::Connection, b"close")

@@ -21,6 +21,8 @@ pub struct MeshConfig {
     pub connect_timeout: Duration,
     /// `tcpKeepalive` of upstream connections whose rule gives none.
     pub keepalive: Option<TcpKeepalive>,
+    /// Whether upstreams are spoken to in HTTP/2 when no DestinationRule says (`h2UpgradePolicy`).
+    pub h2_upgrade: bool,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
@@ -36,6 +38,7 @@ impl Default for MeshConfig {
         Self {
             connect_timeout: CONNECT_TIMEOUT,
             keepalive: None,
+            h2_upgrade: false,
             root_namespace: "istio-system".to_owned(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
@@ -112,6 +115,7 @@ fn read(node: &Node, loaded: &mut Loaded) {
         mesh.root_namespace = namespace.to_owned();
     }
     mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
+    mesh.h2_upgrade = node.text("h2UpgradePolicy") == Some("UPGRADE");
     mesh.service_export_to = node.texts("defaultServiceExportTo");
     mesh.virtual_service_export_to = node.texts("defaultVirtualServiceExportTo");
     mesh.destination_rule_export_to = node.texts("defaultDestinationRuleExportTo");
@@ -143,7 +147,7 @@ mod tests {
 
     const TEXT: &str = "connectTimeout: 3s\nrootNamespace: root\npathNormalization:\n  normalization: 3\n\
                         defaultConfig:\n  gatewayTopology: {numTrustedProxies: 2}\ndefaultServiceExportTo: [.]\n\
-                        enableTracing: true\nconectTimeout: 1s\n";
+                        h2UpgradePolicy: 1\nenableTracing: true\nconectTimeout: 1s\n";
 
     #[test]
     fn what_concerns_a_gateway_is_taken() {
@@ -151,6 +155,7 @@ mod tests {
             assert_eq!(loaded.mesh.connect_timeout, Duration::from_secs(3));
             assert_eq!(loaded.mesh.root_namespace, "root");
             assert_eq!(loaded.mesh.service_export_to, ["."]);
+            assert!(loaded.mesh.h2_upgrade);
             assert_eq!(
                 loaded.settings.path_normalization,
                 PathNormalization::MergeSlashes
@@ -161,7 +166,7 @@ mod tests {
                 .iter()
                 .map(|found| (found.severity, found.line, found.help.is_some()))
                 .collect();
-            assert_eq!(told, [(Severity::Hint, 8, false), (Severity::Warning, 9, true)]);
+            assert_eq!(told, [(Severity::Hint, 9, false), (Severity::Warning, 10, true)]);
         };
         check(load(TEXT, "mesh.yaml"));
         let inner = TEXT.replace('\n', "\n    ");

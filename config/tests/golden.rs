@@ -9,6 +9,8 @@
 use isthmus_config::diagnostic::{render, to_json};
 use isthmus_config::{Compiled, Defaults, Options, Source, compile};
 use isthmus_core::listener::Accepts;
+use isthmus_core::name::ClusterKey;
+use isthmus_core::protocol::{UpstreamHttp, UpstreamVersion};
 use isthmus_core::route::{Action, HeaderMatch, RouteMatch};
 use isthmus_core::snapshot::Snapshot;
 use std::fmt::Write as _;
@@ -162,6 +164,17 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
             cluster.max_requests_per_connection,
             cluster.namespace
         );
+        if cluster.http != UpstreamHttp::default() {
+            let UpstreamHttp {
+                version,
+                max_concurrent_streams,
+                keepalive,
+            } = cluster.http;
+            let _ = writeln!(
+                out,
+                "  spoken to in {version:?}, streams {max_concurrent_streams:?}, {keepalive:?}"
+            );
+        }
         for endpoint in &cluster.endpoints.endpoints {
             let _ = writeln!(
                 out,
@@ -255,6 +268,39 @@ fn policies_are_inherited_block_by_block() {
     );
     assert_eq!(compiled.passed_over.get("ConfigMap"), Some(&1));
     insta::assert_snapshot!(shown(&compiled, &sources));
+}
+
+#[test]
+fn clusters_are_spoken_to_as_ports_and_policies_say() {
+    let (compiled, sources) = compiled("http2.yaml", &in_istio_system());
+    assert!(
+        !compiled.has_errors(),
+        "{}",
+        render(&compiled.diagnostics, &sources, false)
+    );
+    insta::assert_snapshot!(shown(&compiled, &sources));
+    insta::assert_snapshot!("http2_told", told("http2_mistakes.yaml", &in_istio_system()));
+}
+
+#[test]
+fn the_mesh_upgrades_ports_that_say_they_speak_http() {
+    let mut options = in_istio_system();
+    options.mesh.h2_upgrade = true;
+    let (compiled, _) = compiled("http2.yaml", &options);
+    let version = |port, subset| {
+        let key = ClusterKey::outbound(port, subset, "ports.test");
+        compiled.snapshot.clusters[&key].http.version
+    };
+    assert_eq!(version(80, ""), UpstreamVersion::Http2, "HTTP");
+    assert_eq!(version(83, ""), UpstreamVersion::Http2, "GRPC-WEB");
+    assert_eq!(version(84, ""), UpstreamVersion::Http1, "HTTPS");
+    assert_eq!(
+        version(85, ""),
+        UpstreamVersion::Http1,
+        "a protocol that is not known"
+    );
+    assert_eq!(version(80, "not"), UpstreamVersion::Http1);
+    assert_eq!(version(80, "same"), UpstreamVersion::SameAsClient);
 }
 
 #[test]

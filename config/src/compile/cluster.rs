@@ -3,13 +3,14 @@
 use super::Context;
 use crate::Defaults;
 use crate::index::selects;
+use crate::mesh::MeshConfig;
 use crate::registry::{Port, Service};
-use crate::resource::destination_rule::{Blocks, Subset};
+use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::{ClusterKey, ClusterMap};
-use isthmus_core::protocol::Protocol;
+use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
 use std::sync::Arc;
 
 /// Compiles the clusters of all services. Of several services with one name the first has its ports.
@@ -60,6 +61,7 @@ fn cluster(
         ),
         endpoints: Arc::new(EndpointSet::new(taken.map(|(_, endpoint)| endpoint.clone()))),
         protocol: port.protocol,
+        http: http(port.protocol, pool, &options.mesh),
         balancer: balancer(simple, options.defaults),
         connect_timeout: pool
             .and_then(|pool| pool.connect_timeout)
@@ -81,6 +83,27 @@ fn cluster(
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)
             .unwrap_or_default(),
+    }
+}
+
+/// How requests are spoken to a port (Istio's `setUpstreamProtocol`, `applyConnectionPool` and `shouldH2Upgrade` for a
+/// gateway, where a port whose protocol is not known is not looked at: it speaks HTTP/1.1).
+fn http(protocol: Protocol, pool: Option<&ConnectionPool>, mesh: &MeshConfig) -> UpstreamHttp {
+    let upgraded = match pool.and_then(|pool| pool.h2_upgrade) {
+        Some(upgrade) => upgrade,
+        // The mesh's word concerns ports that say that they speak HTTP.
+        None => mesh.h2_upgrade && protocol.is_http(),
+    };
+    UpstreamHttp {
+        version: if pool.is_some_and(|pool| pool.use_client_protocol) {
+            UpstreamVersion::SameAsClient
+        } else if upgraded || protocol.is_http2() {
+            UpstreamVersion::Http2
+        } else {
+            UpstreamVersion::Http1
+        },
+        max_concurrent_streams: pool.and_then(|pool| pool.max_concurrent_streams),
+        keepalive: pool.and_then(|pool| pool.http2_keepalive),
     }
 }
 

@@ -18,6 +18,9 @@ const IDENTITY: [&str; 3] = [
     "/etc/certs/root-cert.pem",
 ];
 
+/// What servers of HTTP offer by ALPN, as Istio's do.
+const ALPN: [&str; 2] = ["h2", "http/1.1"];
+
 /// What a TLS server does with a connection.
 pub(crate) enum Mode {
     /// TLS ends here.
@@ -62,7 +65,11 @@ pub(crate) fn server(server: &Server, meta: &Meta, context: &Context<'_>) -> Mod
             .collect(),
         skip_verify: tls.insecure_skip_verify,
         parameters: parameters(tls),
-        alpn: if http { vec!["http/1.1".into()] } else { Vec::new() },
+        alpn: if http {
+            ALPN.map(Box::from).to_vec()
+        } else {
+            Vec::new()
+        },
     }))
 }
 
@@ -170,7 +177,6 @@ pub(crate) fn client(
         subject_alt_names: boxed(names),
         sni: text(&tls.sni),
         skip_verify: tls.insecure_skip_verify,
-        alpn: Vec::new(),
     }))
 }
 

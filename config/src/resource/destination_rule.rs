@@ -3,6 +3,7 @@
 use super::duration_of;
 use crate::yaml::Node;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
+use isthmus_core::protocol::Http2Keepalive;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -60,6 +61,12 @@ pub(crate) struct ConnectionPool {
     pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_requests_per_connection: i128,
     pub(crate) keepalive: Option<TcpKeepalive>,
+    /// `h2UpgradePolicy`; None for DEFAULT, which leaves it to the mesh.
+    pub(crate) h2_upgrade: Option<bool>,
+    pub(crate) use_client_protocol: bool,
+    /// `maxConcurrentStreams`; None when it is not set or sets no limit.
+    pub(crate) max_concurrent_streams: Option<u32>,
+    pub(crate) http2_keepalive: Option<Http2Keepalive>,
 }
 
 /// `tls`.
@@ -127,6 +134,17 @@ impl TrafficPolicy {
     }
 }
 
+/// What `maxConcurrentStreams` is when it is not written: as many as a connection has streams.
+const CONCURRENT_STREAMS_DEFAULT: u32 = (1 << 31) - 1;
+
+/// Reads `http2KeepAlive`; validation has refused one without both fields.
+fn http2_keepalive(node: &Node) -> Option<Http2Keepalive> {
+    Some(Http2Keepalive {
+        interval: duration_of(node, "interval")?,
+        timeout: duration_of(node, "timeout")?,
+    })
+}
+
 /// Reads `tcpKeepalive`, of a rule or of the mesh.
 pub(crate) fn keepalive(node: &Node) -> TcpKeepalive {
     TcpKeepalive {
@@ -157,6 +175,17 @@ impl Blocks {
                     max_connection_duration: duration_of(tcp, "maxConnectionDuration"),
                     keepalive: tcp.get("tcpKeepalive").map(keepalive),
                     max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
+                    h2_upgrade: match http.text("h2UpgradePolicy") {
+                        Some("UPGRADE") => Some(true),
+                        Some("DO_NOT_UPGRADE") => Some(false),
+                        _ => None,
+                    },
+                    use_client_protocol: http.flag("useClientProtocol"),
+                    max_concurrent_streams: http
+                        .int("maxConcurrentStreams")
+                        .and_then(|streams| u32::try_from(streams).ok())
+                        .filter(|streams| (1..CONCURRENT_STREAMS_DEFAULT).contains(streams)),
+                    http2_keepalive: http.get("http2KeepAlive").and_then(http2_keepalive),
                 }
             }),
             tls: node.get("tls").map(ClientTls::read),

@@ -1,6 +1,9 @@
-//! Protocols as resources name them: of Gateway servers, ServiceEntry ports, and Kubernetes Service ports.
+//! Protocols as resources name them: of Gateway servers, ServiceEntry ports, and Kubernetes Service ports; and what is
+//! spoken to upstreams because of them.
 
+use crate::message::Version;
 use std::fmt;
+use std::time::Duration;
 
 /// What is spoken on a port (Istio `protocol.Instance`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -80,6 +83,12 @@ impl Protocol {
         matches!(self, Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb)
     }
 
+    /// Whether requests are spoken in HTTP/2 (Istio `IsHTTP2`, but for gRPC-Web, which is passed on as it comes here and
+    /// not made gRPC of: its servers take HTTP/1.1).
+    pub const fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc)
+    }
+
     /// Whether it begins with a TLS handshake.
     pub const fn is_tls(self) -> bool {
         matches!(self, Self::Https | Self::Tls)
@@ -106,9 +115,68 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// How requests are spoken to the endpoints of a cluster (`connectionPool.http`, and the protocol of its port).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct UpstreamHttp {
+    /// In which version.
+    pub version: UpstreamVersion,
+    /// Most requests at a time on one HTTP/2 connection, whatever more the upstream allows (`maxConcurrentStreams`);
+    /// None leaves it to the upstream. Never 0.
+    pub max_concurrent_streams: Option<u32>,
+    /// How HTTP/2 connections find out that their peer is gone (`http2KeepAlive`).
+    pub keepalive: Option<Http2Keepalive>,
+}
+
+/// Which version of HTTP an upstream is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum UpstreamVersion {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2: by ALPN over TLS, else with prior knowledge (RFC 9113, 3.3).
+    Http2,
+    /// The one that the client speaks (`useClientProtocol`).
+    SameAsClient,
+}
+
+impl UpstreamVersion {
+    /// The version that a request is sent in, given the client's.
+    pub const fn for_client(self, client: Version) -> Version {
+        match (self, client) {
+            (Self::Http2, _) | (Self::SameAsClient, Version::Http2) => Version::Http2,
+            (Self::Http1 | Self::SameAsClient, _) => Version::Http11,
+        }
+    }
+}
+
+/// `http2KeepAlive`: PING frames on every HTTP/2 connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Http2Keepalive {
+    /// Time between two.
+    pub interval: Duration,
+    /// Time without an answer after which the connection is dead.
+    pub timeout: Duration,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_sent_in_the_clusters_version_or_the_clients() {
+        use Version::{Http2, Http10, Http11};
+        for (version, client, sent) in [
+            (UpstreamVersion::Http1, Http2, Http11),
+            (UpstreamVersion::Http1, Http10, Http11),
+            (UpstreamVersion::Http2, Http10, Http2),
+            (UpstreamVersion::Http2, Http2, Http2),
+            (UpstreamVersion::SameAsClient, Http10, Http11),
+            (UpstreamVersion::SameAsClient, Http11, Http11),
+            (UpstreamVersion::SameAsClient, Http2, Http2),
+        ] {
+            assert_eq!(version.for_client(client), sent, "{version:?} {client:?}");
+        }
+    }
 
     #[test]
     fn service_ports_say_their_protocol_by_name_or_app_protocol() {

@@ -3,6 +3,8 @@
 //! Data only. The compiler makes it; the gateway loads the keys that it names and builds configurations of its TLS
 //! library from it. Equal values have equal effects: two servers with one policy are one configuration.
 
+use crate::message::Version;
+
 /// A version of the protocol. 1.0 and 1.1 are not served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TlsVersion {
@@ -124,8 +126,47 @@ pub struct ClientTls {
     pub sni: Option<Box<str>>,
     /// The upstream's certificate is not verified (`insecureSkipVerify`).
     pub skip_verify: bool,
-    /// Protocols offered by ALPN; empty when none is.
-    pub alpn: Vec<Box<str>>,
+}
+
+/// What a connection to an upstream is for, which is what it offers by ALPN (RFC 7301).
+///
+/// One [`ClientTls`] serves all three: the same cluster may carry requests of either version, as its clients do
+/// (`useClientProtocol`), and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Offer {
+    /// Bytes of a protocol that is not known here: nothing is offered.
+    Bytes,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, and nothing else: an upstream that must speak it is not asked whether it would rather not.
+    Http2,
+}
+
+impl Offer {
+    /// Each of them, in the order of [`Offer::at`].
+    pub const ALL: [Self; 3] = [Self::Bytes, Self::Http1, Self::Http2];
+
+    /// What requests of a version offer.
+    pub const fn of(version: Version) -> Self {
+        match version {
+            Version::Http10 | Version::Http11 => Self::Http1,
+            Version::Http2 => Self::Http2,
+        }
+    }
+
+    /// Position in [`Offer::ALL`], for tables with a place for each.
+    pub const fn at(self) -> usize {
+        self as usize
+    }
+
+    /// The names to offer, in order of preference.
+    pub const fn alpn(self) -> &'static [&'static str] {
+        match self {
+            Self::Bytes => &[],
+            Self::Http1 => &["http/1.1"],
+            Self::Http2 => &["h2"],
+        }
+    }
 }
 
 /// Why a client's handshake failed, as far as operators tell such failures apart.
@@ -196,5 +237,20 @@ impl HandshakeFailure {
             Self::Timeout => "downstream_transport_failure{timeout}",
             Self::Other => "downstream_transport_failure{other}",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offers_are_found_by_their_place() {
+        for (at, offer) in Offer::ALL.into_iter().enumerate() {
+            assert_eq!(offer.at(), at);
+        }
+        assert_eq!(Offer::of(Version::Http2).alpn(), ["h2"]);
+        assert_eq!(Offer::of(Version::Http10).alpn(), ["http/1.1"]);
+        assert!(Offer::Bytes.alpn().is_empty());
     }
 }

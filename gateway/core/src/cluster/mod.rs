@@ -9,7 +9,7 @@ pub mod pool;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
 use crate::shared::{ClusterShared, Permit};
 use crate::tls::ClientTls;
@@ -33,6 +33,8 @@ pub struct ClusterSpec {
     pub endpoints: Arc<EndpointSet>,
     /// What its endpoints speak.
     pub protocol: Protocol,
+    /// How requests are spoken to them.
+    pub http: UpstreamHttp,
     /// How endpoints are picked.
     pub balancer: BalancerKind,
     /// How long a connect may take.
@@ -307,6 +309,7 @@ mod tests {
             key: ClusterKey::outbound(80, "", "h"),
             endpoints: Arc::new(EndpointSet::new(endpoints)),
             protocol: Protocol::Http,
+            http: UpstreamHttp::default(),
             balancer: BalancerKind::RoundRobin,
             connect_timeout: CONNECT_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,

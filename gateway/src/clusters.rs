@@ -6,16 +6,18 @@
 
 use crate::io::clock;
 use crate::io::stream::Liveness;
-use crate::mailbox::TlsSet;
+use crate::mailbox::{ClientConfigs, TlsSet};
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
-use crate::upstream::{Connection, Open};
-use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId, EndpointId};
+use crate::upstream::{Connection, Open, h2};
+use isthmus_core::cluster::{Acquired, AcquiredStream, Cluster, ClusterSpec, ConnId, EndpointId, SharedId};
+use isthmus_core::message::Version;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::proxy_protocol::Addresses;
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
+use isthmus_core::tls::Offer;
 use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -37,6 +39,7 @@ pub struct ClusterHandle {
     cluster: RefCell<Cluster>,
     // Boxed, so that a connection moves between pool and request without being copied or allocated anew.
     idle: RefCell<Slab<Box<Connection>>>,
+    shared: RefCell<Vec<(SharedId, Rc<h2::Connection>)>>,
     gone: Cell<bool>,
     /// None for plaintext.
     keys: RefCell<Option<Keys>>,
@@ -47,7 +50,7 @@ struct Keys {
     /// The name to ask for; None for the host of each request.
     sni: Option<Rc<str>>,
     /// None when the keys could not be loaded.
-    config: Option<Arc<ClientConfig>>,
+    config: Option<Arc<ClientConfigs>>,
 }
 
 /// The name that TLS is asked for.
@@ -80,6 +83,8 @@ pub struct Clusters {
 pub struct Lease {
     handle: Rc<ClusterHandle>,
     endpoint: EndpointId,
+    /// The connection that it has a stream of, when it has one.
+    stream: Option<SharedId>,
     held: bool,
 }
 
@@ -89,6 +94,16 @@ pub enum Start {
     Reuse(Lease, Box<Connection>),
     /// On a new connection to this address.
     Connect(Lease, SocketAddr, Permit),
+    /// Not at all.
+    Refuse(Cause),
+}
+
+/// How a request begins that is a stream of a connection which others use, too.
+pub enum StartStream {
+    /// On this connection, which may still have to be made by somebody else.
+    Share(Lease, Rc<h2::Connection>),
+    /// On this connection, which is to be made with these means.
+    Open(Lease, Rc<h2::Connection>, Box<h2::Means>),
     /// Not at all.
     Refuse(Cause),
 }
@@ -103,6 +118,12 @@ impl Lease {
     pub fn finish(mut self, reusable: Option<Box<Connection>>, now: Instant) {
         self.held = false;
         let handle = &self.handle;
+        if let Some(conn) = self.stream {
+            return handle
+                .cluster
+                .borrow_mut()
+                .release_stream(self.endpoint, conn, now);
+        }
         let conn = match reusable {
             Some(connection) if !handle.gone.get() => {
                 Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32))
@@ -118,13 +139,16 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.held {
-            // Nothing to hand back: without a connection a release has no orphan.
-            let _none = self
-                .handle
-                .cluster
-                .borrow_mut()
-                .release(self.endpoint, None, clock::now());
+        if !self.held {
+            return;
+        }
+        let mut cluster = self.handle.cluster.borrow_mut();
+        match self.stream {
+            Some(conn) => cluster.release_stream(self.endpoint, conn, clock::now()),
+            None => {
+                // Nothing to hand back: without a connection a release has no orphan.
+                let _none = cluster.release(self.endpoint, None, clock::now());
+            }
         }
     }
 }
@@ -156,6 +180,7 @@ impl ClusterHandle {
     pub fn wanted(
         &self,
         name: Option<&str>,
+        offer: Offer,
         peer: SocketAddr,
         local: Option<SocketAddr>,
     ) -> Result<Wanted, Cause> {
@@ -164,7 +189,7 @@ impl ClusterHandle {
             (None, _) => None,
             (Some(_), None) => return Err(Cause::UpstreamTls),
             (Some(name), Some(config)) => Some(Secure {
-                config: Arc::clone(config),
+                config: Arc::clone(config.offering(offer)),
                 name: name.into(),
             }),
         };
@@ -201,20 +226,129 @@ impl ClusterHandle {
 
     /// Whether a connection was made with the present keys and demands: one that was not may lead to a peer that would
     /// be refused now.
-    fn has_present_keys(&self, connection: &Connection) -> bool {
+    fn are_present_keys(&self, own: Option<&Arc<ClientConfig>>, offer: Offer) -> bool {
         let keys = self.keys.borrow();
-        match (
-            &connection.config,
-            keys.as_ref().and_then(|keys| keys.config.as_ref()),
-        ) {
+        match (own, keys.as_ref().and_then(|keys| keys.config.as_ref())) {
             (None, None) => true,
-            (Some(own), Some(present)) => Arc::ptr_eq(own, present),
+            (Some(own), Some(present)) => Arc::ptr_eq(own, present.offering(offer)),
             _ => false,
         }
     }
 
     fn has_spec(&self, spec: &Arc<ClusterSpec>) -> bool {
         Arc::ptr_eq(self.cluster.borrow().spec(), spec)
+    }
+
+    fn lease(self: &Rc<Self>, endpoint: EndpointId, stream: Option<SharedId>) -> Lease {
+        Lease {
+            handle: Rc::clone(self),
+            endpoint,
+            stream,
+            held: true,
+        }
+    }
+
+    /// Which version of HTTP a request is sent in, given the client's.
+    pub fn version(&self, client: Version) -> Version {
+        self.cluster.borrow().spec().http.version.for_client(client)
+    }
+
+    fn fits(&self, id: SharedId, name: Option<&str>) -> bool {
+        let shared = self.shared.borrow();
+        let found = shared.iter().find(|(other, _)| *other == id);
+        found.is_some_and(|(_, connection)| {
+            has_name(connection.name.as_deref(), name)
+                && connection.is_usable()
+                && self.are_present_keys(connection.config.as_ref(), Offer::Http2)
+        })
+    }
+
+    /// Picks an endpoint and a stream of a connection to it that asked for `name`, or has one made for it.
+    pub fn start_stream(
+        self: &Rc<Self>,
+        avoid: &[EndpointId],
+        name: Option<&str>,
+        (peer, local): (SocketAddr, Option<SocketAddr>),
+        now: Instant,
+        random: &RefCell<Random>,
+        clusters: &Clusters,
+    ) -> StartStream {
+        let acquired = self.cluster.borrow_mut().acquire_stream(
+            avoid,
+            |id| self.fits(id, name),
+            &mut random.borrow_mut(),
+        );
+        match acquired {
+            AcquiredStream::NoEndpoint => StartStream::Refuse(Cause::NoEndpoint),
+            AcquiredStream::Overflow => StartStream::Refuse(Cause::Overflow),
+            AcquiredStream::Share { conn, endpoint } => {
+                let lease = self.lease(endpoint, Some(conn));
+                let shared = self.shared.borrow();
+                match shared.iter().find(|(id, _)| *id == conn) {
+                    Some((_, connection)) => StartStream::Share(lease, Rc::clone(connection)),
+                    None => StartStream::Refuse(Cause::NoEndpoint),
+                }
+            }
+            AcquiredStream::Open {
+                endpoint,
+                address,
+                permit,
+            } => {
+                let mut lease = self.lease(endpoint, None);
+                let wanted = match self.wanted(name, Offer::Http2, peer, local) {
+                    Ok(wanted) => wanted,
+                    Err(cause) => return StartStream::Refuse(cause),
+                };
+                let config = wanted.secure.as_ref().map(|secure| Arc::clone(&secure.config));
+                let connection = Rc::new(h2::Connection::new(address, name.map(Box::from), config));
+                let mut cluster = self.cluster.borrow_mut();
+                let http = cluster.spec().http;
+                let id = cluster.share(endpoint, h2::STREAMS_AT_FIRST, now);
+                self.shared.borrow_mut().push((id, Rc::clone(&connection)));
+                let means = h2::Means {
+                    wanted,
+                    permit,
+                    open: clusters.count_open(),
+                    keepalive: http.keepalive,
+                };
+                lease.stream = Some(id);
+                StartStream::Open(lease, connection, Box::new(means))
+            }
+        }
+    }
+
+    /// Notes what has happened to a connection whose streams are handed out.
+    pub fn changed(&self, connection: &Rc<h2::Connection>, change: h2::Change) {
+        let found = self
+            .shared
+            .borrow()
+            .iter()
+            .find(|(_, other)| Rc::ptr_eq(other, connection))
+            .map(|(id, _)| *id);
+        let Some(id) = found else { return };
+        match change {
+            h2::Change::Limit(max) => self.cluster.borrow_mut().resize(id, max),
+            h2::Change::Over => {
+                self.cluster.borrow_mut().unshare(id);
+                self.shared.borrow_mut().retain(|(other, _)| *other != id);
+            }
+        }
+    }
+
+    /// Lets those connections end whose streams are handed out no more.
+    fn retire_unshared(&self) {
+        let mut retired = Vec::new();
+        {
+            let cluster = self.cluster.borrow();
+            self.shared.borrow_mut().retain(|(id, connection)| {
+                let is_shared = cluster.is_shared(*id);
+                if !is_shared {
+                    retired.push(Rc::clone(connection));
+                }
+                is_shared
+            });
+        }
+        retired.iter().for_each(|connection| connection.retire());
     }
 
     fn close(&self, conns: impl IntoIterator<Item = ConnId>) {
@@ -241,11 +375,7 @@ impl ClusterHandle {
                 .cluster
                 .borrow_mut()
                 .acquire(avoid, fresh, &mut random.borrow_mut());
-            let lease = |endpoint| Lease {
-                handle: Rc::clone(self),
-                endpoint,
-                held: true,
-            };
+            let lease = |endpoint| self.lease(endpoint, None);
             match acquired {
                 Acquired::NoEndpoint => return Start::Refuse(Cause::NoEndpoint),
                 Acquired::Overflow => return Start::Refuse(Cause::Overflow),
@@ -265,13 +395,9 @@ impl ClusterHandle {
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
-                    let asked = connection.name.as_deref();
-                    let is_same = match (asked, name) {
-                        (Some(asked), Some(name)) => asked.eq_ignore_ascii_case(name),
-                        (None, None) => true,
-                        _ => false,
-                    };
-                    if !is_same || !self.has_present_keys(&connection) {
+                    if !has_name(connection.name.as_deref(), name)
+                        || !self.are_present_keys(connection.config.as_ref(), Offer::Http1)
+                    {
                         continue;
                     }
                     let idled = now.saturating_duration_since(idle_since);
@@ -287,6 +413,15 @@ impl ClusterHandle {
                 }
             }
         }
+    }
+}
+
+/// Whether a connection that asked for one name can carry a request that asks for another.
+fn has_name(asked: Option<&str>, name: Option<&str>) -> bool {
+    match (asked, name) {
+        (Some(asked), Some(name)) => asked.eq_ignore_ascii_case(name),
+        (None, None) => true,
+        _ => false,
     }
 }
 
@@ -328,6 +463,7 @@ impl Clusters {
                             .borrow_mut()
                             .reconcile(Arc::clone(spec), &mut random.borrow_mut());
                         known.close(orphans);
+                        known.retire_unshared();
                     }
                     known
                 }
@@ -339,6 +475,7 @@ impl Clusters {
                         &mut random.borrow_mut(),
                     )),
                     idle: RefCell::new(Slab::new()),
+                    shared: RefCell::default(),
                     gone: Cell::new(false),
                     keys: RefCell::default(),
                 }),
@@ -352,6 +489,7 @@ impl Clusters {
             handle.gone.set(true);
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
+            handle.retire_unshared();
         }
     }
 
@@ -371,6 +509,7 @@ impl Clusters {
         for handle in handles {
             let expired = handle.cluster.borrow_mut().expire(now);
             handle.close(expired);
+            handle.retire_unshared();
             let Some(before) = before else { continue };
             let quiet: Vec<ConnId> = handle.cluster.borrow().idle_before(before).collect();
             for conn in quiet {
@@ -394,6 +533,7 @@ impl Clusters {
         for handle in handles {
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
+            handle.retire_unshared();
         }
     }
 

@@ -10,7 +10,7 @@ use isthmus_core::name::ClusterMap;
 use isthmus_core::shared::ClusterShared;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::ShardStats;
-use isthmus_core::tls::{ClientTls, ServerTls};
+use isthmus_core::tls::{ClientTls, Offer, ServerTls};
 use rustls::{ClientConfig, ServerConfig};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -28,6 +28,22 @@ pub struct Publication {
     pub shared: ClusterMap<Arc<ClusterShared>>,
 }
 
+/// Configurations for connections to an upstream: one for each [`Offer`], at its place.
+#[derive(Debug)]
+pub struct ClientConfigs(pub [Arc<ClientConfig>; Offer::ALL.len()]);
+
+impl ClientConfigs {
+    /// The one that makes an offer.
+    pub fn offering(&self, offer: Offer) -> &Arc<ClientConfig> {
+        let Self([bytes, http1, http2]) = self;
+        match offer {
+            Offer::Bytes => bytes,
+            Offer::Http1 => http1,
+            Offer::Http2 => http2,
+        }
+    }
+}
+
 /// Configurations of the TLS library for everything that a version of the snapshot asks for. What is not there has no
 /// usable keys: its connections are refused.
 #[derive(Debug, Default)]
@@ -35,7 +51,7 @@ pub struct TlsSet {
     /// For servers.
     pub servers: HashMap<Arc<ServerTls>, Arc<ServerConfig>>,
     /// For connections to upstreams.
-    pub clients: HashMap<Arc<ClientTls>, Arc<ClientConfig>>,
+    pub clients: HashMap<Arc<ClientTls>, Arc<ClientConfigs>>,
 }
 
 /// To a shard.

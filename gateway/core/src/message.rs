@@ -72,6 +72,8 @@ pub struct RequestHead {
     pub body: BodyLength,
     /// Whether the client waits for 100 (Continue) before it sends the body (RFC 9110, 10.1.1).
     pub expects_continue: bool,
+    /// Whether the client has said that it takes trailers (`te: trailers`), without which gRPC refuses to answer.
+    pub wants_trailers: bool,
     /// Whether the connection stays open after this exchange, as far as the client is concerned.
     pub keep_alive: bool,
 }
@@ -88,6 +90,7 @@ impl RequestHead {
         self.headers.clear();
         self.body = BodyLength::None;
         self.expects_continue = false;
+        self.wants_trailers = false;
         self.keep_alive = true;
     }
 

@@ -165,11 +165,7 @@ impl Connection {
             Some(Err(ReadError::Closed { clean: false })) => {
                 Next::Refused(Cause::RequestHead(HeadError::FirstLine))
             }
-            Some(Err(ReadError::Closed { clean: true } | ReadError::Io(_) | ReadError::Refused)) => {
-                Next::Closed
-            }
-            // Empty lines, which old clients send behind a body, ask for nothing (RFC 9112, 2.2).
-            None if !self.reader.has_begun() => Next::Closed,
+            Some(Err(_)) => Next::Closed,
             None => Next::Refused(Cause::HeaderTimeout),
         }
     }

@@ -271,6 +271,7 @@ fn read_request(
     }
     read_target(path, named.or(host), head)?;
     head.headers.remove(HeaderId::Host);
+    head.wants_trailers = parts.headers.contains_key(http::header::TE);
     // The library has seen to it that what it says is what comes.
     let length = parts
         .headers

@@ -36,6 +36,12 @@ pub enum ReadError {
     /// The peer has said that it did nothing with the message: it can be sent again (RFC 9113, 8.7).
     #[error("the peer refused the stream")]
     Refused,
+    /// The peer broke this exchange off, and not the connection (RFC 9113, 6.4).
+    #[error("the peer reset the stream")]
+    Reset,
+    /// The message cannot be said in the version that the connection speaks.
+    #[error("the message has no form in HTTP/2")]
+    Unspeakable,
     /// The head is refused.
     #[error(transparent)]
     Head(#[from] HeadError),

@@ -93,6 +93,9 @@ pub fn read_error(error: h2::Error) -> ReadError {
     if untouched {
         return ReadError::Refused;
     }
+    if error.is_reset() {
+        return ReadError::Reset;
+    }
     match error.into_io() {
         Some(error) => ReadError::Io(error),
         None => ReadError::Closed { clean: false },

@@ -11,11 +11,11 @@ use super::fields;
 use super::local::{self, Answer};
 use super::{Context, FoundHost, ListenerState};
 use crate::access_log::Record;
-use crate::clusters::{ClusterHandle, Lease, Start};
+use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
 use crate::io::h1::{MessageWriter, ReadError};
 use crate::io::timer::Timer;
-use crate::io::{clock, executor};
+use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
@@ -29,6 +29,7 @@ use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward, split_port};
 use isthmus_core::stats::Finished;
+use isthmus_core::tls::Offer;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -154,7 +155,7 @@ impl Drop for Active {
 
 /// Serves the request that is in `x.request`, and says what becomes of the connection.
 pub async fn serve(
-    context: &Context,
+    context: &Rc<Context>,
     listener: &ListenerState,
     conn: &mut impl Downstream,
     x: &mut Exchange,
@@ -231,7 +232,12 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
     }
 }
 
-async fn route(context: &Context, listener: &ListenerState, conn: &mut impl Downstream, x: &mut Exchange) {
+async fn route(
+    context: &Rc<Context>,
+    listener: &ListenerState,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+) {
     if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
         return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
     }
@@ -392,7 +398,12 @@ fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destinat
     }
 }
 
-async fn forward_request(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, forward: &Forward) {
+async fn forward_request(
+    context: &Rc<Context>,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    forward: &Forward,
+) {
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
@@ -451,7 +462,7 @@ struct Answered {
 
 /// Sends the request until an upstream begins to answer.
 async fn attempt(
-    context: &Context,
+    context: &Rc<Context>,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
@@ -547,7 +558,7 @@ enum Connected {
 }
 
 async fn connect(
-    context: &Context,
+    context: &Rc<Context>,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
@@ -558,6 +569,10 @@ async fn connect(
     let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
+    if cluster.version(x.request.version) == Version::Http2 {
+        let parts = (&mut x.outcome, &x.route_timer);
+        return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
+    }
     match cluster.start(avoid, fresh, careful, name, now, &context.random) {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
@@ -567,7 +582,7 @@ async fn connect(
         }
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
-            let wanted = match cluster.wanted(name, conn.peer(), conn.local_addr()) {
+            let wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
                 Ok(wanted) => wanted,
                 Err(cause) => return Ok(Connected::Refused(cause)),
             };
@@ -601,6 +616,56 @@ async fn connect(
                     Ok(Connected::No(lease, cause))
                 }
             }
+        }
+    }
+}
+
+/// Gets a stream of a connection that others use, too.
+async fn connect_stream(
+    context: &Rc<Context>,
+    conn: &mut impl Downstream,
+    (outcome, route_timer): (&mut Outcome, &Timer),
+    cluster: &Rc<ClusterHandle>,
+    avoid: &[EndpointId],
+    name: Option<&str>,
+    now: Instant,
+) -> Result<Connected, End> {
+    let ends = (conn.peer(), conn.local_addr());
+    let started = cluster.start_stream(avoid, name, ends, now, &context.random, &context.clusters);
+    let (lease, connection) = match started {
+        StartStream::Share(lease, connection) => {
+            context.stats.borrow_mut().counters.upstream_reuses += 1;
+            (lease, connection)
+        }
+        StartStream::Open(lease, connection, means) => {
+            let (driven, owner, here) = (Rc::clone(&connection), Rc::clone(cluster), Rc::clone(context));
+            spawn::spawn(&context.tasks, async move {
+                let told = Rc::clone(&driven);
+                let changed = move |change| owner.changed(&told, change);
+                let with = (&here.pool, &here.wheel);
+                upstream::h2::drive(driven, *means, with, here.limits, changed).await;
+            });
+            context.stats.borrow_mut().counters.upstream_connects += 1;
+            (lease, connection)
+        }
+        StartStream::Refuse(cause) => return Ok(Connected::Refused(cause)),
+    };
+    outcome.upstream_host = Some(connection.address);
+    let ready = poll_fn(|cx| {
+        if let Poll::Ready(ready) = connection.poll_ready(cx) {
+            return Poll::Ready(Ok(ready));
+        }
+        interrupted(conn, route_timer, cx)
+    })
+    .await?;
+    match ready {
+        Ok(()) => {
+            let stream = Box::new(upstream::h2::Stream::new(connection));
+            Ok(Connected::Yes(lease, Upstream::H2(stream)))
+        }
+        Err(cause) => {
+            context.stats.borrow_mut().counters.upstream_connect_failures += 1;
+            Ok(Connected::No(lease, cause))
         }
     }
 }
@@ -719,7 +784,7 @@ async fn send(
         // Of a body that streams, what was taken from the client is gone, even if the upstream never got it.
         let used = streamed && (conn.body_bytes() > 0 || conn.is_body_done());
         let progress = BodyProgress {
-            sent: x.to_upstream.written() > 0 || used,
+            sent: upstream.has_sent(&x.to_upstream) || used,
             replayable: !streamed,
         };
         let failure = match read {
@@ -746,6 +811,8 @@ async fn send(
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Refused) => Failure::Refused,
+            Err(ReadError::Reset) => Failure::Reset { reused: false },
+            Err(ReadError::Unspeakable) => Failure::Final(Cause::RequestPath),
             Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
             Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
         };
@@ -861,7 +928,7 @@ async fn pass_on(
                         && !cluster.is_used_up(connection.requests);
                     is_good.then_some(connection)
                 }
-                Upstream::H1(_) => None,
+                Upstream::H1(_) | Upstream::H2(_) => None,
             };
             lease.finish(reusable, ended);
             x.outcome.after = if keep_alive && request_done {

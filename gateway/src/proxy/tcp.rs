@@ -18,6 +18,7 @@ use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
+use isthmus_core::tls::Offer;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -233,7 +234,12 @@ async fn carry(
     let name = client.server_name.as_deref();
     let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
     let name = cluster.tls_name(host).filter(|_| secure);
-    let wanted = match cluster.wanted(name.as_deref(), client.peer, client.stream.local_addr()) {
+    let wanted = match cluster.wanted(
+        name.as_deref(),
+        Offer::Bytes,
+        client.peer,
+        client.stream.local_addr(),
+    ) {
         Ok(wanted) => wanted,
         Err(cause) => {
             outcome.cause = Some(cause);

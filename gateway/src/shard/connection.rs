@@ -276,7 +276,12 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     Box::pin(conn.part()).await;
 }
 
-async fn serve_stream(context: &Context, listener: &ListenerState, head: h2::Head, mut stream: h2::Stream) {
+async fn serve_stream(
+    context: &Rc<Context>,
+    listener: &ListenerState,
+    head: h2::Head,
+    mut stream: h2::Stream,
+) {
     let mut exchange = Exchange::take(context);
     let after = match stream.read_head(head, &mut exchange.request).await {
         Ok(()) => http::serve(context, listener, &mut stream, &mut exchange).await,
@@ -303,7 +308,7 @@ enum Warm {
 }
 
 /// Serves requests as long as they follow each other closely.
-async fn serve_while_warm(context: &Context, listener: &ListenerState, conn: &mut Connection) -> Warm {
+async fn serve_while_warm(context: &Rc<Context>, listener: &ListenerState, conn: &mut Connection) -> Warm {
     let mut exchange = Exchange::new(context);
     loop {
         let mut asked = false;

@@ -3,7 +3,8 @@
 use super::fault::{MaterialError, MaterialWarning};
 use super::material::{CertificateInfo, Credentials};
 use super::verify::ServerPolicy;
-use isthmus_core::tls::ClientTls;
+use crate::mailbox::ClientConfigs;
+use isthmus_core::tls::{ClientTls, Offer};
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::SingleCertAndKey;
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 #[derive(Debug, Clone)]
 pub struct ClientConfigBuilt {
     /// For connections. The name to ask for is given with each of them.
-    pub config: Arc<ClientConfig>,
+    pub config: Arc<ClientConfigs>,
     /// What the gateway's own certificate says.
     pub certificate: Option<CertificateInfo>,
     /// What the certificates of the upstream's authorities say; empty for the roots of the system.
@@ -48,14 +49,18 @@ pub fn build_client(
         .map_err(|error| refused(&error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(policy));
-    let mut config = match &key {
+    let config = match &key {
         None => builder.with_no_client_auth(),
         Some(loaded) => {
             let key = Arc::clone(&loaded.key);
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
         }
     };
-    config.alpn_protocols = spec.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let offering = |offer: Offer| {
+        let mut config = config.clone();
+        config.alpn_protocols = offer.alpn().iter().map(|name| name.as_bytes().to_vec()).collect();
+        Arc::new(config)
+    };
     let mut warnings = Vec::new();
     let certificate = key.map(|loaded| {
         warnings.extend(loaded.warnings);
@@ -66,7 +71,7 @@ pub fn build_client(
         found.infos
     });
     Ok(ClientConfigBuilt {
-        config: Arc::new(config),
+        config: Arc::new(ClientConfigs(Offer::ALL.map(offering))),
         certificate,
         authorities: authorities.unwrap_or_default(),
         warnings,
@@ -108,7 +113,6 @@ mod tests {
                     subject_alt_names: Vec::new(),
                     sni: None,
                     skip_verify: false,
-                    alpn: vec!["http/1.1".into()],
                 },
             }
         }
@@ -120,7 +124,10 @@ mod tests {
         }
 
         fn meet(&self, spec: &ClientTls) -> Outcome {
-            handshake(&self.server(ClientAuth::None), &self.client(spec).config)
+            handshake(
+                &self.server(ClientAuth::None),
+                self.client(spec).config.offering(Offer::Http1),
+            )
         }
 
         fn server(&self, client_auth: ClientAuth) -> Arc<rustls::ServerConfig> {
@@ -260,12 +267,12 @@ mod tests {
         let server = upstream.server(ClientAuth::Required);
         let client = upstream.client(&upstream.spec);
         assert!(client.certificate.is_none());
-        handshake(&server, &client.config).refused_by_server();
+        handshake(&server, client.config.offering(Offer::Http1)).refused_by_server();
         upstream.spec.key = Some(key_of("gateway"));
         let client = upstream.client(&upstream.spec);
         assert_eq!(client.certificate.unwrap().names, ["gateway"]);
         assert_eq!(client.authorities[0].subject, "upstream's CA");
-        let outcome = handshake(&server, &client.config).accepted();
+        let outcome = handshake(&server, client.config.offering(Offer::Http1)).accepted();
         assert_eq!(
             outcome.server.peer_certificates().unwrap()[0],
             upstream.gateway.leaf
@@ -277,13 +284,24 @@ mod tests {
         let upstream = Upstream::new(&[HOST]);
         let server = upstream.server(ClientAuth::None);
         let client = upstream.client(&upstream.spec);
-        assert!(!handshake(&server, &client.config).accepted().resumed());
-        assert!(handshake(&server, &client.config).accepted().resumed());
-        // Another policy has not seen that certificate yet.
         assert!(
-            !handshake(&server, &upstream.client(&upstream.spec).config)
+            !handshake(&server, client.config.offering(Offer::Http1))
                 .accepted()
                 .resumed()
+        );
+        assert!(
+            handshake(&server, client.config.offering(Offer::Http1))
+                .accepted()
+                .resumed()
+        );
+        // Another policy has not seen that certificate yet.
+        assert!(
+            !handshake(
+                &server,
+                upstream.client(&upstream.spec).config.offering(Offer::Http1)
+            )
+            .accepted()
+            .resumed()
         );
     }
 

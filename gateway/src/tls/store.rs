@@ -4,12 +4,12 @@
 //! until something better can: a broken replacement changes nothing but what is told.
 
 use super::{CertificateInfo, Credentials, MaterialError, MaterialWarning, build_client, build_server};
-use crate::mailbox::TlsSet;
+use crate::mailbox::{ClientConfigs, TlsSet};
 use isthmus_core::listener::Accepts;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTls};
+use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
-use rustls::{ClientConfig, ServerConfig};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::unix::fs::MetadataExt;
@@ -77,7 +77,7 @@ pub struct Store {
     folder: Option<PathBuf>,
     ticketer: Arc<dyn ProducesTickets>,
     servers: HashMap<Arc<ServerTls>, Entry<ServerConfig>>,
-    clients: HashMap<Arc<ClientTls>, Entry<ClientConfig>>,
+    clients: HashMap<Arc<ClientTls>, Entry<ClientConfigs>>,
 }
 
 /// One certificate that is served, shown or trusted.
@@ -237,9 +237,9 @@ impl Store {
     fn client(
         &self,
         policy: &ClientTls,
-        before: Option<Entry<ClientConfig>>,
+        before: Option<Entry<ClientConfigs>>,
         now: SystemTime,
-    ) -> Entry<ClientConfig> {
+    ) -> Entry<ClientConfigs> {
         let watched = self.watched(policy.key.as_slice(), Some(&policy.ca), policy.crl.as_deref());
         let built = build_client(policy, &self.credentials, now).map(|built| Built {
             config: built.config,

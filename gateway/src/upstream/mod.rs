@@ -1,6 +1,7 @@
 //! Connections to endpoints: made by [`connect`], used by the proxy, kept by `clusters` while they idle.
 
 pub mod connect;
+pub mod h2;
 
 use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
@@ -66,6 +67,8 @@ pub struct Connection {
 pub enum Upstream {
     /// A connection of its own.
     H1(Box<Connection>),
+    /// A stream of a connection that others use, too.
+    H2(Box<h2::Stream>),
 }
 
 impl Upstream {
@@ -73,6 +76,7 @@ impl Upstream {
     pub fn is_reused(&self) -> bool {
         match self {
             Self::H1(connection) => connection.requests > 0,
+            Self::H2(stream) => stream.is_reused(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Upstream {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::H1(connection) => connection.stream.local_addr(),
+            Self::H2(stream) => stream.local_addr(),
         }
     }
 
@@ -95,6 +100,7 @@ impl Upstream {
                 connection.requests += 1;
                 writer.request_head(head, is_last(connection.requests));
             }
+            Self::H2(stream) => stream.begin(head),
         }
     }
 
@@ -107,6 +113,7 @@ impl Upstream {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::H1(connection) => writer.poll_data(&connection.stream, cx, data),
+            Self::H2(stream) => stream.poll_write(cx, data),
         }
     }
 
@@ -121,6 +128,7 @@ impl Upstream {
     ) -> Poll<io::Result<()>> {
         match self {
             Self::H1(connection) => writer.poll_all(&connection.stream, cx, body, at),
+            Self::H2(stream) => stream.poll_write_all(cx, body, at),
         }
     }
 
@@ -128,6 +136,7 @@ impl Upstream {
     pub fn finish(&mut self, writer: &mut MessageWriter, trailers: &HeaderList) {
         match self {
             Self::H1(_) => writer.finish(trailers),
+            Self::H2(stream) => stream.finish(trailers),
         }
     }
 
@@ -135,6 +144,8 @@ impl Upstream {
     pub fn poll_flush(&mut self, writer: &mut MessageWriter, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::H1(connection) => writer.poll_flush(&connection.stream, cx),
+            // What a stream takes is on its way already.
+            Self::H2(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -149,6 +160,7 @@ impl Upstream {
             Self::H1(connection) => connection
                 .reader
                 .poll_response(&connection.stream, cx, method, head),
+            Self::H2(stream) => stream.poll_response(cx, method, head),
         }
     }
 
@@ -156,6 +168,7 @@ impl Upstream {
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         match self {
             Self::H1(connection) => connection.reader.poll_data(&connection.stream, cx),
+            Self::H2(stream) => stream.poll_data(cx),
         }
     }
 
@@ -163,6 +176,7 @@ impl Upstream {
     pub fn data(&self) -> &[u8] {
         match self {
             Self::H1(connection) => connection.reader.data(),
+            Self::H2(stream) => stream.data(),
         }
     }
 
@@ -170,6 +184,7 @@ impl Upstream {
     pub fn take(&mut self, used: usize) {
         match self {
             Self::H1(connection) => connection.reader.take(used),
+            Self::H2(stream) => stream.take(used),
         }
     }
 
@@ -177,6 +192,7 @@ impl Upstream {
     pub fn trailers(&self, into: &mut HeaderList) {
         match self {
             Self::H1(connection) => connection.reader.trailers(into),
+            Self::H2(stream) => stream.trailers(into),
         }
     }
 
@@ -184,6 +200,15 @@ impl Upstream {
     pub fn body_bytes(&self) -> u64 {
         match self {
             Self::H1(connection) => connection.reader.body_bytes(),
+            Self::H2(stream) => stream.body_bytes(),
+        }
+    }
+
+    /// Whether anything of the request was handed over.
+    pub fn has_sent(&self, writer: &MessageWriter) -> bool {
+        match self {
+            Self::H1(_) => writer.written() > 0,
+            Self::H2(stream) => stream.has_sent(),
         }
     }
 
@@ -191,6 +216,7 @@ impl Upstream {
     pub fn has_unread(&self) -> bool {
         match self {
             Self::H1(connection) => connection.reader.has_unread(),
+            Self::H2(_) => false,
         }
     }
 }

@@ -86,6 +86,10 @@ pub struct ConnId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EndpointId(u32);
 
+/// Names a connection that carries several requests at a time; never given to another one of the cluster on its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SharedId(u32);
+
 /// What [`Cluster::acquire`] answers.
 #[derive(Debug)]
 pub enum Acquired {
@@ -113,6 +117,31 @@ pub enum Acquired {
     Overflow,
 }
 
+/// What [`Cluster::acquire_stream`] answers.
+#[derive(Debug)]
+pub enum AcquiredStream {
+    /// Use one more stream of this connection.
+    Share {
+        /// The connection.
+        conn: SharedId,
+        /// Where it leads.
+        endpoint: EndpointId,
+    },
+    /// Connect to this endpoint; the permit belongs to the connection as long as it lives.
+    Open {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// Its address.
+        address: SocketAddr,
+        /// The right to one connection of the cluster.
+        permit: Permit,
+    },
+    /// The cluster has no endpoint.
+    NoEndpoint,
+    /// The limit of connections is reached.
+    Overflow,
+}
+
 /// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
 /// as Istio sets it).
 const RESELECTIONS_MAX: usize = 5;
@@ -124,6 +153,19 @@ struct EndpointState {
     weight: u32,
     active: u32,
     idle: Pool,
+    shared: Vec<Multiplexed>,
+}
+
+/// A connection that carries several requests at a time.
+#[derive(Debug)]
+struct Multiplexed {
+    conn: SharedId,
+    streams: u32,
+    max: u32,
+    /// Streams so far.
+    requests: u32,
+    /// When its last stream ended, or it was opened.
+    since: Instant,
 }
 
 /// One shard's live state of one cluster.
@@ -134,6 +176,7 @@ pub struct Cluster {
     endpoints: Vec<EndpointState>,
     balancer: Balancer,
     next_id: u32,
+    next_shared: u32,
 }
 
 impl Cluster {
@@ -146,6 +189,7 @@ impl Cluster {
             endpoints: Vec::new(),
             balancer,
             next_id: 0,
+            next_shared: 0,
         };
         let _no_pool_yet = cluster.reconcile(spec, random);
         cluster
@@ -180,6 +224,7 @@ impl Cluster {
                         weight: endpoint.weight,
                         active: 0,
                         idle: Pool::default(),
+                        shared: Vec::new(),
                     }
                 }
             };
@@ -198,19 +243,7 @@ impl Cluster {
     /// Picks an endpoint, other than those in `avoid` if there is a choice, and an idle connection to it unless
     /// `fresh` asks for a new one. Each answer that names an endpoint is given back by one [`Self::release`].
     pub fn acquire(&mut self, avoid: &[EndpointId], fresh: bool, random: &mut Random) -> Acquired {
-        let mut at = None;
-        for _ in 0..=RESELECTIONS_MAX {
-            let loads = self.endpoints.iter().map(|state| Load {
-                weight: state.weight,
-                active: state.active,
-            });
-            at = self.balancer.pick(loads, random);
-            let picked = at.and_then(|at| self.endpoints.get(at));
-            if picked.is_none_or(|state| !avoid.contains(&state.id)) {
-                break;
-            }
-        }
-        let Some(state) = at.and_then(|at| self.endpoints.get_mut(at)) else {
+        let Some(state) = self.pick(avoid, random).and_then(|at| self.endpoints.get_mut(at)) else {
             return Acquired::NoEndpoint;
         };
         if !fresh && let Some(idle) = state.idle.take() {
@@ -231,6 +264,121 @@ impl Cluster {
                 }
             }
             None => Acquired::Overflow,
+        }
+    }
+
+    /// Picks an endpoint as [`Self::acquire`] does, and a stream of a connection to it that `fits` and has one free. The
+    /// answer is given back by one [`Self::release_stream`]; after [`AcquiredStream::Open`] the new connection is made known by
+    /// [`Self::share`].
+    pub fn acquire_stream(
+        &mut self,
+        avoid: &[EndpointId],
+        fits: impl Fn(SharedId) -> bool,
+        random: &mut Random,
+    ) -> AcquiredStream {
+        let Some(state) = self.pick(avoid, random).and_then(|at| self.endpoints.get_mut(at)) else {
+            return AcquiredStream::NoEndpoint;
+        };
+        let last = match self.spec.max_requests_per_connection {
+            0 => u32::MAX,
+            max => max,
+        };
+        // The first that has room, so that those behind it fall idle and go.
+        let free = state
+            .shared
+            .iter_mut()
+            .find(|shared| shared.streams < shared.max && shared.requests < last && fits(shared.conn));
+        if let Some(shared) = free {
+            shared.streams += 1;
+            shared.requests += 1;
+            state.active += 1;
+            return AcquiredStream::Share {
+                conn: shared.conn,
+                endpoint: state.id,
+            };
+        }
+        match self.shared.connections.acquire() {
+            Some(permit) => {
+                state.active += 1;
+                AcquiredStream::Open {
+                    endpoint: state.id,
+                    address: state.address,
+                    permit,
+                }
+            }
+            None => AcquiredStream::Overflow,
+        }
+    }
+
+    fn pick(&mut self, avoid: &[EndpointId], random: &mut Random) -> Option<usize> {
+        let mut at = None;
+        for _ in 0..=RESELECTIONS_MAX {
+            let loads = self.endpoints.iter().map(|state| Load {
+                weight: state.weight,
+                active: state.active,
+            });
+            at = self.balancer.pick(loads, random);
+            let picked = at.and_then(|at| self.endpoints.get(at));
+            if picked.is_none_or(|state| !avoid.contains(&state.id)) {
+                break;
+            }
+        }
+        at
+    }
+
+    /// The connection that an [`AcquiredStream::Open`] asked for can be shared from now on, by `max` streams at a time; its
+    /// first stream is the one that asked.
+    pub fn share(&mut self, endpoint: EndpointId, max: u32, now: Instant) -> SharedId {
+        self.next_shared += 1;
+        let conn = SharedId(self.next_shared);
+        let max = self.streams_max(max);
+        if let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) {
+            state.shared.push(Multiplexed {
+                conn,
+                streams: 1,
+                max,
+                requests: 1,
+                since: now,
+            });
+        }
+        conn
+    }
+
+    /// The upstream allows so many streams at a time on a connection.
+    pub fn resize(&mut self, conn: SharedId, max: u32) {
+        let max = self.streams_max(max);
+        let all = self.endpoints.iter_mut().flat_map(|state| &mut state.shared);
+        for shared in all.filter(|shared| shared.conn == conn) {
+            shared.max = max;
+        }
+    }
+
+    fn streams_max(&self, allowed: u32) -> u32 {
+        allowed.min(self.spec.http.max_concurrent_streams.unwrap_or(u32::MAX))
+    }
+
+    /// No more streams of this connection.
+    pub fn unshare(&mut self, conn: SharedId) {
+        for state in &mut self.endpoints {
+            state.shared.retain(|shared| shared.conn != conn);
+        }
+    }
+
+    /// Whether streams of this connection may be handed out.
+    pub fn is_shared(&self, conn: SharedId) -> bool {
+        let mut all = self.endpoints.iter().flat_map(|state| &state.shared);
+        all.any(|shared| shared.conn == conn)
+    }
+
+    /// Gives a stream back, and with it its endpoint.
+    pub fn release_stream(&mut self, endpoint: EndpointId, conn: SharedId, now: Instant) {
+        let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
+            return;
+        };
+        state.active = state.active.saturating_sub(1);
+        if let Some(shared) = state.shared.iter_mut().find(|shared| shared.conn == conn) {
+            shared.streams = shared.streams.saturating_sub(1);
+            shared.since = now;
         }
     }
 
@@ -255,8 +403,16 @@ impl Cluster {
     /// Takes out the connections that have idled too long.
     pub fn expire(&mut self, now: Instant) -> Vec<ConnId> {
         let mut expired = Vec::new();
+        let idle = self.spec.idle_timeout;
+        let last = self.spec.max_requests_per_connection;
         for state in &mut self.endpoints {
-            state.idle.expire(now, self.spec.idle_timeout, &mut expired);
+            state.idle.expire(now, idle, &mut expired);
+            // Who keeps the connection asks whether it is still shared.
+            state.shared.retain(|shared| {
+                let is_used_up = last > 0 && shared.requests >= last;
+                shared.streams > 0
+                    || !is_used_up && (idle.is_zero() || now.saturating_duration_since(shared.since) < idle)
+            });
         }
         expired
     }
@@ -284,6 +440,7 @@ impl Cluster {
         let mut all = Vec::new();
         for state in &mut self.endpoints {
             state.idle.drain(&mut all);
+            state.shared.clear();
         }
         all
     }

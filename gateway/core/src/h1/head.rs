@@ -331,6 +331,7 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
     if head.method == Method::TRACE && !head.body.is_empty() {
         return Err(HeadError::BodyNotAllowed);
     }
+    head.wants_trailers = headers.has_token(HeaderId::Te, b"trailers");
     let mut expectations = headers.get_all(HeaderId::Expect);
     match (expectations.next(), expectations.next()) {
         (None, _) => {}

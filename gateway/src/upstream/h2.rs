@@ -1,0 +1,464 @@
+//! A connection to an endpoint that carries several requests at a time, in HTTP/2.
+//!
+//! The first request that wants one starts [`drive`] in a task of its own, which connects, and then moves the frames of
+//! all streams until the connection ends; whoever wants a stream waits until the connection is ready. So no request
+//! owns the connection: one that is cancelled, or whose client goes away, ends its own stream only. [`Stream`] is the
+//! upstream's side of one exchange.
+
+use super::Open;
+use super::connect::{self, Wanted};
+use crate::io::buffer::{Pool, ReadBuffer};
+use crate::io::h1::{Chunk, ReadError};
+use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
+use crate::io::timer::Wheel;
+use bytes::Bytes;
+use h2::client::{self, ResponseFuture, SendRequest};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use isthmus_core::header::HeaderList;
+use isthmus_core::limits::MessageLimits;
+use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
+use isthmus_core::protocol::Http2Keepalive;
+use isthmus_core::reply::Cause;
+use isthmus_core::shared::Permit;
+use rustls::ClientConfig;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// Room for one stream's data, and for that of all streams of a connection.
+const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// Streams that an upstream is taken to allow before it has said how many.
+pub const STREAMS_AT_FIRST: u32 = 100;
+
+enum State {
+    Connecting,
+    Ready(SendRequest<Bytes>),
+    /// It takes no more streams; those that it has go on.
+    Retired,
+    Failed(Cause),
+}
+
+/// One connection, as those who want streams of it see it.
+pub struct Connection {
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// The name that its TLS was asked for; None for plaintext.
+    pub name: Option<Box<str>>,
+    /// What was shown and demanded; None for plaintext.
+    pub config: Option<Arc<ClientConfig>>,
+    local: Cell<Option<SocketAddr>>,
+    state: RefCell<State>,
+    waiting: RefCell<Vec<Waker>>,
+    requests: Cell<u32>,
+}
+
+impl Connection {
+    /// A connection that [`drive`] is about to make.
+    pub fn new(address: SocketAddr, name: Option<Box<str>>, config: Option<Arc<ClientConfig>>) -> Self {
+        Self {
+            address,
+            name,
+            config,
+            local: Cell::new(None),
+            state: RefCell::new(State::Connecting),
+            waiting: RefCell::default(),
+            requests: Cell::new(0),
+        }
+    }
+
+    /// Whether it takes another stream, as far as is known.
+    pub fn is_usable(&self) -> bool {
+        match &mut *self.state.borrow_mut() {
+            State::Connecting => true,
+            // Only looked at: an error says that the upstream has announced its end.
+            State::Ready(send) => !matches!(
+                send.poll_ready(&mut Context::from_waker(Waker::noop())),
+                Poll::Ready(Err(_))
+            ),
+            State::Retired | State::Failed(_) => false,
+        }
+    }
+
+    /// Requests that it has carried.
+    pub fn requests(&self) -> u32 {
+        self.requests.get()
+    }
+
+    /// Lets the streams that it has end, and then the connection.
+    pub fn retire(&self) {
+        let mut state = self.state.borrow_mut();
+        if matches!(*state, State::Ready(_)) {
+            *state = State::Retired;
+        }
+    }
+
+    /// Waits until the connection is made, or could not be.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
+        match &*self.state.borrow() {
+            State::Connecting => {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+            State::Failed(cause) => Poll::Ready(Err(*cause)),
+            // One that has gone meanwhile refuses the stream, which says more.
+            State::Ready(_) | State::Retired => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn becomes(&self, state: State) {
+        // Dropped after the borrow: what goes may wake others.
+        let _before = self.state.replace(state);
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn stream(&self, head: &RequestHead) -> Result<(ResponseFuture, Sender), ReadError> {
+        let ended = head.body.is_empty();
+        let request = self.request(head).ok_or(ReadError::Unspeakable)?;
+        let mut send = match &*self.state.borrow() {
+            // A handle of its own, since one handle waits for its last stream to be opened.
+            State::Ready(send) => send.clone(),
+            _ => return Err(ReadError::Refused),
+        };
+        // A connection that takes no stream has not seen the request, whatever is wrong with it.
+        let (response, stream) = send
+            .send_request(request, ended)
+            .map_err(|_| ReadError::Refused)?;
+        let length = match head.body {
+            BodyLength::Known(length) => Some(length),
+            _ => None,
+        };
+        Ok((response, Sender::new(stream, length, ended)))
+    }
+
+    fn request(&self, head: &RequestHead) -> Option<Request<()>> {
+        let scheme = if self.name.is_some() {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        };
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(scheme);
+        parts.authority = Some(Authority::try_from(head.authority.as_str()).ok()?);
+        parts.path_and_query = Some(PathAndQuery::try_from(head.path.as_str()).ok()?);
+        let mut request = Request::new(());
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        let fields = request.headers_mut();
+        *fields = codec::write_fields(&head.headers);
+        match head.body {
+            BodyLength::Known(length) => codec::write_length(length, fields),
+            BodyLength::None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => {
+                codec::write_length(0, fields);
+            }
+            _ => {}
+        }
+        if head.expects_continue {
+            fields.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
+        }
+        if head.wants_trailers {
+            fields.insert(http::header::TE, HeaderValue::from_static("trailers"));
+        }
+        Some(request)
+    }
+}
+
+/// What happens to a connection that concerns who hands out its streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The upstream allows so many streams at a time.
+    Limit(u32),
+    /// The connection has ended.
+    Over,
+}
+
+/// What a connection is made and kept with.
+pub struct Means {
+    /// What it is to be like.
+    pub wanted: Wanted,
+    /// The right to it.
+    pub permit: Permit,
+    /// Its place in the count of open connections.
+    pub open: Open,
+    /// How it finds out that the upstream is gone.
+    pub keepalive: Option<Http2Keepalive>,
+}
+
+/// Makes the connection and moves its frames until it ends. Each change is told to `changed`.
+pub async fn drive(
+    connection: Rc<Connection>,
+    means: Means,
+    (pool, wheel): (&Pool, &Wheel),
+    limits: MessageLimits,
+    changed: impl Fn(Change),
+) {
+    let cause = match Box::pin(run(&connection, &means, (pool, wheel), limits, &changed)).await {
+        Ok(()) => Cause::UpstreamReset,
+        Err(cause) => cause,
+    };
+    connection.becomes(State::Failed(cause));
+    changed(Change::Over);
+}
+
+async fn run(
+    connection: &Connection,
+    means: &Means,
+    (pool, wheel): (&Pool, &Wheel),
+    limits: MessageLimits,
+    changed: &impl Fn(Change),
+) -> Result<(), Cause> {
+    let deadline = wheel.timer();
+    let stream = connect::open(connection.address, &means.wanted, pool, wheel).await?;
+    let socket = Rc::new(stream);
+    connection.local.set(socket.local_addr());
+    let mut builder = client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .initial_max_send_streams(STREAMS_AT_FIRST as usize)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER);
+    deadline.set(means.wanted.timeout);
+    let wire = Wire::new(Rc::clone(&socket), ReadBuffer::new(pool));
+    let mut handshake = pin!(builder.handshake(wire));
+    let (send, mut engine) = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+        Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Cause::ConnectFailed)),
+        Poll::Pending => deadline.poll(cx).map(|()| Err(Cause::ConnectTimeout)),
+    })
+    .await?;
+    deadline.clear();
+    let mut pulse = means
+        .keepalive
+        .and_then(|keepalive| Pulse::new(keepalive, &mut engine, wheel));
+    connection.becomes(State::Ready(send));
+    let mut limit = None;
+    poll_fn(|cx| {
+        let ended = Pin::new(&mut engine).poll(cx);
+        let allowed = u32::try_from(engine.max_concurrent_send_streams()).unwrap_or(u32::MAX);
+        if limit != Some(allowed) {
+            limit = Some(allowed);
+            changed(Change::Limit(allowed));
+        }
+        if let Poll::Ready(ended) = ended {
+            if let Err(error) = ended {
+                tracing::debug!(address = %connection.address, %error, "an HTTP/2 connection to an upstream broke off");
+            }
+            return Poll::Ready(());
+        }
+        match &mut pulse {
+            Some(pulse) => pulse.poll(cx),
+            None => Poll::Pending,
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// Asks the upstream from time to time whether it is there.
+struct Pulse {
+    keepalive: Http2Keepalive,
+    pings: h2::PingPong,
+    timer: crate::io::timer::Timer,
+    is_asked: bool,
+}
+
+impl Pulse {
+    fn new(
+        keepalive: Http2Keepalive,
+        engine: &mut client::Connection<Wire, Bytes>,
+        wheel: &Wheel,
+    ) -> Option<Self> {
+        let timer = wheel.timer();
+        timer.set(keepalive.interval);
+        Some(Self {
+            keepalive,
+            pings: engine.ping_pong()?,
+            timer,
+            is_asked: false,
+        })
+    }
+
+    /// Ready when the upstream has not answered in time.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.is_asked {
+                match self.pings.poll_pong(cx) {
+                    Poll::Ready(Ok(_)) => {
+                        self.is_asked = false;
+                        self.timer.set(self.keepalive.interval);
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return self.timer.poll(cx),
+                }
+            } else if self.timer.poll(cx).is_ready() {
+                if self.pings.send_ping(h2::Ping::opaque()).is_err() {
+                    return Poll::Ready(());
+                }
+                self.is_asked = true;
+                self.timer.set(self.keepalive.timeout);
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// The upstream's side of one exchange.
+pub struct Stream {
+    connection: Rc<Connection>,
+    /// None when the request could not be put on its way, and once the answer's head is there.
+    response: Option<ResponseFuture>,
+    sender: Option<Sender>,
+    receiver: Receiver,
+    /// Why the request could not be put on its way.
+    failed: Option<ReadError>,
+}
+
+impl Stream {
+    /// A stream of a connection that is ready.
+    pub fn new(connection: Rc<Connection>) -> Self {
+        Self {
+            connection,
+            response: None,
+            sender: None,
+            receiver: Receiver::unknown(),
+            failed: None,
+        }
+    }
+
+    /// Whether the connection has carried other requests before.
+    pub fn is_reused(&self) -> bool {
+        self.connection.requests() > 0
+    }
+
+    /// This end's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.connection.local.get()
+    }
+
+    /// Puts the request's head on its way.
+    pub fn begin(&mut self, head: &RequestHead) {
+        match self.connection.stream(head) {
+            Ok((response, sender)) => {
+                self.connection.requests.set(self.connection.requests() + 1);
+                self.response = Some(response);
+                self.sender = Some(sender);
+            }
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    /// Whether anything of the request was handed over.
+    pub fn has_sent(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    fn sender(&mut self) -> io::Result<&mut Sender> {
+        self.sender
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// See [`super::Upstream::poll_write`].
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.sender()?.poll_write(cx, data)
+    }
+
+    /// See [`super::Upstream::poll_write_all`].
+    pub fn poll_write_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &[u8],
+        at: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        self.sender()?.poll_write_all(cx, body, at)
+    }
+
+    /// See [`super::Upstream::finish`].
+    pub fn finish(&mut self, trailers: &HeaderList) {
+        if let Some(sender) = &mut self.sender {
+            sender.finish(trailers);
+        }
+    }
+
+    /// See [`super::Upstream::poll_response`].
+    pub fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), ReadError>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let Some(response) = &mut self.response else {
+            return Poll::Pending;
+        };
+        if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            let (parts, ()) = interim.into_parts();
+            read_response(&parts, head);
+            head.body = BodyLength::None;
+            return Poll::Ready(Ok(()));
+        }
+        let (parts, body) = match std::task::ready!(Pin::new(response).poll(cx)) {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => return Poll::Ready(Err(codec::read_error(error))),
+        };
+        self.response = None;
+        self.receiver = Receiver::new(body);
+        read_response(&parts, head);
+        let length = parts
+            .headers
+            .get(http::header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let is_bodyless = *method == Method::HEAD
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        (head.body, head.declared_length) = match (is_bodyless, self.receiver.is_done(), length) {
+            (true, ..) => (BodyLength::None, length),
+            (false, true, _) => (BodyLength::Known(0), None),
+            (false, false, Some(length)) => (BodyLength::Known(length), None),
+            (false, false, None) => (BodyLength::Chunked, None),
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    /// See [`super::Upstream::poll_data`].
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        self.receiver.poll_data(cx)
+    }
+
+    /// See [`super::Upstream::data`].
+    pub fn data(&self) -> &[u8] {
+        self.receiver.data()
+    }
+
+    /// See [`super::Upstream::take`].
+    pub fn take(&mut self, used: usize) {
+        self.receiver.take(used);
+    }
+
+    /// See [`super::Upstream::trailers`].
+    pub fn trailers(&self, into: &mut HeaderList) {
+        self.receiver.trailers(into);
+    }
+
+    /// See [`super::Upstream::body_bytes`].
+    pub fn body_bytes(&self) -> u64 {
+        self.receiver.taken()
+    }
+}
+
+fn read_response(parts: &http::response::Parts, head: &mut ResponseHead) {
+    head.clear();
+    head.status = parts.status;
+    head.version = Version::Http2;
+    codec::read_fields(&parts.headers, &mut head.headers);
+    head.headers.remove_connection_fields();
+}

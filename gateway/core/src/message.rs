@@ -74,6 +74,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// Whether the client has said that it takes trailers (`te: trailers`), without which gRPC refuses to answer.
     pub wants_trailers: bool,
+    /// The protocol that the client wants to go on in, in lower case; empty when none (RFC 9110, 7.8; RFC 8441).
+    pub upgrade: String,
     /// Whether the connection stays open after this exchange, as far as the client is concerned.
     pub keep_alive: bool,
 }
@@ -91,6 +93,7 @@ impl RequestHead {
         self.body = BodyLength::None;
         self.expects_continue = false;
         self.wants_trailers = false;
+        self.upgrade.clear();
         self.keep_alive = true;
     }
 
@@ -133,6 +136,8 @@ pub struct ResponseHead {
     pub body: BodyLength,
     /// The Content-Length that describes a body which is not sent (HEAD, 304).
     pub declared_length: Option<u64>,
+    /// The protocol that both sides go on in, with a status of 101; empty otherwise.
+    pub upgrade: String,
     /// Whether the connection that it came on may carry another exchange.
     pub keep_alive: bool,
 }
@@ -145,6 +150,7 @@ impl ResponseHead {
         self.headers.clear();
         self.body = BodyLength::None;
         self.declared_length = None;
+        self.upgrade.clear();
         self.keep_alive = true;
     }
 }

@@ -59,6 +59,16 @@ pub struct Connection {
     /// Requests so far.
     pub requests: u32,
     drain: Rc<Cell<Drain>>,
+    tunnel: Tunnel,
+}
+
+/// Whether the connection has gone on in another protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tunnel {
+    No,
+    Open,
+    /// This side ends as soon as all is written.
+    Ending,
 }
 
 impl Connection {
@@ -81,6 +91,7 @@ impl Connection {
             secured,
             requests: 0,
             drain,
+            tunnel: Tunnel::No,
         }
     }
 
@@ -269,10 +280,23 @@ impl Downstream for Connection {
 
     fn finish(&mut self, trailers: &HeaderList) {
         self.writer.finish(trailers);
+        if self.tunnel == Tunnel::Open {
+            self.tunnel = Tunnel::Ending;
+        }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.writer.poll_flush(&self.stream, cx)
+        let flushed = self.writer.poll_flush(&self.stream, cx);
+        if self.tunnel == Tunnel::Ending && flushed.is_ready() {
+            self.tunnel = Tunnel::Open;
+            self.stream.shutdown_write();
+        }
+        flushed
+    }
+
+    fn begin_tunnel(&mut self) {
+        self.reader.begin_tunnel();
+        self.tunnel = Tunnel::Open;
     }
 
     fn queued(&self) -> usize {

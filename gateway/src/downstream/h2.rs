@@ -14,7 +14,7 @@ use crate::io::timer::{Timer, Wheel};
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h1::read_target;
@@ -82,7 +82,8 @@ impl Connection {
             .initial_connection_window_size(WINDOWS.1)
             .max_concurrent_streams(settings.concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buffer_size(SEND_BUFFER);
+            .max_send_buffer_size(SEND_BUFFER)
+            .enable_connect_protocol();
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
         let mut handshake = pin!(builder.handshake(Wire::new(Rc::clone(&socket), begun)));
@@ -213,7 +214,7 @@ impl Stream {
         into.clear();
         let has_body = !self.receiver.is_done();
         read_request(&parts, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
-        if has_body {
+        if has_body && into.upgrade.is_empty() {
             poll_fn(|cx| {
                 self.receiver.gather(cx, WHOLE_MAX);
                 Poll::Ready(())
@@ -269,6 +270,12 @@ fn read_request(
     if !path.starts_with('/') && path != "*" {
         return Err(HeadError::Target);
     }
+    if let (&Method::CONNECT, Some(protocol)) = (&head.method, parts.extensions.get::<h2::ext::Protocol>()) {
+        // As HTTP/1.1 says it (RFC 8441, 5).
+        head.method = Method::GET;
+        head.upgrade.push_str(protocol.as_str());
+        head.upgrade.make_ascii_lowercase();
+    }
     read_target(path, named.or(host), head)?;
     head.headers.remove(HeaderId::Host);
     head.wants_trailers = parts.headers.contains_key(http::header::TE);
@@ -277,6 +284,7 @@ fn read_request(
         .headers
         .get(http::header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse().ok());
+    let has_body = has_body && head.upgrade.is_empty();
     head.body = match (has_body, length) {
         (false, _) => BodyLength::None,
         (true, Some(length)) => BodyLength::Known(length),
@@ -383,9 +391,14 @@ impl Downstream for Stream {
             return false;
         };
         let mut response = response(head);
+        if !head.upgrade.is_empty() {
+            // RFC 8441, 5: agreed, and without the proof that HTTP/1.1 wants.
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(http::header::SEC_WEBSOCKET_ACCEPT);
+        }
         let length = match head.body {
             BodyLength::Known(length) => Some(length),
-            BodyLength::None if context.head_request || head.status == http::StatusCode::NOT_MODIFIED => {
+            BodyLength::None if context.head_request || head.status == StatusCode::NOT_MODIFIED => {
                 head.declared_length
             }
             _ => None,
@@ -393,7 +406,7 @@ impl Downstream for Stream {
         if let Some(length) = length {
             codec::write_length(length, response.headers_mut());
         }
-        let ended = head.body.is_empty();
+        let ended = head.body.is_empty() && head.upgrade.is_empty();
         self.answer = match respond.send_response(response, ended) {
             Ok(stream) => {
                 let length = length.filter(|_| !ended);
@@ -431,6 +444,9 @@ impl Downstream for Stream {
             _ => Ok(()),
         })
     }
+
+    /// Streams carry bytes as they carry bodies.
+    fn begin_tunnel(&mut self) {}
 
     fn queued(&self) -> usize {
         0

@@ -71,6 +71,9 @@ pub trait Downstream {
     fn finish(&mut self, trailers: &HeaderList);
     /// Writes what is queued.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Once the head of an answer that agrees to an upgrade is queued: what follows is bytes in both directions, each of
+    /// which ends by itself.
+    fn begin_tunnel(&mut self);
     /// How many bytes are queued and not written.
     fn queued(&self) -> usize;
 

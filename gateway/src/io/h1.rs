@@ -174,6 +174,11 @@ impl MessageReader {
         Poll::Ready(Ok(()))
     }
 
+    /// From here on everything is one body that ends with the peer's side of the connection.
+    pub fn begin_tunnel(&mut self) {
+        self.begin_body(BodyLength::UntilClose);
+    }
+
     fn begin_body(&mut self, length: BodyLength) {
         self.taken = 0;
         self.body = (!length.is_empty()).then(|| BodyDecoder::new(length, &self.limits));

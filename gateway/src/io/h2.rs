@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use isthmus_core::header::{HeaderId, HeaderList};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -28,12 +29,23 @@ pub struct Wire {
     stream: Rc<Stream>,
     /// What was read of it before.
     begun: ReadBuffer,
+    /// Whether a byte has come.
+    heard: Rc<Cell<bool>>,
 }
 
 impl Wire {
     /// Takes over the reading and writing of a stream from which `begun` was read already.
     pub fn new(stream: Rc<Stream>, begun: ReadBuffer) -> Self {
-        Self { stream, begun }
+        Self {
+            stream,
+            begun,
+            heard: Rc::default(),
+        }
+    }
+
+    /// Tells whether a byte has come.
+    pub fn heard(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.heard)
     }
 }
 
@@ -53,6 +65,7 @@ impl AsyncRead for Wire {
         let room = into.initialize_unfilled();
         let read = ready!(self.stream.poll_read(cx, room))?;
         into.advance(read);
+        self.heard.set(true);
         Poll::Ready(Ok(()))
     }
 }

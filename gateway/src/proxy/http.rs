@@ -9,7 +9,7 @@ use super::body::{
 };
 use super::fields;
 use super::local::{self, Answer};
-use super::{Context, FoundHost, ListenerState};
+use super::{Context, FoundHost, ListenerState, upgrade};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
@@ -21,6 +21,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::EndpointId;
 use isthmus_core::forwarded;
+use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -268,6 +269,15 @@ async fn route(
         Err(cause) => return local::refuse(context, conn, x, cause.into(), false).await,
     }
     x.request.headers.remove_connection_fields();
+    if !x.request.upgrade.is_empty() && !listener.serving.borrow().passes(&x.request.upgrade) {
+        if x.request.version == Version::Http2 {
+            // A tunnel is all that was asked for.
+            let cause = Cause::RequestHead(HeadError::Connect);
+            return local::refuse(context, conn, x, cause.into(), false).await;
+        }
+        // Not to change the protocol is an answer that every client understands (RFC 9110, 7.8).
+        x.request.upgrade.clear();
+    }
     let downstream = forwarded::Downstream {
         peer: conn.peer().ip(),
         scheme: conn.scheme(),
@@ -307,6 +317,15 @@ async fn route(
         Action::Redirect(to) => {
             let location = to.location(&x.request, conn.scheme(), listener.key.port);
             redirect(context, conn, x, to.status, &location, &route.response_headers).await;
+        }
+        // To a request for a tunnel, a success says that there is one (RFC 8441, 5).
+        Action::Respond(direct)
+            if direct.status.is_success()
+                && !x.request.upgrade.is_empty()
+                && x.request.version == Version::Http2 =>
+        {
+            let cause = Cause::RequestHead(HeadError::Connect);
+            local::refuse(context, conn, x, cause.into(), false).await;
         }
         Action::Respond(direct) => {
             x.response.clear();
@@ -366,7 +385,7 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
             );
             Ok(true)
         }
-        None => Err(Cause::RequestHead(isthmus_core::h1::HeadError::MaxForwards)),
+        None => Err(Cause::RequestHead(HeadError::MaxForwards)),
     }
 }
 
@@ -413,7 +432,7 @@ async fn forward_request(
     };
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
-    if conn.is_body_done() || conn.whole_body().is_some() {
+    if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
         x.route_timer.set(forward.timeout.unwrap_or_default());
     }
     let attempted = attempt(context, conn, x, &cluster, forward).await;
@@ -570,7 +589,7 @@ async fn connect(
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
     if cluster.version(x.request.version) == Version::Http2 {
-        let parts = (&mut x.outcome, &x.route_timer);
+        let parts = (&mut x.outcome, &x.route_timer, !x.request.upgrade.is_empty());
         return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
     }
     match cluster.start(avoid, fresh, careful, name, now, &context.random) {
@@ -624,7 +643,7 @@ async fn connect(
 async fn connect_stream(
     context: &Rc<Context>,
     conn: &mut impl Downstream,
-    (outcome, route_timer): (&mut Outcome, &Timer),
+    (outcome, route_timer, is_upgrade): (&mut Outcome, &Timer, bool),
     cluster: &Rc<ClusterHandle>,
     avoid: &[EndpointId],
     name: Option<&str>,
@@ -652,7 +671,7 @@ async fn connect_stream(
     };
     outcome.upstream_host = Some(connection.address);
     let ready = poll_fn(|cx| {
-        if let Poll::Ready(ready) = connection.poll_ready(cx) {
+        if let Poll::Ready(ready) = connection.poll_ready(is_upgrade, cx) {
             return Poll::Ready(Ok(ready));
         }
         interrupted(conn, route_timer, cx)
@@ -688,13 +707,19 @@ async fn send(
     started: Instant,
 ) -> Result<Sent, End> {
     let reused = upstream.is_reused();
+    let is_upgrade = !x.request.upgrade.is_empty();
+    if is_upgrade {
+        upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
+    }
     x.to_upstream.reset();
     upstream.begin(&mut x.to_upstream, &x.request, |requests| {
         cluster.is_used_up(requests)
     });
-    let mut sending = match (conn.is_body_done(), conn.whole_body().is_some()) {
-        (true, _) | (false, true) => Sending::Whole(0),
-        (false, false) => Sending::Streaming,
+    // What a client says behind its wish for another protocol is for that one.
+    let mut sending = if is_upgrade || conn.is_body_done() || conn.whole_body().is_some() {
+        Sending::Whole(0)
+    } else {
+        Sending::Streaming
     };
     let streamed = sending == Sending::Streaming;
     let mut interim = 0;
@@ -788,6 +813,14 @@ async fn send(
             replayable: !streamed,
         };
         let failure = match read {
+            Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
+                if upgrade::agree(x, upstream) {
+                    x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
+                    x.outcome.upstream_local = upstream.local_addr();
+                    return Ok(Sent::Answered(Sending::Streaming));
+                }
+                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
+            }
             Ok(()) if x.response.status.is_informational() => {
                 interim += 1;
                 if interim > context.settings.interim_responses {
@@ -812,6 +845,9 @@ async fn send(
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Refused) => Failure::Refused,
             Err(ReadError::Reset) => Failure::Reset { reused: false },
+            Err(ReadError::Unspeakable) if is_upgrade => {
+                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
+            }
             Err(ReadError::Unspeakable) => Failure::Final(Cause::RequestPath),
             Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
             Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
@@ -841,7 +877,15 @@ async fn pass_on(
     }
     let keep_alive = begin_response(context, conn, x, destination, sending);
     let upstream_keep_alive = x.response.keep_alive;
-    let limit = context.settings.request_body_bytes;
+    let tunnel = x.response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let mut limit = context.settings.request_body_bytes;
+    if tunnel {
+        conn.begin_tunnel();
+        upstream.begin_tunnel();
+        // What goes on in another protocol has neither a size nor a time (features of the route concern requests).
+        limit = 0;
+        x.route_timer.clear();
+    }
     let idle = context.settings.stream_idle_timeout;
     conn.phase().set(idle);
     let Exchange {
@@ -864,7 +908,7 @@ async fn pass_on(
                 up,
                 cx,
             ) {
-                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() => {
+                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() && !tunnel => {
                     route_timer.set(forward.timeout.unwrap_or_default());
                 }
                 Poll::Ready(Ok(Moved::All)) => {}
@@ -877,10 +921,13 @@ async fn pass_on(
         }
         match poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx) {
             Poll::Ready(Ok(Moved::Turn)) => has_more = true,
+            // The upstream's side of a tunnel has ended, and the client's has not.
+            Poll::Ready(Ok(Moved::All))
+                if tunnel && sending != Sending::Done && sending != Sending::Stopped => {}
             Poll::Ready(moved) => return Poll::Ready(moved),
             Poll::Pending => {}
         }
-        if sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
+        if !tunnel && sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
         }
         if route_timer.poll(cx).is_ready() {
@@ -915,7 +962,7 @@ async fn pass_on(
                 drop_whole_body(conn);
             }
             let reusable = match upstream {
-                Upstream::H1(mut connection) if upstream_keep_alive && request_done => {
+                Upstream::H1(mut connection) if upstream_keep_alive && request_done && !tunnel => {
                     // An upstream that sends a body where none may be would do so now.
                     connection.is_doubtful = x.request.method == Method::HEAD
                         || matches!(
@@ -931,7 +978,7 @@ async fn pass_on(
                 Upstream::H1(_) | Upstream::H2(_) => None,
             };
             lease.finish(reusable, ended);
-            x.outcome.after = if keep_alive && request_done {
+            x.outcome.after = if keep_alive && request_done && !tunnel {
                 After::KeepAlive
             } else {
                 After::Close

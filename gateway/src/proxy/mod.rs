@@ -6,6 +6,7 @@ mod fields;
 pub mod http;
 mod local;
 pub mod tcp;
+mod upgrade;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
@@ -174,6 +175,11 @@ impl Serving {
     /// What is done with a connection.
     pub fn accepts(&self) -> &Accepts {
         &self.accepts
+    }
+
+    /// Whether connections may go on in this protocol.
+    pub fn passes(&self, protocol: &str) -> bool {
+        protocol == "websocket"
     }
 
     /// What TLS ends with at a chain, by its position.

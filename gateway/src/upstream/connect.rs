@@ -107,6 +107,7 @@ pub async fn connect(
         name: wanted.secure.map(|secure| secure.name),
         requests: 0,
         is_doubtful: false,
+        is_tunnel: false,
         permit,
         open,
     }))

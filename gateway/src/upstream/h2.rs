@@ -55,6 +55,8 @@ pub struct Connection {
     local: Cell<Option<SocketAddr>>,
     state: RefCell<State>,
     waiting: RefCell<Vec<Waker>>,
+    /// Whether the upstream has said what it can do.
+    is_settled: Cell<bool>,
     requests: Cell<u32>,
 }
 
@@ -68,6 +70,7 @@ impl Connection {
             local: Cell::new(None),
             state: RefCell::new(State::Connecting),
             waiting: RefCell::default(),
+            is_settled: Cell::new(false),
             requests: Cell::new(0),
         }
     }
@@ -98,9 +101,13 @@ impl Connection {
         }
     }
 
-    /// Waits until the connection is made, or could not be.
-    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
+    /// Waits until the connection is made, or could not be; if `settled`, until the upstream has said what it can do.
+    pub fn poll_ready(&self, settled: bool, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
         match &*self.state.borrow() {
+            State::Ready(_) if settled && !self.is_settled.get() => {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
             State::Connecting => {
                 self.waiting.borrow_mut().push(cx.waker().clone());
                 Poll::Pending
@@ -114,18 +121,25 @@ impl Connection {
     fn becomes(&self, state: State) {
         // Dropped after the borrow: what goes may wake others.
         let _before = self.state.replace(state);
+        self.wake();
+    }
+
+    fn wake(&self) {
         let waiting = self.waiting.take();
         waiting.into_iter().for_each(Waker::wake);
     }
 
     fn stream(&self, head: &RequestHead) -> Result<(ResponseFuture, Sender), ReadError> {
-        let ended = head.body.is_empty();
+        let ended = head.body.is_empty() && head.upgrade.is_empty();
         let request = self.request(head).ok_or(ReadError::Unspeakable)?;
         let mut send = match &*self.state.borrow() {
             // A handle of its own, since one handle waits for its last stream to be opened.
             State::Ready(send) => send.clone(),
             _ => return Err(ReadError::Refused),
         };
+        if !head.upgrade.is_empty() && !send.is_extended_connect_protocol_enabled() {
+            return Err(ReadError::Unspeakable);
+        }
         // A connection that takes no stream has not seen the request, whatever is wrong with it.
         let (response, stream) = send
             .send_request(request, ended)
@@ -162,6 +176,16 @@ impl Connection {
         if head.expects_continue {
             fields.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
         }
+        if !head.upgrade.is_empty() {
+            // RFC 8441, 4 and 5: what proves an upgrade over HTTP/1.1 has no place here.
+            *request.method_mut() = Method::CONNECT;
+            request
+                .extensions_mut()
+                .insert(h2::ext::Protocol::from(head.upgrade.as_str()));
+            request.headers_mut().remove(http::header::SEC_WEBSOCKET_KEY);
+            return Some(request);
+        }
+        let fields = request.headers_mut();
         if head.wants_trailers {
             fields.insert(http::header::TE, HeaderValue::from_static("trailers"));
         }
@@ -227,6 +251,7 @@ async fn run(
         .max_send_buffer_size(SEND_BUFFER);
     deadline.set(means.wanted.timeout);
     let wire = Wire::new(Rc::clone(&socket), ReadBuffer::new(pool));
+    let heard = wire.heard();
     let mut handshake = pin!(builder.handshake(wire));
     let (send, mut engine) = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Cause::ConnectFailed)),
@@ -241,6 +266,11 @@ async fn run(
     let mut limit = None;
     poll_fn(|cx| {
         let ended = Pin::new(&mut engine).poll(cx);
+        // The first frame is the one with the settings (RFC 9113, 3.4).
+        if !connection.is_settled.get() && heard.get() {
+            connection.is_settled.set(true);
+            connection.wake();
+        }
         let allowed = u32::try_from(engine.max_concurrent_send_streams()).unwrap_or(u32::MAX);
         if limit != Some(allowed) {
             limit = Some(allowed);
@@ -319,6 +349,8 @@ pub struct Stream {
     receiver: Receiver,
     /// Why the request could not be put on its way.
     failed: Option<ReadError>,
+    /// Whether the request asks for another protocol.
+    is_upgrade: bool,
 }
 
 impl Stream {
@@ -330,6 +362,7 @@ impl Stream {
             sender: None,
             receiver: Receiver::unknown(),
             failed: None,
+            is_upgrade: false,
         }
     }
 
@@ -345,6 +378,7 @@ impl Stream {
 
     /// Puts the request's head on its way.
     pub fn begin(&mut self, head: &RequestHead) {
+        self.is_upgrade = !head.upgrade.is_empty();
         match self.connection.stream(head) {
             Ok((response, sender)) => {
                 self.connection.requests.set(self.connection.requests() + 1);
@@ -414,6 +448,11 @@ impl Stream {
         self.response = None;
         self.receiver = Receiver::new(body);
         read_response(&parts, head);
+        if self.is_upgrade && head.status.is_success() {
+            // As HTTP/1.1 says it (RFC 8441, 5).
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            return Poll::Ready(Ok(()));
+        }
         let length = parts
             .headers
             .get(http::header::CONTENT_LENGTH)

@@ -51,6 +51,8 @@ pub struct Connection {
     pub is_for_one: bool,
     /// Requests that it has carried, the present one included.
     pub requests: u32,
+    /// Whether it has gone on in another protocol.
+    pub is_tunnel: bool,
     /// Whether the upstream may have more to say although its last answer has ended: it must be looked at before it is
     /// used again.
     pub is_doubtful: bool,
@@ -127,7 +129,13 @@ impl Upstream {
         at: &mut usize,
     ) -> Poll<io::Result<()>> {
         match self {
-            Self::H1(connection) => writer.poll_all(&connection.stream, cx, body, at),
+            Self::H1(connection) => {
+                let written = writer.poll_all(&connection.stream, cx, body, at);
+                if connection.is_tunnel && matches!(written, Poll::Ready(Ok(()))) {
+                    connection.stream.shutdown_write();
+                }
+                written
+            }
             Self::H2(stream) => stream.poll_write_all(cx, body, at),
         }
     }
@@ -161,6 +169,19 @@ impl Upstream {
                 .reader
                 .poll_response(&connection.stream, cx, method, head),
             Self::H2(stream) => stream.poll_response(cx, method, head),
+        }
+    }
+
+    /// After the head of an answer that agrees to an upgrade: what follows is bytes in both directions, each of which
+    /// ends by itself.
+    pub fn begin_tunnel(&mut self) {
+        match self {
+            Self::H1(connection) => {
+                connection.reader.begin_tunnel();
+                connection.is_tunnel = true;
+            }
+            // Streams carry bytes as they carry bodies.
+            Self::H2(_) => {}
         }
     }
 

@@ -52,11 +52,19 @@ pub fn request_head(head: &RequestHead, close: bool, out: &mut Vec<u8>) -> BodyF
     if head.expects_continue {
         out.extend_from_slice(b"expect: 100-continue\r\n");
     }
-    if close {
+    if !head.upgrade.is_empty() {
+        put_upgrade(&head.upgrade, out);
+    } else if close {
         out.extend_from_slice(b"connection: close\r\n");
     }
     out.extend_from_slice(b"\r\n");
     framing
+}
+
+fn put_upgrade(protocol: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
+    out.extend_from_slice(protocol.as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// How an answer travels to the client that asked.
@@ -82,6 +90,12 @@ pub fn response_head(
     out.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
     head.headers.write_lines(HeaderId::is_connection_field, out);
+    if !head.upgrade.is_empty() {
+        // What follows is no body of HTTP.
+        put_upgrade(&head.upgrade, out);
+        out.extend_from_slice(b"\r\n");
+        return (BodyFraming::Plain, false);
+    }
     let old = context.version == Version::Http10;
     let mut close = !context.keep_alive;
     let framing = match head.body {

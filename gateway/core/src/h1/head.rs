@@ -331,6 +331,22 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
     if head.method == Method::TRACE && !head.body.is_empty() {
         return Err(HeadError::BodyNotAllowed);
     }
+    if head.version == Version::Http11
+        && head.method == Method::GET
+        && head.body.is_empty()
+        && headers.has_token(HeaderId::Connection, b"upgrade")
+    {
+        let mut wanted = headers.get_all(HeaderId::Upgrade);
+        // Of several protocols the client may go on in any: none is as good an answer (RFC 9110, 7.8).
+        if let (Some(only), None) = (wanted.next(), wanted.next())
+            && let Ok(only) = std::str::from_utf8(only)
+            && !only.is_empty()
+            && only.bytes().all(crate::header::is_token_byte)
+        {
+            head.upgrade.push_str(only);
+            head.upgrade.make_ascii_lowercase();
+        }
+    }
     head.wants_trailers = headers.has_token(HeaderId::Te, b"trailers");
     let mut expectations = headers.get_all(HeaderId::Expect);
     match (expectations.next(), expectations.next()) {
@@ -523,9 +539,6 @@ fn read_response(
         Version::Http11
     };
     take_fields(&mut head.headers, block, response.headers, true);
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(HeadError::Upgrade);
-    }
     let chunked = transfer_encoding(&head.headers, head.version)?;
     let length = content_length(&head.headers)?;
     if chunked && length.is_some() {
@@ -546,6 +559,12 @@ fn read_response(
         };
     }
     head.keep_alive = keep_alive(&head.headers, head.version) && head.body != BodyLength::UntilClose;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let token = head.headers.get(HeaderId::Upgrade).unwrap_or_default();
+        head.upgrade
+            .push_str(std::str::from_utf8(token).map_err(|_| HeadError::Upgrade)?);
+        head.upgrade.make_ascii_lowercase();
+    }
     head.headers.remove_connection_fields();
     Ok(())
 }
@@ -749,7 +768,6 @@ mod tests {
         );
         assert!(head.headers.is_empty());
         for (text, expected) in [
-            ("HTTP/1.1 101 x\r\n\r\n", HeadError::Upgrade),
             ("HTTP/1.1 700 x\r\n\r\n", HeadError::Status),
             ("HTTP/1.1 20 x\r\n\r\n", HeadError::FirstLine),
             ("HTTP/3.1 200 x\r\n\r\n", HeadError::Version),

@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns; [`message`] and [`header`] are
 //! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back, and [`h2`] watches over bytes that
-//! a library makes messages of; [`listener`], [`route`] and [`snapshot`] are what
+//! a library makes messages of; [`grpc`] is what calls need beyond HTTP; [`listener`], [`route`] and [`snapshot`] are what
 //! an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`] decides about timeouts and
 //! retries; [`reply`] is everything that can stop a request on its way; [`limits`] names every bound, [`tls`] is what
 //! resources ask of TLS, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
@@ -17,6 +17,7 @@ pub mod attempt;
 pub mod cluster;
 pub mod endpoint;
 pub mod forwarded;
+pub mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod header;

@@ -6,17 +6,20 @@
 //! what the operator wrote; the shell (`isthmus`) moves bytes and asks this crate what to do with them.
 //!
 //! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns; [`message`] and [`header`] are
-//! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back; [`listener`], [`route`] and
-//! [`snapshot`] are what an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`]
-//! decides about timeouts and retries; [`reply`] is everything that can stop a request on its way; [`limits`] names
-//! every bound, [`tls`] is what resources ask of TLS, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
+//! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back, and [`h2`] watches over bytes that
+//! a library makes messages of; [`grpc`] is what calls need beyond HTTP; [`listener`], [`route`] and [`snapshot`] are what
+//! an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`] decides about timeouts and
+//! retries; [`reply`] is everything that can stop a request on its way; [`limits`] names every bound, [`tls`] is what
+//! resources ask of TLS, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
 #![forbid(unsafe_code)]
 
 pub mod attempt;
 pub mod cluster;
 pub mod endpoint;
 pub mod forwarded;
+pub mod grpc;
 pub mod h1;
+pub mod h2;
 pub mod header;
 pub mod hello;
 pub mod limits;

@@ -327,7 +327,29 @@ settings! {
     /// Requests after which a downstream connection is closed; 0 for no limit.
     "requestsPerConnection" requests_per_connection: u32 = 0;
     /// Streams that an HTTP/2 client may have under way at once on one connection; it waits with more. Envoy's advice for edges.
-    "concurrentStreams" concurrent_streams: u32 = 100;
+    "http2ConcurrentStreams" http2_concurrent_streams: u32 = 100;
+    /// Requests that an HTTP/2 client may cancel within a second or two of sending them, beyond as many as were answered (rapid reset, CVE-2023-44487); a tenth of it is given back each second, as with all that follows. Above any of these numbers the connection ends with ENHANCE_YOUR_CALM. Envoy's number. 0 for no limit, as with all that follows.
+    "http2RapidResets" http2_rapid_resets: u32 = 500;
+    /// Requests that an HTTP/2 client may make the gateway reset by breaking the protocol on their streams, beyond as many as were answered ("MadeYouReset", CVE-2025-8671). Clients that keep to it do that by race only.
+    "http2StreamErrors" http2_stream_errors: u32 = 100;
+    /// Requests of an HTTP/2 client that may be refused because it has as many open as it may. Before it has read how many that are, it may have sent any number.
+    "http2RefusedStreams" http2_refused_streams: u32 = 1000;
+    /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). They are full, if a client is sane, so that four hold the largest headerBytes; nghttp2's number. Nothing is given back.
+    "http2Continuations" http2_continuations: u32 = 8;
+    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431. Nothing is given back.
+    "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 128 * 1024;
+    /// SETTINGS frames of an HTTP/2 client, each of which must be acknowledged. Clients send one, and a few more when they measure what the network can carry.
+    "http2Settings" http2_settings: u32 = 100;
+    /// PING frames of an HTTP/2 client, each of which must be answered, beyond one for each DATA frame that it gets: gRPC measures the network with each.
+    "http2Pings" http2_pings: u32 = 200;
+    /// Frames of an HTTP/2 client that mean little or nothing here (PRIORITY, GOAWAY, those of extensions, RST_STREAM of streams that are not new), beyond ten for each request.
+    "http2ControlFrames" http2_control_frames: u32 = 1000;
+    /// DATA frames of an HTTP/2 client with nothing in them that end nothing (CVE-2019-9518), beyond one for each that has something.
+    "http2EmptyData" http2_empty_data: u32 = 100;
+    /// DATA frames of an HTTP/2 client with less than five bytes in them, which is less than the head of a gRPC message, beyond one for each larger one.
+    "http2TinyData" http2_tiny_data: u32 = 2000;
+    /// WINDOW_UPDATE frames of an HTTP/2 client, beyond twenty for each DATA frame that it gets. Envoy's proportion, for clients that give leave in small steps.
+    "http2WindowUpdates" http2_window_updates: u32 = 1000;
     /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
     "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
     /// How paths are normalized before routing (MeshConfig pathNormalization).
@@ -359,6 +381,34 @@ pub struct MessageLimits {
     pub chunk_line_bytes: usize,
 }
 
+/// What an HTTP/2 client may send that costs it little and the gateway more; each is the setting of its name, and
+/// `u32::MAX` where there is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Limits {
+    /// See [`Settings::http2_rapid_resets`].
+    pub rapid_resets: u32,
+    /// See [`Settings::http2_stream_errors`].
+    pub stream_errors: u32,
+    /// See [`Settings::http2_refused_streams`].
+    pub refused_streams: u32,
+    /// See [`Settings::http2_continuations`].
+    pub continuations: u32,
+    /// See [`Settings::http2_header_block_bytes`].
+    pub header_block_bytes: u32,
+    /// See [`Settings::http2_settings`].
+    pub settings: u32,
+    /// See [`Settings::http2_pings`].
+    pub pings: u32,
+    /// See [`Settings::http2_control_frames`].
+    pub control_frames: u32,
+    /// See [`Settings::http2_empty_data`].
+    pub empty_data: u32,
+    /// See [`Settings::http2_tiny_data`].
+    pub tiny_data: u32,
+    /// See [`Settings::http2_window_updates`].
+    pub window_updates: u32,
+}
+
 /// Largest value of `headerBytes`: heads are read into one block of this size.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Largest value of `headerCount`: the tokenizer's table has so many rows.
@@ -373,6 +423,24 @@ impl Settings {
             header_count: self.header_count.min(HEADER_COUNT_MAX),
             trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
             chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+        }
+    }
+
+    /// What an HTTP/2 client may send.
+    pub fn http2_limits(&self) -> Http2Limits {
+        let most = |number: u32| if number == 0 { u32::MAX } else { number };
+        Http2Limits {
+            rapid_resets: most(self.http2_rapid_resets),
+            stream_errors: most(self.http2_stream_errors),
+            refused_streams: most(self.http2_refused_streams),
+            continuations: most(self.http2_continuations),
+            header_block_bytes: most(self.http2_header_block_bytes),
+            settings: most(self.http2_settings),
+            pings: most(self.http2_pings),
+            control_frames: most(self.http2_control_frames),
+            empty_data: most(self.http2_empty_data),
+            tiny_data: most(self.http2_tiny_data),
+            window_updates: most(self.http2_window_updates),
         }
     }
 }

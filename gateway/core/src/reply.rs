@@ -4,6 +4,7 @@
 //! Response flags and details are Envoy's, because operators search their logs for them.
 
 use crate::h1::{BodyError, HeadError};
+use crate::h2::Misbehaviour;
 use crate::tls::HandshakeFailure;
 use http::StatusCode;
 use std::fmt;
@@ -150,6 +151,8 @@ pub enum Cause {
     ConnectionTooOld,
     /// The client's PROXY header is missing or broken.
     ProxyHeader,
+    /// The client floods its HTTP/2 connection.
+    Http2(Misbehaviour),
 }
 
 impl Cause {
@@ -178,7 +181,8 @@ impl Cause {
             | Self::Handshake(_)
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
-            | Self::ProxyHeader => StatusCode::BAD_REQUEST,
+            | Self::ProxyHeader
+            | Self::Http2(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -204,7 +208,7 @@ impl Cause {
             Self::UpstreamTls => Flags::UF,
             Self::ConnectionIdle => Flags::SI,
             Self::Handshake(HandshakeFailure::Timeout) => Flags::DT,
-            Self::Handshake(_) | Self::ProxyHeader => Flags::DPE,
+            Self::Handshake(_) | Self::ProxyHeader | Self::Http2(_) => Flags::DPE,
             Self::NoKeys | Self::ConnectionTooOld => Flags::NONE,
         }
     }
@@ -241,6 +245,7 @@ impl Cause {
             Self::ConnectionIdle => "idle_timeout",
             Self::ConnectionTooOld => "max_connection_duration_reached",
             Self::ProxyHeader => "proxy_protocol_error",
+            Self::Http2(misbehaviour) => misbehaviour.detail(),
         }
     }
 
@@ -272,7 +277,8 @@ impl Cause {
             | Self::Handshake(_)
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
-            | Self::ProxyHeader => "",
+            | Self::ProxyHeader
+            | Self::Http2(_) => "",
         }
     }
 
@@ -306,6 +312,7 @@ impl Cause {
             Self::ConnectionIdle => "connection_idle",
             Self::ConnectionTooOld => "connection_too_old",
             Self::ProxyHeader => "proxy_header",
+            Self::Http2(misbehaviour) => misbehaviour.label(),
         }
     }
 }

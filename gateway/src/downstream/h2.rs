@@ -80,7 +80,7 @@ impl Connection {
         builder
             .initial_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
-            .max_concurrent_streams(settings.concurrent_streams)
+            .max_concurrent_streams(settings.http2_concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
             .enable_connect_protocol();

@@ -6,6 +6,7 @@ use crate::diagnostic::Severity;
 use crate::index::expand;
 use crate::yaml::{Node, Path};
 use http::StatusCode;
+use isthmus_core::grpc::Status;
 use isthmus_core::header::FieldName;
 use isthmus_core::name::HostPattern;
 use std::net::IpAddr;
@@ -28,27 +29,6 @@ const RETRY_CONDITIONS: [&str; 16] = [
     "internal",
     "resource-exhausted",
     "unavailable",
-];
-
-/// Names of gRPC status codes.
-const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
 ];
 
 const METHODS: [&str; 10] = [
@@ -180,9 +160,9 @@ impl Check<'_, '_> {
                 self.error("bad-value", &path.key("http2Error"), message);
             }
             if let Some(name) = abort.text("grpcStatus")
-                && !GRPC_STATUSES.contains(&name)
+                && Status::from_name(name).is_none()
             {
-                let help = crate::diagnostic::nearest(name, GRPC_STATUSES)
+                let help = crate::diagnostic::nearest(name, Status::NAMES.iter().copied())
                     .map(|name| format!("did you mean `{name}`?"));
                 let message = format!("`{}` is no gRPC status", crate::resource::schema::shortened(name));
                 let origin = &self.meta.origin;

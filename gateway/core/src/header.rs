@@ -62,6 +62,7 @@ known_names! {
     XEnvoyAttemptCount = "x-envoy-attempt-count",
     XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
     XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
+    GrpcTimeout = "grpc-timeout",
     XIsthmusCause = "x-isthmus-cause",
 }
 

@@ -177,6 +177,8 @@ impl Connection {
                 Next::Refused(Cause::RequestHead(HeadError::FirstLine))
             }
             Some(Err(_)) => Next::Closed,
+            // Empty lines, which old clients send behind a body, ask for nothing (RFC 9112, 2.2).
+            None if !self.reader.has_begun() => Next::Closed,
             None => Next::Refused(Cause::HeaderTimeout),
         }
     }

@@ -18,6 +18,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h1::read_target;
+use isthmus_core::h2::Misbehaviour;
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -29,11 +30,14 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// What a client with prior knowledge says first (RFC 9113, 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Room that a client gets for one stream's data, and for all of a connection.
 const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// How long a client that is told to leave may take to read it.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// A body up to this size that has come with its head is kept until the answer comes, so that it can be sent again.
 const WHOLE_MAX: usize = 16 * 1024;
 
@@ -59,6 +63,8 @@ pub struct Connection {
     idle: Timer,
     /// Whether the client was told that the connection ends.
     is_leaving: bool,
+    /// What the client has done that a sane one does not.
+    found: Rc<Cell<Option<Misbehaviour>>>,
 }
 
 /// A stream's head, as it came.
@@ -86,7 +92,9 @@ impl Connection {
             .enable_connect_protocol();
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
-        let mut handshake = pin!(builder.handshake(Wire::new(Rc::clone(&socket), begun)));
+        let mut wire = Wire::new(Rc::clone(&socket), begun);
+        let found = wire.guard(settings.http2_limits());
+        let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
             Poll::Ready(engine) => Poll::Ready(engine.ok()),
             Poll::Pending => deadline.poll(cx).map(|()| None),
@@ -108,14 +116,36 @@ impl Connection {
             wheel: wheel.clone(),
             idle: deadline,
             is_leaving: false,
+            found,
         })
+    }
+
+    /// What the client has done that a sane one does not, for which the connection ends.
+    pub fn misbehaviour(&self) -> Option<Misbehaviour> {
+        self.found.get()
+    }
+
+    /// This end's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.shared.local
+    }
+
+    /// The name that the client has asked TLS for.
+    pub fn server_name(&self) -> Option<&str> {
+        self.shared.secured.as_ref()?.server_name.as_deref()
     }
 
     /// The next stream; None when there will be no more. Streams move only while this is waited for.
     pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
         self.idle.set(settings.idle_timeout);
+        let mut is_told = false;
         let accepted = poll_fn(|cx| {
             loop {
+                if self.found.get().is_some() && !is_told {
+                    is_told = true;
+                    self.engine.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    self.idle.set(GOODBYE);
+                }
                 self.leave_if_due(settings);
                 match self.engine.poll_accept(cx) {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
@@ -126,8 +156,15 @@ impl Connection {
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Pending => {}
                 }
+                if self.found.get().is_some() && !is_told {
+                    continue;
+                }
                 if self.idle.poll(cx).is_pending() {
                     return Poll::Pending;
+                }
+                if is_told {
+                    // It does not read what it is told either.
+                    return Poll::Ready(None);
                 }
                 if self.shared.active.get() > 0 {
                     self.idle.set(settings.idle_timeout);

@@ -6,12 +6,15 @@
 //! on gives the peer no room for more, and what the peer has no room for is not taken.
 
 use super::buffer::ReadBuffer;
+use super::clock;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use isthmus_core::h2::{Misbehaviour, Watch};
 use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::limits::Http2Limits;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -31,6 +34,21 @@ pub struct Wire {
     begun: ReadBuffer,
     /// Whether a byte has come.
     heard: Rc<Cell<bool>>,
+    guard: Option<Guard>,
+}
+
+/// The watch over a client's connection, and what it has found.
+struct Guard {
+    watch: Watch,
+    found: Rc<Cell<Option<Misbehaviour>>>,
+}
+
+impl Guard {
+    fn note(&mut self, seen: Result<(), Misbehaviour>) {
+        if let Err(misbehaviour) = seen {
+            self.found.set(Some(misbehaviour));
+        }
+    }
 }
 
 impl Wire {
@@ -40,6 +58,28 @@ impl Wire {
             stream,
             begun,
             heard: Rc::default(),
+            guard: None,
+        }
+    }
+
+    /// Watches over what a client sends. What is found ends the reading, and is told where this answers.
+    pub fn guard(&mut self, limits: Http2Limits) -> Rc<Cell<Option<Misbehaviour>>> {
+        let found = Rc::default();
+        self.guard = Some(Guard {
+            watch: Watch::new(limits, clock::now()),
+            found: Rc::clone(&found),
+        });
+        found
+    }
+
+    fn wrote(&mut self, parts: &[IoSlice<'_>], mut written: usize) {
+        let Some(guard) = &mut self.guard else { return };
+        let now = clock::now();
+        for part in parts {
+            let taken = part.len().min(written);
+            let seen = guard.watch.wrote(part.get(..taken).unwrap_or_default(), now);
+            guard.note(seen);
+            written -= taken;
         }
     }
 
@@ -55,32 +95,51 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.begun.is_empty() {
-            let there = self.begun.data();
-            let taken = there.len().min(into.remaining());
-            into.put_slice(there.get(..taken).unwrap_or_default());
-            self.begun.consume(taken);
-            return Poll::Ready(Ok(()));
+        let this = &mut *self;
+        if let Some(guard) = &this.guard
+            && guard.found.get().is_some()
+        {
+            // Who waits for streams is about to say so and to leave.
+            return Poll::Pending;
         }
         let room = into.initialize_unfilled();
-        let read = ready!(self.stream.poll_read(cx, room))?;
+        let there = this.begun.data();
+        let read = if there.is_empty() {
+            let read = ready!(this.stream.poll_read(cx, room))?;
+            this.heard.set(true);
+            read
+        } else {
+            let taken = there.len().min(room.len());
+            if let (Some(into), Some(from)) = (room.get_mut(..taken), there.get(..taken)) {
+                into.copy_from_slice(from);
+            }
+            this.begun.consume(taken);
+            taken
+        };
+        if let Some(guard) = &mut this.guard {
+            let seen = guard
+                .watch
+                .read(room.get(..read).unwrap_or_default(), clock::now());
+            guard.note(seen);
+        }
         into.advance(read);
-        self.heard.set(true);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream.poll_write(cx, &[IoSlice::new(data)])
+        self.poll_write_vectored(cx, &[IoSlice::new(data)])
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream.poll_write(cx, parts)
+        let written = ready!(self.stream.poll_write(cx, parts))?;
+        self.wrote(parts, written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -21,6 +21,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::EndpointId;
 use isthmus_core::forwarded;
+use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderList};
@@ -95,7 +96,9 @@ pub struct Exchange {
     pub(super) outcome: Outcome,
     trailers: HeaderList,
     to_upstream: MessageWriter,
-    /// The route's time-out, over all attempts.
+    /// How long the request may take, over all attempts; None for no limit.
+    timeout: Option<Duration>,
+    /// The deadline that follows from it.
     route_timer: Timer,
     /// When the request began.
     pub(super) started: Instant,
@@ -137,6 +140,7 @@ impl Exchange {
             outcome: Outcome::default(),
             trailers: HeaderList::default(),
             to_upstream: MessageWriter::default(),
+            timeout: None,
             route_timer: context.wheel.timer(),
             started: clock::now(),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -389,6 +393,23 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
     }
 }
 
+/// How long the request may take: what the route says, and no longer than a gRPC client waits.
+fn timeout(request: &RequestHead, forward: &Forward) -> Option<Duration> {
+    let is_call = request
+        .headers
+        .get(HeaderId::ContentType)
+        .is_some_and(grpc::is_call);
+    let asked = is_call
+        .then(|| request.headers.get(HeaderId::GrpcTimeout))
+        .flatten()
+        .and_then(grpc::parse_timeout)
+        .filter(|asked| !asked.is_zero());
+    match (forward.timeout, asked) {
+        (Some(route), Some(asked)) => Some(route.min(asked)),
+        (route, asked) => route.or(asked),
+    }
+}
+
 /// Makes the request what its destination is to get.
 fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destination: &Destination) {
     let request = &mut x.request;
@@ -408,7 +429,8 @@ fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destinat
         request.set_authority(authority);
     }
     fields::change_request(conn, x, conn.scheme(), &destination.request_headers);
-    if let Some(timeout) = forward.timeout {
+    x.timeout = timeout(&x.request, forward);
+    if let Some(timeout) = x.timeout {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         x.request.headers.set(
             HeaderId::XEnvoyExpectedRqTimeoutMs,
@@ -433,27 +455,16 @@ async fn forward_request(
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
-        x.route_timer.set(forward.timeout.unwrap_or_default());
+        x.route_timer.set(x.timeout.unwrap_or_default());
     }
-    let attempted = attempt(context, conn, x, &cluster, forward).await;
+    let attempted = attempt(context, conn, x, &cluster).await;
     match attempted {
         Ok(Answered {
             lease,
             upstream,
             sent,
         }) => {
-            pass_on(
-                context,
-                conn,
-                x,
-                &cluster,
-                destination,
-                forward,
-                upstream,
-                lease,
-                sent,
-            )
-            .await;
+            pass_on(context, conn, x, &cluster, destination, upstream, lease, sent).await;
         }
         Err(End::Reply(reply)) => {
             // A request that broke off in the middle of its body leaves nothing to go on with.
@@ -485,7 +496,6 @@ async fn attempt(
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
-    forward: &Forward,
 ) -> Result<Answered, End> {
     let mut attempts = Attempts::new(RetryPolicy::default(), &x.request.method);
     let mut avoid: Vec<EndpointId> = Vec::new();
@@ -513,7 +523,7 @@ async fn attempt(
             Connected::Refused(cause) => return Err(End::Reply(cause.into())),
             Connected::Yes(lease, mut upstream) => {
                 let began = if upstream.is_reused() { now } else { clock::now() };
-                match send(context, conn, x, cluster, &mut upstream, forward, began).await? {
+                match send(context, conn, x, cluster, &mut upstream, began).await? {
                     Sent::Answered(sent) => {
                         return Ok(Answered {
                             lease,
@@ -703,7 +713,6 @@ async fn send(
     x: &mut Exchange,
     cluster: &ClusterHandle,
     upstream: &mut Upstream,
-    forward: &Forward,
     started: Instant,
 ) -> Result<Sent, End> {
     let reused = upstream.is_reused();
@@ -724,7 +733,7 @@ async fn send(
     let streamed = sending == Sending::Streaming;
     let mut interim = 0;
     let limit = context.settings.request_body_bytes;
-    let timeout = forward.timeout.unwrap_or_default();
+    let timeout = x.timeout.unwrap_or_default();
     // Who has to move next: the client with its body, or the upstream.
     let mut on_client = false;
     let mut invited = !x.request.expects_continue;
@@ -867,7 +876,6 @@ async fn pass_on(
     x: &mut Exchange,
     cluster: &ClusterHandle,
     destination: &Destination,
-    forward: &Forward,
     mut upstream: Upstream,
     lease: Lease,
     mut sending: Sending,
@@ -877,6 +885,7 @@ async fn pass_on(
     }
     let keep_alive = begin_response(context, conn, x, destination, sending);
     let upstream_keep_alive = x.response.keep_alive;
+    let timeout = x.timeout.unwrap_or_default();
     let tunnel = x.response.status == StatusCode::SWITCHING_PROTOCOLS;
     let mut limit = context.settings.request_body_bytes;
     if tunnel {
@@ -909,7 +918,7 @@ async fn pass_on(
                 cx,
             ) {
                 Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() && !tunnel => {
-                    route_timer.set(forward.timeout.unwrap_or_default());
+                    route_timer.set(timeout);
                 }
                 Poll::Ready(Ok(Moved::All)) => {}
                 Poll::Ready(Ok(Moved::Turn)) => has_more = true,

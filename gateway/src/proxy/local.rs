@@ -7,6 +7,7 @@ use crate::downstream::Downstream;
 use crate::io::clock;
 use crate::io::h1::Chunk;
 use http::StatusCode;
+use isthmus_core::grpc;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderOperations};
 use isthmus_core::message::BodyLength;
@@ -44,7 +45,7 @@ pub(super) async fn refuse(
     if reply.flags.contains(Flags::UO) {
         x.response.headers.append(b"x-envoy-overloaded", b"true");
     }
-    let answer = Answer {
+    let mut answer = Answer {
         status: reply.status,
         flags: reply.flags,
         detail: reply.cause.detail(),
@@ -53,6 +54,17 @@ pub(super) async fn refuse(
         operations: &[],
         close,
     };
+    let kind = x.request.headers.get(HeaderId::ContentType);
+    if kind.is_some_and(grpc::is_call) {
+        // Its clients look at nothing but these fields, whatever the status is (Envoy answers so, too).
+        let fields = &mut x.response.headers;
+        let code = grpc::Status::of_http(reply.status).number();
+        fields.append_known(HeaderId::ContentType, grpc::CONTENT_TYPE.as_bytes());
+        fields.append(b"grpc-status", itoa::Buffer::new().format(code).as_bytes());
+        let message = grpc::encode_message(reply.cause.text());
+        fields.append(b"grpc-message", message.as_bytes());
+        (answer.status, answer.body) = (StatusCode::OK, &[]);
+    }
     send(context, conn, x, answer).await;
 }
 

@@ -59,7 +59,7 @@ pub(super) async fn serve(
                 .unwrap_or(false);
             let conn = http(client.stream, client.begun, client.secured, client.peer);
             if chosen {
-                serve_http2(&context, &listener, conn).await;
+                Box::pin(serve_http2(&context, &listener, conn)).await;
             } else {
                 serve_http(&context, &listener, conn).await;
             }
@@ -235,7 +235,7 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
             && conn.reader.data().first() == PREFACE.first()
             && conn.is_http2(&context.settings).await
         {
-            return serve_http2(context, listener, conn).await;
+            return Box::pin(serve_http2(context, listener, conn)).await;
         }
         // Boxed, so that a connection which waits does not carry the room of one that works.
         match Box::pin(serve_while_warm(context, listener, &mut conn)).await {
@@ -255,25 +255,20 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
 async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: Connection) {
     let peer = conn.peer;
     let (socket, begun, secured, drain) = conn.into_parts();
-    // Boxed, so that a connection of HTTP/1 does not carry the room of this.
-    let opening = Box::pin(h2::Connection::open(
-        socket,
-        begun,
-        secured,
-        peer,
-        (&context.settings, context.limits),
-        &context.wheel,
-        drain,
-    ));
-    let Some(conn) = opening.await else { return };
-    let mut conn = Box::new(conn);
+    let settings = (&*context.settings, context.limits);
+    let opening = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
+    let Some(mut conn) = opening.await else { return };
     while let Some((head, stream)) = conn.next(&context.settings).await {
         let (here, listener) = (Rc::clone(context), Rc::clone(listener));
         spawn::spawn(&context.tasks, async move {
             serve_stream(&here, &listener, head, stream).await;
         });
     }
-    Box::pin(conn.part()).await;
+    if let Some(found) = conn.misbehaviour() {
+        let (local, name) = (conn.local_addr(), conn.server_name());
+        tcp::refused(context, local, peer, name, Cause::Http2(found));
+    }
+    conn.part().await;
 }
 
 async fn serve_stream(

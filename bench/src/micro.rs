@@ -23,7 +23,7 @@ use isthmus_core::listener::{Chain, ChainAction, SniTable};
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::{ClusterKey, HostPattern};
 use isthmus_core::path;
-use isthmus_core::protocol::Protocol;
+use isthmus_core::protocol::{Protocol, UpstreamHttp};
 use isthmus_core::random::Random;
 use isthmus_core::route::{
     Action, DirectResponse, PathMatch, Route, RouteMatch, RouteTable, Scratch, TextMatch, VirtualHost,
@@ -316,6 +316,7 @@ fn cluster() -> Arc<ClusterSpec> {
         key: ClusterKey::outbound(80, "", "up.example"),
         endpoints: Arc::new(EndpointSet::new([Endpoint::new(([127, 0, 0, 1], 1).into())])),
         protocol: Protocol::Http,
+        http: UpstreamHttp::default(),
         balancer: BalancerKind::RoundRobin,
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),

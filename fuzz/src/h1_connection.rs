@@ -17,7 +17,7 @@ use isthmus_core::header::HeaderList;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead};
 use isthmus_core::name::ClusterKey;
-use isthmus_core::protocol::Protocol;
+use isthmus_core::protocol::{Protocol, UpstreamHttp};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::{ClusterShared, Permit};
@@ -347,6 +347,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         key: ClusterKey::outbound(80, "", "h"),
         endpoints: Arc::new(EndpointSet::new(list)),
         protocol: Protocol::Http,
+        http: UpstreamHttp::default(),
         balancer: BalancerKind::LeastRequest,
         connect_timeout: CONNECT_TIMEOUT,
         idle_timeout: IDLE_TIMEOUT,

@@ -8,7 +8,7 @@
 
 use isthmus_config::diagnostic::{render, to_json};
 use isthmus_config::{Compiled, Defaults, Options, Source, compile};
-use isthmus_core::listener::Accepts;
+use isthmus_core::listener::{Accepts, Upgrades};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::protocol::{UpstreamHttp, UpstreamVersion};
 use isthmus_core::route::{Action, HeaderMatch, RouteMatch};
@@ -87,6 +87,9 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
     let mut out = format!("version {}\n", snapshot.version);
     for listener in &snapshot.listeners {
         let _ = writeln!(out, "listener {} {:?}", listener.key.port, listener.key.bind);
+        if listener.upgrades != Upgrades::default() {
+            let _ = writeln!(out, "  upgrades {:?}", listener.upgrades);
+        }
         match &listener.accepts {
             Accepts::Http => {}
             Accepts::Tcp(route) => {
@@ -280,6 +283,13 @@ fn clusters_are_spoken_to_as_ports_and_policies_say() {
     );
     insta::assert_snapshot!(shown(&compiled, &sources));
     insta::assert_snapshot!("http2_told", told("http2_mistakes.yaml", &in_istio_system()));
+}
+
+#[test]
+fn the_first_gateway_of_a_port_says_which_upgrades_pass() {
+    let (compiled, sources) = compiled("upgrades.yaml", &in_istio_system());
+    insta::assert_snapshot!(shown(&compiled, &sources));
+    insta::assert_snapshot!("upgrades_told", told("upgrades.yaml", &in_istio_system()));
 }
 
 #[test]

@@ -12,13 +12,13 @@ use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
 use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
 use crate::report::Report;
-use crate::resource::gateway::Server;
+use crate::resource::gateway::{Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::{is_http, is_tls};
 use crate::yaml::Path;
 use isthmus_core::listener::{
-    Accepts, Chain, ChainAction, Listener, ListenerKey, ProxyProtocol, SniTable, TcpRoute,
+    Accepts, Chain, ChainAction, Listener, ListenerKey, ProxyProtocol, SniTable, TcpRoute, Upgrades,
 };
 use isthmus_core::name::{HostIndex, HostPattern};
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
@@ -57,6 +57,8 @@ struct Draft<'a> {
     /// What the first server on it speaks, and who that is.
     first: Option<(Transport, &'a str)>,
     proxy_protocol: ProxyProtocol,
+    /// Which protocols requests may change to, as the first Gateway says that says it, and who that is.
+    upgrades: Option<(Upgrades, &'a str)>,
     /// One on a plaintext port; one for each policy on a TLS port.
     tables: Vec<(Option<Arc<ServerTls>>, Table)>,
     /// Where bytes go, once a server of them is there.
@@ -252,6 +254,12 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             .is_some_and(|value| value == "true");
         mesh_door |= mesh;
         let proxy_protocol = proxy_protocol(meta, report);
+        // Validation has refused what is no list.
+        let upgrades = meta
+            .annotations
+            .get(UPGRADES)
+            .and_then(|text| Upgrades::parse(text).ok());
+        let mut disagrees = HashSet::new();
         let id = meta.id();
         let bound = bindings.of(&id, mesh);
         used.extend(&bound);
@@ -269,6 +277,23 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 continue;
             };
             draft.proxy_protocol = draft.proxy_protocol.max(proxy_protocol);
+            if let Some(upgrades) = &upgrades {
+                let (agreed, first) = draft
+                    .upgrades
+                    .get_or_insert_with(|| (upgrades.clone(), name_of(meta)));
+                if agreed != upgrades && disagrees.insert(key.clone()) {
+                    let message = format!(
+                        "the upgrades on port {} are already those of {first}: these do not count there",
+                        key.port
+                    );
+                    report.warn(
+                        "port-conflict",
+                        &meta.origin,
+                        &Path::ANNOTATIONS.key(UPGRADES),
+                        message,
+                    );
+                }
+            }
             let site = Site {
                 gateway: &id,
                 mesh,
@@ -342,6 +367,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             Arc::new(Listener {
                 key,
                 proxy_protocol: draft.proxy_protocol,
+                upgrades: draft.upgrades.map(|(upgrades, _)| upgrades).unwrap_or_default(),
                 accepts,
                 tables,
             })
@@ -368,9 +394,7 @@ fn proxy_protocol(meta: &Meta, report: &mut Report<'_>) -> ProxyProtocol {
         Some("accept") => ProxyProtocol::Accept,
         Some("require") => ProxyProtocol::Require,
         Some(other) => {
-            let path = Path::Root;
-            let path = path.key("metadata");
-            let path = path.key("annotations");
+            let path = Path::ANNOTATIONS;
             let message = format!("`{other}` is not `accept` or `require`: PROXY headers are required");
             report.warn("bad-value", &meta.origin, &path.key(PROXY_PROTOCOL), message);
             ProxyProtocol::Require

@@ -3,6 +3,9 @@
 use crate::yaml::Node;
 use std::collections::BTreeMap;
 
+/// Annotation that lists the protocols which requests may change to.
+pub(crate) const UPGRADES: &str = "isthmus.dev/upgrades";
+
 /// `Gateway.spec`.
 #[derive(Debug)]
 pub(crate) struct Gateway {

@@ -3,8 +3,9 @@
 use super::{Validate, check_port, host_fault, is_label, is_partial_wildcard};
 use crate::report::Report;
 use crate::resource::Meta;
-use crate::resource::gateway::{Gateway, Server};
+use crate::resource::gateway::{Gateway, Server, UPGRADES};
 use crate::yaml::Path;
+use isthmus_core::listener::Upgrades;
 use isthmus_core::name::HostPattern;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -62,6 +63,10 @@ impl Validate for Gateway {
             let path = path.key("metadata");
             let message = format!("`{}` must be a label of letters, digits and dashes", meta.name);
             report.error("bad-value", &meta.origin, &path.key("name"), message);
+        }
+        if let Some(Err(error)) = meta.annotations.get(UPGRADES).map(|text| Upgrades::parse(text)) {
+            let path = Path::ANNOTATIONS;
+            report.error("bad-value", &meta.origin, &path.key(UPGRADES), error.to_string());
         }
         let list = Path::SPEC.key("servers");
         if self.servers.is_empty() {

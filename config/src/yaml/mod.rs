@@ -208,6 +208,7 @@ pub(crate) enum Path<'a> {
 
 impl<'a> Path<'a> {
     pub(crate) const SPEC: Self = Self::Key(&Path::Root, "spec");
+    pub(crate) const ANNOTATIONS: Self = Self::Key(&Path::Key(&Path::Root, "metadata"), "annotations");
 
     pub(crate) fn key(&'a self, name: &'a str) -> Self {
         Self::Key(self, name)

@@ -25,6 +25,8 @@ pub struct Listener {
     pub key: ListenerKey,
     /// Whether a PROXY header comes first.
     pub proxy_protocol: ProxyProtocol,
+    /// Which protocols requests may change to.
+    pub upgrades: Upgrades,
     /// What is done with a connection.
     pub accepts: Accepts,
     /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes.
@@ -42,6 +44,79 @@ pub enum ProxyProtocol {
     Accept,
     /// Those of trusted peers must, and others are refused.
     Require,
+}
+
+/// Which protocols a request may ask to go on in, by Upgrade (RFC 9110, 7.8) or by `:protocol` of an extended CONNECT
+/// (RFC 8441): the annotation `isthmus.dev/upgrades` of a Gateway. Afterwards its connection carries bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upgrades {
+    /// Any but h2c: what is inside would be requests that nobody routes or counts.
+    Any,
+    /// These, in lower case; none when there is none.
+    Only(Vec<Box<str>>),
+}
+
+/// Why a list of upgrades is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradesError {
+    /// Something in it is no name of a protocol.
+    #[error("`{0}` is not the name of a protocol such as websocket")]
+    NoToken(String),
+    /// `*` or `none` is there beside others.
+    #[error("`{0}` must be alone")]
+    NotAlone(&'static str),
+}
+
+impl Default for Upgrades {
+    /// WebSocket, which Istio's gateways always pass.
+    fn default() -> Self {
+        Self::Only(vec!["websocket".into()])
+    }
+}
+
+impl Upgrades {
+    /// Reads a list with commas: names of protocols in any case, perhaps with a version (`name/version`); or `*` for
+    /// any; or `none`, or nothing, for none.
+    pub fn parse(text: &str) -> Result<Self, UpgradesError> {
+        let is_token = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        };
+        let text = text.trim_ascii();
+        let names: Vec<&str> = match text {
+            "" | "none" => return Ok(Self::Only(Vec::new())),
+            "*" => return Ok(Self::Any),
+            list => list.split(',').map(str::trim_ascii).collect(),
+        };
+        let mut known: Vec<Box<str>> = Vec::new();
+        for name in names {
+            if let Some(alone) = ["*", "none"].into_iter().find(|alone| *alone == name) {
+                return Err(UpgradesError::NotAlone(alone));
+            }
+            let (protocol, version) = name.split_once('/').unwrap_or((name, "-"));
+            if !is_token(protocol) || !is_token(version) {
+                return Err(UpgradesError::NoToken(name.to_owned()));
+            }
+            known.push(name.to_ascii_lowercase().into());
+        }
+        known.sort_unstable();
+        known.dedup();
+        Ok(Self::Only(known))
+    }
+
+    /// Whether a request may go on in this protocol, one element of its Upgrade field. Who is named without a version
+    /// is so in any.
+    pub fn allows(&self, protocol: &str) -> bool {
+        let name = protocol.split_once('/').map_or(protocol, |(name, _)| name);
+        match self {
+            Self::Any => !name.eq_ignore_ascii_case("h2c"),
+            Self::Only(known) => known
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(protocol) || known.eq_ignore_ascii_case(name)),
+        }
+    }
 }
 
 /// What a listener does with a connection.
@@ -186,6 +261,33 @@ mod tests {
             virtual_service: "ns/name".into(),
             destinations: weights.iter().enumerate().map(destination).collect(),
         }
+    }
+
+    #[test]
+    fn upgrades_are_a_list_of_names_in_any_case() {
+        let parse = |text: &str| Upgrades::parse(text).unwrap();
+        assert_eq!(parse("WebSocket"), Upgrades::default());
+        assert_eq!(parse(" connect-udp , Foo/2,foo/2 "), parse("foo/2,CONNECT-UDP"));
+        for (text, protocol, allowed) in [
+            ("websocket", "WebSocket", true),
+            ("websocket", "websocket/13", true),
+            ("websocket", "web", false),
+            ("foo/2", "foo/1", false),
+            ("foo/2", "foo", false),
+            ("*", "anything", true),
+            ("*", "h2c", false),
+            ("h2c", "h2c", true),
+            ("none", "websocket", false),
+            ("", "websocket", false),
+        ] {
+            assert_eq!(parse(text).allows(protocol), allowed, "{text}: {protocol}");
+        }
+        let fault = |text: &str| Upgrades::parse(text).unwrap_err();
+        for bad in ["web socket", "a,,b", "a,", "a/", "/1", "a/1/2", "\"a\"", "a;b"] {
+            assert!(matches!(fault(bad), UpgradesError::NoToken(_)), "{bad}");
+        }
+        assert_eq!(fault("*,websocket"), UpgradesError::NotAlone("*"));
+        assert_eq!(fault("websocket, none"), UpgradesError::NotAlone("none"));
     }
 
     #[test]

@@ -81,13 +81,15 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
             .zip(&tables)
             .all(|(old, new)| Arc::ptr_eq(old, new))
         && before.accepts == listener.accepts
-        && before.proxy_protocol == listener.proxy_protocol;
+        && before.proxy_protocol == listener.proxy_protocol
+        && before.upgrades == listener.upgrades;
     *listener = if unchanged {
         Arc::clone(before)
     } else {
         Arc::new(Listener {
             key: listener.key.clone(),
             proxy_protocol: listener.proxy_protocol,
+            upgrades: listener.upgrades.clone(),
             accepts: listener.accepts.clone(),
             tables,
         })
@@ -97,7 +99,7 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::{Accepts, ListenerKey, ProxyProtocol};
+    use crate::listener::{Accepts, ListenerKey, ProxyProtocol, Upgrades};
     use crate::name::HostPattern;
 
     fn snapshot(hosts: &[(&str, bool)]) -> Snapshot {
@@ -109,6 +111,7 @@ mod tests {
             listeners: vec![Arc::new(Listener {
                 key: ListenerKey { port: 80, bind: None },
                 proxy_protocol: ProxyProtocol::Off,
+                upgrades: Upgrades::default(),
                 accepts: Accepts::Http,
                 tables: vec![Arc::new(RouteTable::new(hosts.collect()))],
             })],
@@ -122,6 +125,10 @@ mod tests {
         let mut same = snapshot(&[("a.com", false), ("b.com", false)]);
         same.share_with(&before);
         assert!(Arc::ptr_eq(&same.listeners[0], &before.listeners[0]));
+        let mut other = snapshot(&[("a.com", false), ("b.com", false)]);
+        Arc::make_mut(&mut other.listeners[0]).upgrades = Upgrades::Any;
+        other.share_with(&before);
+        assert_eq!(other.listeners[0].upgrades, Upgrades::Any);
 
         let mut after = snapshot(&[("a.com", true), ("b.com", false), ("c.com", false)]);
         after.share_with(&before);

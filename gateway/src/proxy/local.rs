@@ -61,7 +61,7 @@ pub(super) async fn refuse(
         let code = grpc::Status::of_http(reply.status).number();
         fields.append_known(HeaderId::ContentType, grpc::CONTENT_TYPE.as_bytes());
         fields.append(b"grpc-status", itoa::Buffer::new().format(code).as_bytes());
-        let message = grpc::encode_message(reply.cause.text());
+        let message = grpc::encode_message(reply.cause.text().trim_end());
         fields.append(b"grpc-message", message.as_bytes());
         (answer.status, answer.body) = (StatusCode::OK, &[]);
     }

@@ -15,7 +15,7 @@ use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey, ProxyProtocol};
+use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey, ProxyProtocol, Upgrades};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
@@ -97,6 +97,7 @@ impl Table {
 /// What a listener does in one version.
 pub struct Serving {
     proxy_protocol: ProxyProtocol,
+    upgrades: Upgrades,
     accepts: Accepts,
     tables: Vec<Table>,
     /// By chain of a TLS listener: what TLS ends with, if its keys could be loaded.
@@ -145,6 +146,7 @@ impl Serving {
         let is_first = |action: &ChainAction| matches!(action, ChainAction::Http { table: 0, .. });
         Self {
             proxy_protocol: listener.proxy_protocol,
+            upgrades: listener.upgrades.clone(),
             accepts: listener.accepts.clone(),
             tables: tables.collect(),
             one_policy: chains.iter().all(|chain| is_first(&chain.action)),
@@ -160,6 +162,7 @@ impl Serving {
         });
         Self {
             proxy_protocol: self.proxy_protocol,
+            upgrades: self.upgrades.clone(),
             accepts: self.accepts.clone(),
             tables: tables.collect(),
             configs: chain_configs(&self.accepts, tls),
@@ -179,7 +182,7 @@ impl Serving {
 
     /// Whether connections may go on in this protocol.
     pub fn passes(&self, protocol: &str) -> bool {
-        protocol == "websocket"
+        self.upgrades.allows(protocol)
     }
 
     /// What TLS ends with at a chain, by its position.

@@ -141,15 +141,20 @@ impl Connection {
         let mut is_told = false;
         let accepted = poll_fn(|cx| {
             loop {
-                if self.found.get().is_some() && !is_told {
+                if let Some(found) = self.found.get()
+                    && !is_told
+                {
                     is_told = true;
-                    self.engine.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    self.engine.abrupt_shutdown(found.code().into());
                     self.idle.set(GOODBYE);
                 }
                 self.leave_if_due(settings);
                 match self.engine.poll_accept(cx) {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
+                        if error.is_library() && self.found.get().is_none() {
+                            self.found.set(Some(Misbehaviour::Protocol));
+                        }
                         tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
                         return Poll::Ready(None);
                     }
@@ -257,6 +262,9 @@ impl Stream {
                 Poll::Ready(())
             })
             .await;
+            if let (BodyLength::Chunked, Some(whole)) = (into.body, self.receiver.whole()) {
+                into.body = BodyLength::Known(whole.len() as u64);
+            }
         }
         Ok(())
     }

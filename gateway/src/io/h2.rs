@@ -43,7 +43,33 @@ struct Guard {
     found: Rc<Cell<Option<Misbehaviour>>>,
 }
 
+/// A GOAWAY frame of the library that ends a connection for PROTOCOL_ERROR, but for the last stream: before and behind
+/// that (RFC 9113, 6.8).
+const GOAWAY: ([u8; 9], [u8; 4]) = ([0, 0, 8, 7, 0, 0, 0, 0, 0], [0, 0, 0, 1]);
+
 impl Guard {
+    /// The library calls a header block that does not decompress an error of the protocol, and has no other way to be
+    /// told better than to have its last frame corrected: bytes to write in place of a first part that ends with it.
+    fn correct(&mut self, parts: &[IoSlice<'_>]) -> Option<Vec<u8>> {
+        if !self.watch.suspects_compression() {
+            return None;
+        }
+        let part = parts.iter().find(|part| !part.is_empty())?;
+        let (rest, code) = part.split_last_chunk::<4>()?;
+        let (rest, _last_stream) = rest.split_last_chunk::<4>()?;
+        let (_, head) = rest.split_last_chunk::<9>()?;
+        if (*head, *code) != GOAWAY {
+            return None;
+        }
+        let misbehaviour = Misbehaviour::Compression;
+        self.found.set(Some(misbehaviour));
+        let mut bytes = part.to_vec();
+        let at = bytes.len().checked_sub(4)?;
+        bytes.truncate(at);
+        bytes.extend_from_slice(&misbehaviour.code().to_be_bytes());
+        Some(bytes)
+    }
+
     fn note(&mut self, seen: Result<(), Misbehaviour>) {
         if let Err(misbehaviour) = seen {
             self.found.set(Some(misbehaviour));
@@ -137,6 +163,11 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let corrected = self.guard.as_mut().and_then(|guard| guard.correct(parts));
+        let parts: &[IoSlice<'_>] = match &corrected {
+            None => parts,
+            Some(bytes) => &[IoSlice::new(bytes)],
+        };
         let written = ready!(self.stream.poll_write(cx, parts))?;
         self.wrote(parts, written);
         Poll::Ready(Ok(written))
@@ -236,9 +267,9 @@ impl Receiver {
         self.ended && self.chunk.is_empty()
     }
 
-    /// The whole rest of the body, if nothing comes behind what is there.
+    /// The whole rest of the body, if nothing comes behind what is there, and no trailers.
     pub fn whole(&self) -> Option<&[u8]> {
-        (self.ended && !self.chunk.is_empty()).then_some(&self.chunk[..])
+        (self.ended && !self.chunk.is_empty() && self.trailers.is_empty()).then_some(&self.chunk[..])
     }
 
     /// Finds data, reading when there is none.

@@ -22,6 +22,7 @@ pub mod curl;
 pub mod deadline;
 pub mod fault;
 pub mod gateway;
+pub mod h2;
 pub mod load;
 pub mod nginx;
 pub mod openssl;

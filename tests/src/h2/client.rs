@@ -18,6 +18,9 @@ pub const INITIAL_WINDOW: i64 = 65_535;
 /// The size of frames that everybody takes (RFC 9113, 4.2).
 pub const FRAME_BYTES: usize = 16_384;
 
+/// A larger frame is not sent to find out whether it is too large.
+const FRAME_BYTES_TRIED: usize = 1 << 20;
+
 /// What a peer has to do anything that a case waits for.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -226,6 +229,25 @@ impl Connection {
     pub fn send_declaring(&mut self, frame: &Frame, length: u32) {
         self.note(frame);
         self.bytes(&frame.encode_declaring(length));
+    }
+
+    /// A frame whose octets go out one by one.
+    pub fn send_slowly(&mut self, frame: &Frame) {
+        self.note(frame);
+        for octet in frame.encode().chunks(1) {
+            self.bytes(octet);
+            self.flush();
+        }
+    }
+
+    /// The length of a frame that is one octet too long.
+    pub fn too_long(&self) -> Step<usize> {
+        match self.peer.max_frame_size as usize {
+            limit @ ..=FRAME_BYTES_TRIED => Ok(limit + 1),
+            limit => Err(format!(
+                "the server takes frames of {limit} octets: one beyond that is not tried"
+            )),
+        }
     }
 
     /// Hands over what was sent so far to the network. A peer that has closed already is seen when reading.

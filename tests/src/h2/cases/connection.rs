@@ -2,7 +2,7 @@
 
 use super::{Case, Expect, check};
 use crate::h2::client::{FRAME_BYTES, PREFACE};
-use crate::h2::frame::{Code, Frame, RESERVED_BIT, flag, kind};
+use crate::h2::frame::{Code, Frame, RESERVED_BIT, flag, kind, setting};
 
 const PROTOCOL: Expect = Expect::ConnectionError(&[Code::PROTOCOL_ERROR]);
 const FRAME_SIZE: Expect = Expect::ConnectionError(&[Code::FRAME_SIZE_ERROR]);
@@ -40,10 +40,9 @@ fn preface() -> Vec<Case> {
             b"INVALID CONNECTION PREFACE\r\n\r\n",
         ),
     ] {
-        let send = |c: &mut super::Connection| c.send(&Frame::settings(&[]));
         let case = Case::sends("3.4", name, NO_PREFACE, move |c| {
             c.bytes(bytes);
-            send(c);
+            c.send(&Frame::settings(&[]));
         });
         cases.push(case.without_preface().without_probe());
     }
@@ -90,12 +89,11 @@ fn preface() -> Vec<Case> {
     );
     cases.push(case.without_preface());
     let case = Case::plays("3.4", "a preface octet by octet", Expect::Answer(200), |c| {
-        for octet in PREFACE.chunks(1).chain(Frame::settings(&[]).encode().chunks(1)) {
+        for octet in PREFACE.chunks(1) {
             c.bytes(octet);
             c.flush();
         }
-        // The frame went as octets: this one has the account of both acknowledgements right.
-        c.until("SETTINGS", |c| c.settings_seen > 0)?;
+        c.send_slowly(&Frame::settings(&[]));
         c.get("/");
         Ok(())
     });
@@ -136,7 +134,11 @@ fn layout() -> Vec<Case> {
         c.send(&Frame::data(flag::NONE, stream, b"abc".as_slice()));
         c.send(&unknown);
         c.send(&Frame::data(flag::END_STREAM, stream, []));
-        c.send(&unknown);
+    }));
+    let name = "an unknown type behind the end of a request";
+    cases.push(Case::sends("4.1", name, Expect::Answer(200), |c| {
+        let stream = c.get("/");
+        c.send(&Frame::new(kind::UNKNOWN, 0, stream, [7; 20]));
     }));
     for (name, flags) in [
         ("PING with unknown flags", 0xfe_u8),
@@ -265,7 +267,8 @@ fn reserved_bits() -> Vec<Case> {
 
 fn sizes() -> Vec<Case> {
     let mut cases = Vec::new();
-    cases.push(Case::plays("4.2", "DATA of 16,384 octets", Expect::Alive, |c| {
+    let name = "DATA of 16,384 octets";
+    cases.push(Case::plays("4.2", name, Expect::Alive, |c| {
         let stream = c.post("/");
         c.send(&Frame::data(flag::END_STREAM, stream, vec![b'z'; FRAME_BYTES]));
         let answer = c.answered(stream, 200)?;
@@ -273,55 +276,40 @@ fn sizes() -> Vec<Case> {
             format!("{} octets come back", answer.body.len())
         })
     }));
-    cases.push(Case::sends(
-        "4.2",
-        "DATA that is too large",
-        FRAME_SIZE_OF_STREAM,
-        |c| {
-            let stream = c.post("/");
-            let size = c.peer.max_frame_size as usize;
-            c.send(&Frame::data(flag::END_STREAM, stream, vec![0; size + 1]));
-        },
-    ));
-    cases.push(Case::sends(
-        "4.2",
-        "HEADERS that are too large",
-        FRAME_SIZE,
-        |c| {
-            let mut block = Vec::from(c.head("GET", "/"));
-            block.resize(c.peer.max_frame_size as usize + 1, 0);
-            c.send(&Frame::headers(flag::WHOLE, 1, block));
-        },
-    ));
-    cases.push(Case::sends(
-        "4.2",
-        "CONTINUATION that is too large",
-        FRAME_SIZE,
-        |c| {
-            let block = c.head("GET", "/");
-            c.send(&Frame::headers(flag::END_STREAM, 1, block));
-            let size = c.peer.max_frame_size as usize;
-            c.send(&Frame::continuation(flag::END_HEADERS, 1, vec![0; size + 1]));
-        },
-    ));
-    cases.push(Case::sends(
-        "4.2",
-        "SETTINGS that are too large",
-        FRAME_SIZE,
-        |c| {
-            let many = vec![(0xbabe, 0); c.peer.max_frame_size as usize / 6 + 1];
-            c.send(&Frame::settings(&many));
-        },
-    ));
-    cases.push(Case::sends(
-        "4.2",
-        "an unknown type that is too large",
-        FRAME_SIZE,
-        |c| {
-            let size = c.peer.max_frame_size as usize;
-            c.send(&Frame::new(kind::UNKNOWN, 0, 0, vec![0; size + 1]));
-        },
-    ));
+    let name = "DATA that is too large";
+    cases.push(Case::plays("4.2", name, FRAME_SIZE_OF_STREAM, |c| {
+        let size = c.too_long()?;
+        let stream = c.post("/");
+        c.send(&Frame::data(flag::END_STREAM, stream, vec![0; size]));
+        Ok(())
+    }));
+    let name = "HEADERS that are too large";
+    cases.push(Case::plays("4.2", name, FRAME_SIZE, |c| {
+        let mut block = Vec::from(c.head("GET", "/"));
+        block.resize(c.too_long()?, 0);
+        c.send(&Frame::headers(flag::WHOLE, 1, block));
+        Ok(())
+    }));
+    let name = "CONTINUATION that is too large";
+    cases.push(Case::plays("4.2", name, FRAME_SIZE, |c| {
+        let size = c.too_long()?;
+        let block = c.head("GET", "/");
+        c.send(&Frame::headers(flag::END_STREAM, 1, block));
+        c.send(&Frame::continuation(flag::END_HEADERS, 1, vec![0; size]));
+        Ok(())
+    }));
+    let name = "SETTINGS that are too large";
+    cases.push(Case::plays("4.2", name, FRAME_SIZE, |c| {
+        let many = vec![(setting::UNKNOWN, 0); c.too_long()? / 6 + 1];
+        c.send(&Frame::settings(&many));
+        Ok(())
+    }));
+    let name = "an unknown type that is too large";
+    cases.push(Case::plays("4.2", name, FRAME_SIZE, |c| {
+        let size = c.too_long()?;
+        c.send(&Frame::new(kind::UNKNOWN, 0, 0, vec![0; size]));
+        Ok(())
+    }));
     cases
 }
 

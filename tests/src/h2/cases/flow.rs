@@ -80,7 +80,7 @@ fn increments() -> Vec<Case> {
         c.send(&initial_window(100));
         let stream = c.post("/");
         c.send(&Frame::window_update(stream, MAX_31 - 100));
-        c.bytes(&initial_window(101).encode());
+        c.send(&initial_window(101));
     }));
     cases
 }

@@ -271,6 +271,15 @@ fn trailers() -> Vec<Case> {
             c.send(&Frame::headers(flag::WHOLE, stream, Block::of(&[(field, value)])));
         }));
     }
+    let name = "trailers with :method, without content";
+    cases.push(Case::sends("8.1", name, Expect::Malformed, |c| {
+        let stream = c.post("/");
+        c.send(&Frame::headers(
+            flag::WHOLE,
+            stream,
+            Block::of(&[(":method", "GET")]),
+        ));
+    }));
     let name = "a second header block that does not end the stream";
     cases.push(Case::sends("8.1", name, Expect::Malformed, |c| {
         let stream = c.post("/");

@@ -59,9 +59,11 @@ fn broken() -> Vec<Case> {
                 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
             ])
         }),
-        broken_by("7541 5.1", "an index of 2^32, which is 0 in 32 bits", |block| {
-            block.indexed((1 << 32) + 2)
-        }),
+        broken_by(
+            "7541 5.1",
+            "an index of 2^32 + 2, which is 2 in 32 bits",
+            |block| block.indexed((1 << 32) + 2),
+        ),
         broken_by("7541 5.1", "a length of a string beyond 64 bits", |block| {
             block.raw([
                 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,

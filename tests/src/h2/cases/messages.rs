@@ -228,12 +228,8 @@ fn contents() -> Vec<Case> {
             let block = c.head("POST", "/");
             let head = Frame::headers(flag::END_HEADERS, stream, block);
             let data = Frame::data(flag::END_STREAM, stream, b"content".as_slice());
-            // The client knows the stream by an update of its window, which is late only for the server.
-            for octet in head.encode().chunks(1).chain(data.encode().chunks(1)) {
-                c.bytes(octet);
-                c.flush();
-            }
-            c.send(&Frame::window_update(stream, 1));
+            c.send_slowly(&head);
+            c.send_slowly(&data);
             came_through(&c.answered(stream, 200)?, "content")
         },
     ));

@@ -200,6 +200,7 @@ fn effects() -> Vec<Case> {
     let name = "the last of several values is the one that holds";
     cases.push(Case::plays("6.5.3", name, Expect::Alive, |c| {
         let size = setting::INITIAL_WINDOW_SIZE;
+        c.refills = false;
         c.send(&Frame::settings(&[(size, 100_000), (size, 0), (size, 5)]));
         let stream = c.get("/");
         c.stops_at(stream, 5)

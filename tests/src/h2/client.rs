@@ -547,7 +547,7 @@ impl Connection {
     }
 
     fn take_settings(&mut self, frame: &Frame) -> Result<(), String> {
-        if frame.stream != 0 || frame.payload.len() % 6 != 0 {
+        if frame.stream != 0 || !frame.payload.len().is_multiple_of(6) {
             return Err("6.5: SETTINGS on stream 0 of whole settings".to_owned());
         }
         if frame.has(flag::ACK) {

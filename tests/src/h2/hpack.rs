@@ -494,9 +494,11 @@ mod tests {
     #[test]
     fn answers_evict_as_in_the_rfc() {
         // RFC 7541, C.6, with a table of 256 octets.
-        let mut decoder = Decoder::default();
-        decoder.size_max = 256;
-        decoder.set_limit(256);
+        let mut decoder = Decoder {
+            size_max: 256,
+            limit: 256,
+            ..Decoder::default()
+        };
         let first = hex(
             "4882 6402 5885 aec3 771a 4b61 96d0 7abe 9410 54d4 44a8 2005 9504 0b81 66e0 82a6
             2d1b ff6e 919d 29ad 1718 63c7 8f0b 97c8 e9ae 82ae 43d3",

@@ -8,6 +8,8 @@ use crate::h2::hpack::Block;
 
 const PROTOCOL: Expect = Expect::ConnectionError(&[Code::PROTOCOL_ERROR]);
 const CLOSED: Expect = Expect::StreamError(&[Code::STREAM_CLOSED]);
+/// A stream is not used again: section 5.1 has STREAM_CLOSED for it, 5.1.1 PROTOCOL_ERROR.
+const REUSED: Expect = Expect::StreamError(&[Code::STREAM_CLOSED, Code::PROTOCOL_ERROR]);
 
 /// A limit above this is not tried out.
 const STREAMS_MAX: u32 = 1_000;
@@ -112,7 +114,7 @@ fn closed() -> Vec<Case> {
         c.send(&Frame::rst_stream(stream, Code::CANCEL));
         c.send(&Frame::data(flag::END_STREAM, stream, b"abc".as_slice()));
     }));
-    cases.push(Case::sends("5.1", "closed by RST_STREAM: HEADERS", CLOSED, |c| {
+    cases.push(Case::sends("5.1", "closed by RST_STREAM: HEADERS", REUSED, |c| {
         let stream = c.post("/");
         c.send(&Frame::rst_stream(stream, Code::CANCEL));
         let block = c.head("GET", "/");
@@ -124,7 +126,7 @@ fn closed() -> Vec<Case> {
         c.send(&Frame::data(flag::END_STREAM, stream, b"abc".as_slice()));
         Ok(())
     }));
-    cases.push(Case::plays("5.1", "closed by its end: HEADERS", CLOSED, |c| {
+    cases.push(Case::plays("5.1", "closed by its end: HEADERS", REUSED, |c| {
         let stream = c.get("/");
         c.answered(stream, 200)?;
         let block = c.head("GET", "/");

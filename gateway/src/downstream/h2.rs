@@ -18,7 +18,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h1::read_target;
-use isthmus_core::h2::Misbehaviour;
+use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -86,6 +86,7 @@ impl Connection {
         builder
             .initial_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
+            .max_frame_size(FRAME_SIZE_MAX)
             .max_concurrent_streams(settings.http2_concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
@@ -262,7 +263,10 @@ impl Stream {
                 Poll::Ready(())
             })
             .await;
-            if let (BodyLength::Chunked, Some(whole)) = (into.body, self.receiver.whole()) {
+            // What is there as a whole has a length, whether the client has said it or not.
+            if into.body == BodyLength::Chunked && self.receiver.is_done() {
+                into.body = BodyLength::None;
+            } else if let (BodyLength::Chunked, Some(whole)) = (into.body, self.receiver.whole()) {
                 into.body = BodyLength::Known(whole.len() as u64);
             }
         }

@@ -43,33 +43,7 @@ struct Guard {
     found: Rc<Cell<Option<Misbehaviour>>>,
 }
 
-/// A GOAWAY frame of the library that ends a connection for PROTOCOL_ERROR, but for the last stream: before and behind
-/// that (RFC 9113, 6.8).
-const GOAWAY: ([u8; 9], [u8; 4]) = ([0, 0, 8, 7, 0, 0, 0, 0, 0], [0, 0, 0, 1]);
-
 impl Guard {
-    /// The library calls a header block that does not decompress an error of the protocol, and has no other way to be
-    /// told better than to have its last frame corrected: bytes to write in place of a first part that ends with it.
-    fn correct(&mut self, parts: &[IoSlice<'_>]) -> Option<Vec<u8>> {
-        if !self.watch.suspects_compression() {
-            return None;
-        }
-        let part = parts.iter().find(|part| !part.is_empty())?;
-        let (rest, code) = part.split_last_chunk::<4>()?;
-        let (rest, _last_stream) = rest.split_last_chunk::<4>()?;
-        let (_, head) = rest.split_last_chunk::<9>()?;
-        if (*head, *code) != GOAWAY {
-            return None;
-        }
-        let misbehaviour = Misbehaviour::Compression;
-        self.found.set(Some(misbehaviour));
-        let mut bytes = part.to_vec();
-        let at = bytes.len().checked_sub(4)?;
-        bytes.truncate(at);
-        bytes.extend_from_slice(&misbehaviour.code().to_be_bytes());
-        Some(bytes)
-    }
-
     fn note(&mut self, seen: Result<(), Misbehaviour>) {
         if let Err(misbehaviour) = seen {
             self.found.set(Some(misbehaviour));
@@ -146,7 +120,11 @@ impl AsyncRead for Wire {
             let seen = guard
                 .watch
                 .read(room.get(..read).unwrap_or_default(), clock::now());
-            guard.note(seen);
+            if seen.is_err() {
+                // The library is not shown what the connection ends for: it has its own names for some of it.
+                guard.note(seen);
+                return Poll::Pending;
+            }
         }
         into.advance(read);
         Poll::Ready(Ok(()))
@@ -163,11 +141,6 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let corrected = self.guard.as_mut().and_then(|guard| guard.correct(parts));
-        let parts: &[IoSlice<'_>] = match &corrected {
-            None => parts,
-            Some(bytes) => &[IoSlice::new(bytes)],
-        };
         let written = ready!(self.stream.poll_write(cx, parts))?;
         self.wrote(parts, written);
         Poll::Ready(Ok(written))
@@ -213,6 +186,8 @@ pub struct Receiver {
     /// Nothing comes behind `chunk` any more, and the trailers are there.
     ended: bool,
     trailers: HeaderMap,
+    /// Whether the user knows that nothing comes any more.
+    is_told: bool,
     taken: u64,
 }
 
@@ -225,6 +200,7 @@ impl Receiver {
             chunk: Bytes::new(),
             ended,
             trailers: HeaderMap::new(),
+            is_told: false,
             taken: 0,
         }
     }
@@ -236,6 +212,7 @@ impl Receiver {
             chunk: Bytes::new(),
             ended: false,
             trailers: HeaderMap::new(),
+            is_told: false,
             taken: 0,
         }
     }
@@ -244,7 +221,7 @@ impl Receiver {
     pub fn gather(&mut self, cx: &mut Context<'_>, max: usize) {
         let mut gathered = Vec::new();
         loop {
-            match self.poll_data(cx) {
+            match self.poll_chunk(cx) {
                 Poll::Ready(Ok(Chunk::Data(there))) if gathered.len() + there <= max => {
                     if gathered.is_empty() && self.ended {
                         // All of it is in one piece.
@@ -262,9 +239,9 @@ impl Receiver {
         }
     }
 
-    /// Whether all of the body was passed on.
+    /// Whether all of the body was passed on, and its trailers, if there are any, are known.
     pub fn is_done(&self) -> bool {
-        self.ended && self.chunk.is_empty()
+        self.ended && self.chunk.is_empty() && (self.is_told || self.trailers.is_empty())
     }
 
     /// The whole rest of the body, if nothing comes behind what is there, and no trailers.
@@ -274,6 +251,12 @@ impl Receiver {
 
     /// Finds data, reading when there is none.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        let chunk = ready!(self.poll_chunk(cx))?;
+        self.is_told = chunk == Chunk::End;
+        Poll::Ready(Ok(chunk))
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         loop {
             if !self.chunk.is_empty() {
                 return Poll::Ready(Ok(Chunk::Data(self.chunk.len())));

@@ -17,7 +17,6 @@ const RST_STREAM: u8 = 3;
 const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
-const PADDED: u8 = 0x8;
 const SETTINGS: u8 = 4;
 /// Bytes of one setting.
 const SETTING_BYTES: usize = 6;
@@ -78,11 +77,6 @@ impl FrameHeader {
     /// Whether a HEADERS or CONTINUATION frame is the last of its header block.
     pub const fn is_end_headers(&self) -> bool {
         self.flags & END_HEADERS != 0
-    }
-
-    /// Whether a DATA or HEADERS frame has padding.
-    pub const fn is_padded(&self) -> bool {
-        self.flags & PADDED != 0
     }
 
     /// Reads a header; `code` is what follows it in an RST_STREAM frame.

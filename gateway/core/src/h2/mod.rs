@@ -11,4 +11,5 @@ mod rules;
 pub mod watch;
 
 pub use frame::{FrameHeader, FrameKind, FrameTap};
+pub use rules::FRAME_SIZE_MAX;
 pub use watch::{Misbehaviour, Watch};

@@ -12,17 +12,18 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 /// The largest window (RFC 9113, 6.9.1).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 
+/// The largest frame that clients may send: what is so without a setting (RFC 9113, 6.5.2). Larger ones gain nothing
+/// here, since data is passed on as it comes.
+pub const FRAME_SIZE_MAX: u32 = 16_384;
+
 /// What is remembered of a connection to judge its next frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Rules {
     has_begun: bool,
+    /// Whether a header block has begun and not ended.
+    in_block: bool,
     /// Streams whose client has ended its side, and whose answer is not complete. As many as may be open, at most.
     half_closed: Vec<u32>,
-    /// Whether the last thing read is the end of a header block that begins a stream as it should.
-    ended_block: bool,
-    /// The stream of the header block that is under way, and whether its head is as it should be.
-    block: (u32, bool),
-    newest: u32,
 }
 
 impl Rules {
@@ -32,7 +33,17 @@ impl Rules {
         if is_first && (frame.kind != FrameKind::Settings || frame.is_ack()) {
             return Err(Misbehaviour::NoSettings);
         }
-        self.ended_block = false;
+        if frame.length > FRAME_SIZE_MAX {
+            return Err(Misbehaviour::FrameSize);
+        }
+        if self.in_block && frame.kind != FrameKind::Continuation {
+            // RFC 9113, 4.3: nothing comes between.
+            return Err(Misbehaviour::Protocol);
+        }
+        match frame.kind {
+            FrameKind::Headers | FrameKind::Continuation => self.in_block = !frame.is_end_headers(),
+            _ => {}
+        }
         match frame.kind {
             FrameKind::Setting(INITIAL_WINDOW_SIZE, size) if size > WINDOW_MAX => {
                 return Err(Misbehaviour::WindowSize);
@@ -48,19 +59,7 @@ impl Rules {
             FrameKind::Data | FrameKind::Headers if self.half_closed.contains(&frame.stream) => {
                 return Err(Misbehaviour::StreamClosed);
             }
-            FrameKind::Data => self.ended_by_client(frame),
-            FrameKind::Headers => {
-                // Trailers belong to a stream that is there already.
-                let is_right = frame.stream % 2 == 1 && !frame.is_padded();
-                self.newest = self.newest.max(frame.stream);
-                self.block = (frame.stream, is_right);
-                self.ended_block = frame.is_end_headers() && is_right;
-                self.ended_by_client(frame);
-            }
-            FrameKind::Continuation => {
-                let (stream, is_right) = self.block;
-                self.ended_block = frame.is_end_headers() && is_right && stream == frame.stream;
-            }
+            FrameKind::Data | FrameKind::Headers => self.ended_by_client(frame),
             FrameKind::RstStream(_) => self.half_closed.retain(|stream| *stream != frame.stream),
             _ => {}
         }
@@ -99,11 +98,5 @@ impl Rules {
         if frame.is_end_stream() && frame.stream != 0 {
             self.half_closed.push(frame.stream);
         }
-    }
-
-    /// Whether an error that ends the connection now can only be that of a header block which does not decompress: all
-    /// else about it was looked at.
-    pub(super) fn has_ended_block(&self) -> bool {
-        self.ended_block
     }
 }

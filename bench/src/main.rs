@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod channel;
+mod h2load;
 mod load;
 mod measure;
 mod micro;
@@ -53,6 +54,9 @@ struct Arguments {
     /// Only these proxies
     #[arg(long)]
     proxy: Vec<String>,
+    /// Take what was not measured now from the JSON of this earlier report
+    #[arg(long, value_name = "FILE")]
+    merge: Vec<PathBuf>,
     /// Shortly, to see that everything works
     #[arg(long)]
     smoke: bool,
@@ -128,6 +132,9 @@ fn run(arguments: &Arguments) -> Result<()> {
             .with_context(|| format!("scenario {}", scenario.key))?;
         report.scenarios.push(measured);
     }
+    for earlier in &arguments.merge {
+        report.add_missing(earlier)?;
+    }
     fs::create_dir_all(&arguments.out)?;
     let table = report.markdown();
     fs::write(arguments.out.join("report.md"), &table)?;
@@ -166,18 +173,19 @@ impl Figures {
 
 fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Duration) -> Result<Measured> {
     let folder = tempfile::tempdir()?;
-    let (_upstream, nginx, _port) = proxy::upstream(&folder.path().join("upstream"))?;
+    let origin = proxy::upstream(&folder.path().join("upstream"))?;
     // What is passed through is not looked at: an upstream that takes a hello for what it is would only measure itself.
     let upstream = match scenario.tls {
         Tls::Pass => proxy::sink()?,
-        _ => nginx,
+        _ => origin.plain(),
     };
+    let upstreams = (upstream, origin.http2());
     proxy::keys(&folder.path().join("keys"))?;
     let mut running = Vec::new();
     for proxy in PROXIES {
         let named = arguments.proxy.is_empty() || arguments.proxy.iter().any(|name| name == proxy.name);
         if named && (proxy.takes)(scenario) {
-            running.push(proxy.start(scenario, upstream, folder.path(), &arguments.gateway)?);
+            running.push(proxy.start(scenario, upstreams, folder.path(), &arguments.gateway)?);
         }
     }
     let mut figures: Vec<Figures> = running.iter().map(|_| Figures::default()).collect();
@@ -186,7 +194,7 @@ fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Dura
             idle(scenario, one, arguments.smoke, figures)?;
         } else {
             // Connections to the upstream are opened, and memory grows, before anything counts.
-            figures.take(&load(scenario, one, Pace::Closed, time / 4)?.run()?);
+            figures.take(&closed(scenario, one, time / 4)?);
         }
     }
     if scenario.idle == 0 {
@@ -232,6 +240,7 @@ fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Dura
     Ok(Measured {
         key: scenario.key.to_owned(),
         title: scenario.title.to_owned(),
+        measured: None,
         rows: rows.collect::<Result<_>>()?,
     })
 }
@@ -248,9 +257,18 @@ fn load(scenario: &Scenario, one: &Running, pace: Pace, time: Duration) -> Resul
     })
 }
 
+/// Loads a proxy as much as it takes.
+fn closed(scenario: &Scenario, one: &Running, time: Duration) -> Result<Outcome> {
+    let Some(http2) = scenario.http2 else {
+        return load(scenario, one, Pace::Closed, time)?.run();
+    };
+    let path = format!("/{}", scenario.file());
+    h2load::run(one.address, &path, (scenario.connections, http2.streams), time)
+}
+
 fn loaded(scenario: &Scenario, one: &Running, time: Duration, figures: &mut Figures) -> Result<()> {
     let before = one.process.cpu()?;
-    let outcome = load(scenario, one, Pace::Closed, time)?.run()?;
+    let outcome = closed(scenario, one, time)?;
     let spent = one.process.cpu()?.per_request(before, outcome.answers);
     figures.cpu.push(spent);
     figures

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use isthmus_tests::deadline::within;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -123,7 +123,7 @@ impl Drop for Process {
 }
 
 /// The middle of some figures, and its quartiles.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Spread {
     /// A quarter of the figures is below.
     pub(crate) low: f64,

@@ -28,6 +28,8 @@ pub(crate) struct Setup<'s> {
     pub(crate) scenario: &'s Scenario,
     /// Where the upstream listens.
     pub(crate) upstream: SocketAddr,
+    /// Where it speaks HTTP/2.
+    pub(crate) http2_upstream: SocketAddr,
     /// A folder of the proxy's own.
     pub(crate) folder: PathBuf,
     /// Where the proxy shall listen.
@@ -47,6 +49,8 @@ pub(crate) struct Proxy {
     pub(crate) launch: fn(&Setup<'_>) -> Result<Command>,
     /// What tells its version; the first line that has a digit counts.
     pub(crate) version: &'static [&'static str],
+    /// Whether it listens on a port that is held for it by a socket with SO_REUSEPORT.
+    shares_port: bool,
 }
 
 /// All of them; ratios are to the second.
@@ -56,38 +60,59 @@ pub(crate) const PROXIES: &[Proxy] = &[
         takes: |_| true,
         launch: isthmus,
         version: &["version"],
+        shares_port: true,
     },
     Proxy {
         name: "haproxy",
         takes: |_| true,
         launch: |setup| haproxy(setup, false),
         version: &["haproxy", "-v"],
+        shares_port: true,
     },
     Proxy {
         name: "haproxy-splice",
         takes: |scenario| scenario.bulk && scenario.tls == Tls::None,
         launch: |setup| haproxy(setup, true),
         version: &["haproxy", "-v"],
+        shares_port: true,
     },
     // What many routes cost beside one, in the same rounds.
     Proxy {
         name: "isthmus-one-route",
         takes: |scenario| scenario.routes != Routes::One && !scenario.features,
-        launch: |setup| isthmus_with(setup, Routes::One),
+        launch: |setup| isthmus_with(setup, Routes::One, false),
         version: &["version"],
+        shares_port: true,
     },
     Proxy {
         name: "nginx",
-        // Debian's passes TLS through with a module of its own package.
-        takes: |scenario| scenario.tls != Tls::Pass,
+        // Debian's passes TLS through with a module of its own package; upstreams it speaks to in HTTP/1.1 only.
+        takes: |scenario| scenario.tls != Tls::Pass && !scenario.is_http2_upstream(),
         launch: nginx,
         version: &["nginx", "-v"],
+        shares_port: true,
+    },
+    // What HTTP/2 to the upstream saves, in the same rounds.
+    Proxy {
+        name: "isthmus-to-http1",
+        takes: Scenario::is_http2_upstream,
+        launch: |setup| isthmus_with(setup, setup.scenario.routes, false),
+        version: &["version"],
+        shares_port: true,
+    },
+    Proxy {
+        name: "nghttpx",
+        takes: |scenario| scenario.http2.is_some(),
+        launch: nghttpx,
+        version: &["nghttpx", "--version"],
+        shares_port: false,
     },
     Proxy {
         name: "envoy",
         takes: |_| true,
         launch: envoy,
         version: &["envoy", "--version"],
+        shares_port: true,
     },
 ];
 
@@ -101,7 +126,7 @@ pub(crate) struct Running {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     folder: PathBuf,
-    _port: HeldPort,
+    _port: Option<HeldPort>,
 }
 
 impl Running {
@@ -117,7 +142,7 @@ impl Proxy {
     pub(crate) fn start(
         self,
         scenario: &Scenario,
-        upstream: SocketAddr,
+        (upstream, http2_upstream): (SocketAddr, SocketAddr),
         folder: &Path,
         gateway: &Path,
     ) -> Result<Running> {
@@ -125,12 +150,14 @@ impl Proxy {
         let setup = Setup {
             scenario,
             upstream,
+            http2_upstream,
             folder: folder.join(self.name),
             listen: port.address(),
             gateway,
         };
         fs::create_dir_all(&setup.folder)?;
         let command = (self.launch)(&setup)?;
+        let port = self.shares_port.then_some(port);
         let mut process = Process::start(command, 0, &setup.folder)
             .with_context(|| format!("{} cannot be started", self.name))?;
         let ready = setup.folder.join(READY);
@@ -169,9 +196,29 @@ impl Proxy {
 }
 
 /// The upstream of all: an nginx on the other core.
-pub(crate) fn upstream(folder: &Path) -> Result<(Process, SocketAddr, HeldPort)> {
-    let port = HeldPort::take();
-    let address = port.address();
+#[derive(Debug)]
+pub(crate) struct Origin {
+    _process: Process,
+    plain: HeldPort,
+    http2: HeldPort,
+}
+
+impl Origin {
+    /// Where it speaks HTTP/1.1.
+    pub(crate) fn plain(&self) -> SocketAddr {
+        self.plain.address()
+    }
+
+    /// Where it speaks HTTP/2, in cleartext.
+    pub(crate) fn http2(&self) -> SocketAddr {
+        self.http2.address()
+    }
+}
+
+/// Starts it.
+pub(crate) fn upstream(folder: &Path) -> Result<Origin> {
+    let (plain, http2) = (HeldPort::take(), HeldPort::take());
+    let (address, second) = (plain.address(), http2.address());
     let at = folder.display();
     fs::create_dir_all(folder)?;
     fs::write(folder.join("mib"), vec![b'x'; 1 << 20])?;
@@ -187,6 +234,8 @@ http {{
     open_file_cache max=16; default_type text/plain;
     server {{
         listen {address} reuseport backlog=16384;
+        listen {second} http2 reuseport backlog=16384;
+        http2_max_concurrent_streams 256;
         location ~ mib$ {{ root {at}; try_files /mib =404; }}
         location / {{ return 200 "forty-eight bytes, which is what a tiny body is.\n"; }}
     }}
@@ -203,7 +252,11 @@ http {{
         .args(["-c", "nginx.conf"]);
     let mut process = Process::start(command, 1, folder)?;
     process.wait_for(|| TcpStream::connect(address).ok())?;
-    Ok((process, address, port))
+    Ok(Origin {
+        _process: process,
+        plain,
+        http2,
+    })
 }
 
 /// The folder of keys, beside those of the proxies.
@@ -294,17 +347,21 @@ fn listening(text: &[u8]) -> Option<SocketAddr> {
 }
 
 fn isthmus(setup: &Setup<'_>) -> Result<Command> {
-    isthmus_with(setup, setup.scenario.routes)
+    isthmus_with(setup, setup.scenario.routes, setup.scenario.is_http2_upstream())
 }
 
-fn isthmus_with(setup: &Setup<'_>, routes: Routes) -> Result<Command> {
+fn isthmus_with(setup: &Setup<'_>, routes: Routes, http2_upstream: bool) -> Result<Command> {
     let scenario = Scenario {
         routes,
         ..*setup.scenario
     };
     let resources = setup.folder.join("resources");
     fs::create_dir_all(&resources)?;
-    let upstream = setup.upstream;
+    let (upstream, protocol) = if http2_upstream {
+        (setup.http2_upstream, "HTTP2")
+    } else {
+        (setup.upstream, "HTTP")
+    };
     let server = match (scenario.tls, scenario.tls.key()) {
         (_, Some(key)) => {
             let [certificate, key, _] = key_files(setup, key);
@@ -332,7 +389,7 @@ kind: ServiceEntry
 metadata: {{name: up, namespace: default}}
 spec:
   hosts: [up.example]
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  ports: [{{number: 80, name: http, protocol: {protocol}}}]
   location: MESH_INTERNAL
   resolution: STATIC
   endpoints: [{{address: {}, ports: {{http: {}}}}}]
@@ -441,8 +498,16 @@ fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {
     let splice = if splice { "option splice-response" } else { "" };
     let (listen, upstream) = (setup.listen, setup.upstream);
     let secure = match setup.scenario.tls.key() {
-        Some(key) => format!("ssl crt {} alpn http/1.1", key_files(setup, key)[2].display()),
+        Some(key) => {
+            let alpn = alpn(setup.scenario).join(",");
+            format!("ssl crt {} alpn {alpn}", key_files(setup, key)[2].display())
+        }
         None => String::new(),
+    };
+    let (upstream, protocol) = if setup.scenario.is_http2_upstream() {
+        (setup.http2_upstream, "proto h2")
+    } else {
+        (upstream, "")
     };
     if setup.scenario.tls == Tls::Pass {
         fs::write(
@@ -463,7 +528,7 @@ fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {
         format!(
             "global\n  maxconn 9000\n  maxpipes 256\n  nbthread 1\ndefaults\n  mode http\n  timeout client 600s\n  timeout server 600s\n  \
              timeout connect 5s\n  option http-keep-alive\n  http-reuse always\n  {splice}\nfrontend edge\n  bind \
-             {listen} {secure}\n  {log}\n  {edge}\n  {rule}\nbackend up\n  option forwardfor\n  server s {upstream}\nbackend \
+             {listen} {secure}\n  {log}\n  {edge}\n  {rule}\nbackend up\n  option forwardfor\n  server s {upstream} {protocol}\nbackend \
              none\n  http-request deny deny_status 404\n"
         ),
     )?;
@@ -493,7 +558,12 @@ fn nginx(setup: &Setup<'_>) -> Result<Command> {
                 certificate.display(),
                 key.display()
             );
-            (" ssl", files)
+            let ssl = if setup.scenario.http2.is_some() {
+                " ssl http2"
+            } else {
+                " ssl"
+            };
+            (ssl, files)
         }
         None => ("", String::new()),
     };
@@ -611,7 +681,7 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
                 "common_tls_context": {
-                    "alpn_protocols": ["http/1.1"],
+                    "alpn_protocols": alpn(setup.scenario),
                     "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
                     "tls_certificates": [{
                         "certificate_chain": {"filename": certificate}, "private_key": {"filename": key}
@@ -639,6 +709,27 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
             }
         }]);
     }
+    let mut cluster = json!({
+        "name": "up",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many
+        }]},
+        "load_assignment": {"cluster_name": "up", "endpoints": [{"lb_endpoints": [
+            {"endpoint": {"address": socket(setup.upstream)}}
+        ]}]}
+    });
+    if setup.scenario.is_http2_upstream() {
+        cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"] =
+            socket(setup.http2_upstream);
+        cluster["typed_extension_protocol_options"] = json!({
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}
+            }
+        });
+    }
     let configuration = json!({
         "static_resources": {
             "listeners": [{
@@ -647,17 +738,7 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
                 "listener_filters": listener_filters,
                 "filter_chains": [chain]
             }],
-            "clusters": [{
-                "name": "up",
-                "type": "STATIC",
-                "connect_timeout": "5s",
-                "circuit_breakers": {"thresholds": [{
-                    "max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many
-                }]},
-                "load_assignment": {"cluster_name": "up", "endpoints": [{"lb_endpoints": [
-                    {"endpoint": {"address": socket(setup.upstream)}}
-                ]}]}
-            }]
+            "clusters": [cluster]
         }
     });
     let file = setup.folder.join("envoy.json");
@@ -673,5 +754,32 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
             "-c",
         ])
         .arg(file);
+    Ok(command)
+}
+
+/// What a proxy offers by ALPN.
+fn alpn(scenario: &Scenario) -> &'static [&'static str] {
+    match scenario.http2 {
+        Some(_) => &["h2", "http/1.1"],
+        None => &["http/1.1"],
+    }
+}
+
+fn nghttpx(setup: &Setup<'_>) -> Result<Command> {
+    let at = |address: SocketAddr| format!("{},{}", address.ip(), address.port());
+    let backend = if setup.scenario.is_http2_upstream() {
+        format!("{};;proto=h2", at(setup.http2_upstream))
+    } else {
+        at(setup.upstream)
+    };
+    let [certificate, key, _] = key_files(setup, setup.scenario.tls.key().context("HTTP/2 is over TLS")?);
+    let mut command = Command::new("nghttpx");
+    command
+        .args(["--conf=/dev/null", "--workers=1", "--add-x-forwarded-for"])
+        .arg(format!("--frontend={}", at(setup.listen)))
+        .arg(format!("--backend={backend}"))
+        .arg("--backend-connections-per-host=256")
+        .arg("--errorlog-file=/dev/stderr")
+        .args([&key, &certificate]);
     Ok(command)
 }

@@ -1,16 +1,20 @@
 //! What was measured, as JSON for machines, as a table in Markdown, and as a plot.
 
 use crate::measure::Spread;
-use serde::Serialize;
+use crate::scenario::SCENARIOS;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
 /// Whose figures are 1.
 pub(crate) const REFERENCE: &str = "haproxy";
 const OURS: &str = "isthmus";
 
 /// A whole run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// When it began.
     pub(crate) date: String,
@@ -29,18 +33,21 @@ pub(crate) struct Report {
 }
 
 /// One scenario.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Its name on the command line.
     pub(crate) key: String,
     /// What a reader is told of it.
     pub(crate) title: String,
+    /// When, if not with the others of the report.
+    #[serde(default)]
+    pub(crate) measured: Option<String>,
     /// The proxies in it.
     pub(crate) rows: Vec<Row>,
 }
 
 /// One proxy in one scenario.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// Which.
     pub(crate) proxy: String,
@@ -67,7 +74,7 @@ pub(crate) struct Row {
 }
 
 /// Latency in an open loop, corrected for coordinated omission.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
     /// Requests per second.
     pub(crate) rate: u32,
@@ -80,6 +87,26 @@ pub(crate) struct Latency {
 }
 
 impl Report {
+    /// Takes over what an earlier report has of scenarios that this one has not.
+    pub(crate) fn add_missing(&mut self, earlier: &Path) -> Result<()> {
+        let text = fs::read(earlier).with_context(|| earlier.display().to_string())?;
+        let earlier: Self = serde_json::from_slice(&text).with_context(|| earlier.display().to_string())?;
+        for scenario in earlier.scenarios {
+            if self.scenarios.iter().all(|other| other.key != scenario.key) {
+                self.scenarios.push(Measured {
+                    measured: scenario.measured.or(Some(earlier.date.clone())),
+                    ..scenario
+                });
+            }
+        }
+        let place = |scenario: &Measured| SCENARIOS.iter().position(|other| other.key == scenario.key);
+        self.scenarios.sort_by_key(place);
+        for (name, version) in earlier.versions {
+            self.versions.entry(name).or_insert(version);
+        }
+        Ok(())
+    }
+
     /// The table.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!(
@@ -90,9 +117,13 @@ impl Report {
         for scenario in &self.scenarios {
             let _infallible = write!(
                 out,
-                "\n**{}: {}**\n\n{}",
+                "\n**{}: {}**{}\n\n{}",
                 scenario.key,
                 scenario.title,
+                scenario
+                    .measured
+                    .as_ref()
+                    .map_or(String::new(), |date| format!(" ({date})")),
                 scenario.table()
             );
         }
@@ -265,6 +296,7 @@ mod tests {
             scenarios: vec![Measured {
                 key: "a".to_owned(),
                 title: "t".to_owned(),
+                measured: None,
                 rows: vec![row("isthmus", 18.0), row("haproxy", 20.0), row("envoy", 120.0)],
             }],
         };

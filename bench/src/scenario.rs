@@ -46,6 +46,15 @@ impl Tls {
     }
 }
 
+/// What is HTTP/2 about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Http2 {
+    /// Streams at a time on each connection.
+    pub(crate) streams: usize,
+    /// Whether the upstream is spoken to in HTTP/2, too, in cleartext.
+    pub(crate) upstream: bool,
+}
+
 /// One thing that is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scenario {
@@ -61,6 +70,8 @@ pub(crate) struct Scenario {
     pub(crate) features: bool,
     /// TLS.
     pub(crate) tls: Tls,
+    /// HTTP/2; None for HTTP/1.1.
+    pub(crate) http2: Option<Http2>,
     /// Connections of clients.
     pub(crate) connections: usize,
     /// Connections that do nothing while memory is read; 0: not measured.
@@ -76,6 +87,7 @@ const PLAIN: Scenario = Scenario {
     bulk: false,
     features: false,
     tls: Tls::None,
+    http2: None,
     connections: 64,
     idle: 0,
     rate: 0,
@@ -184,6 +196,40 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         connections: 16,
         ..PLAIN
     },
+    Scenario {
+        key: "h2",
+        title: "HTTP/2 over TLS 1.3, 8 connections of 32 streams, 48 bytes",
+        tls: Tls::Kept,
+        http2: Some(Http2 {
+            streams: 32,
+            upstream: false,
+        }),
+        connections: 8,
+        ..PLAIN
+    },
+    Scenario {
+        key: "h2-h2c",
+        title: "the same, with HTTP/2 to the upstream in cleartext",
+        tls: Tls::Kept,
+        http2: Some(Http2 {
+            streams: 32,
+            upstream: true,
+        }),
+        connections: 8,
+        ..PLAIN
+    },
+    Scenario {
+        key: "h2-bulk",
+        title: "1 MiB bodies over HTTP/2 over TLS 1.3, 4 connections of 4 streams",
+        tls: Tls::Kept,
+        http2: Some(Http2 {
+            streams: 4,
+            upstream: false,
+        }),
+        bulk: true,
+        connections: 4,
+        ..PLAIN
+    },
 ];
 
 impl Scenario {
@@ -197,9 +243,19 @@ impl Scenario {
         format!("host-{rule:05}.example.com")
     }
 
+    /// The path of the answer, without what rules are about.
+    pub(crate) fn file(&self) -> &'static str {
+        if self.bulk { "mib" } else { "small" }
+    }
+
+    /// Whether the upstream is spoken to in HTTP/2.
+    pub(crate) fn is_http2_upstream(&self) -> bool {
+        self.http2.is_some_and(|http2| http2.upstream)
+    }
+
     /// The bytes of a request that hits the last rule.
     pub(crate) fn request(&self) -> Vec<u8> {
-        let file = if self.bulk { "mib" } else { "small" };
+        let file = self.file();
         let (host, path) = match self.routes {
             Routes::One => ("bench.example.com".to_owned(), format!("/{file}")),
             Routes::Prefixes(count) => {

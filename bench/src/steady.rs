@@ -25,8 +25,9 @@ pub(crate) fn measure(gateway: &Path, out: &Path) -> Result<()> {
     let scenario = SCENARIOS.first().context("a scenario")?;
     let ours = PROXIES.first().context("the gateway")?;
     let folder = tempfile::tempdir()?;
-    let (_upstream, address, _port) = upstream(&folder.path().join("upstream"))?;
-    let running = ours.start(scenario, address, folder.path(), gateway)?;
+    let origin = upstream(&folder.path().join("upstream"))?;
+    let upstreams = (origin.plain(), origin.http2());
+    let running = ours.start(scenario, upstreams, folder.path(), gateway)?;
     let load = Load {
         address: running.address,
         request: scenario.request(),

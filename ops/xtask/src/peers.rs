@@ -80,6 +80,12 @@ const PEERS: &[Peer] = &[
         from: From::Debian(&["g++"]),
         needed_by: NeededBy::Tests,
     },
+    Peer {
+        name: "nghttpx",
+        probe: &["nghttpx", "--version"],
+        from: From::Debian(&["nghttp2-proxy"]),
+        needed_by: NeededBy::Bench,
+    },
     // After python3, whose pip installs it.
     Peer {
         name: "PyYAML",

@@ -13,6 +13,7 @@ mod environment;
 mod faults;
 mod framing;
 mod h1_corpus;
+mod h2_conformance;
 mod limits;
 mod nginx_upstream;
 mod routing;

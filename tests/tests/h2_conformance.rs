@@ -9,7 +9,7 @@ use isthmus_tests::haproxy::Haproxy;
 use isthmus_tests::resources::{all_to, gateway_with, https_server, tls_files};
 use isthmus_tests::upstream::Upstream;
 
-/// Cases that HAProxy 2.6 is known to fail, each group with what it does there. nghttpx 1.52 passes all of them but the
+/// Cases that HAProxy 2.6 is known to fail, each group with what it does there. nghttpx 1.52 passes all of these but the
 /// one of the window that SETTINGS lift too high.
 const HAPROXY_DEVIATES: &[(&str, &[&str])] = &[
     (

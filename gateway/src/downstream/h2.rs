@@ -18,7 +18,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h1::read_target;
-use isthmus_core::h2::Misbehaviour;
+use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -96,6 +96,7 @@ impl Connection {
         builder
             .initial_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
+            .max_frame_size(FRAME_SIZE_MAX)
             .max_concurrent_streams(settings.http2_concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
@@ -160,15 +161,20 @@ impl Connection {
         let mut is_told = false;
         let accepted = poll_fn(|cx| {
             loop {
-                if self.found.get().is_some() && !is_told {
+                if let Some(found) = self.found.get()
+                    && !is_told
+                {
                     is_told = true;
-                    self.engine.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    self.engine.abrupt_shutdown(found.code().into());
                     self.idle.set(GOODBYE);
                 }
                 self.leave_if_due(settings);
                 match self.engine.poll_accept(cx) {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
+                        if error.is_library() && self.found.get().is_none() {
+                            self.found.set(Some(Misbehaviour::Protocol));
+                        }
                         tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
                         return Poll::Ready(None);
                     }
@@ -300,9 +306,11 @@ impl Stream {
                 Poll::Ready(())
             })
             .await;
-            if self.receiver.is_done() {
-                // It had no byte: its end came apart from its head.
+            // What is there as a whole has a length, whether the client has said it or not.
+            if into.body == BodyLength::Chunked && self.receiver.is_done() {
                 into.body = BodyLength::None;
+            } else if let (BodyLength::Chunked, Some(whole)) = (into.body, self.receiver.whole()) {
+                into.body = BodyLength::Known(whole.len() as u64);
             }
         }
         Ok(())

@@ -128,7 +128,11 @@ impl AsyncRead for Wire {
             let seen = guard
                 .watch
                 .read(room.get(..read).unwrap_or_default(), clock::now());
-            guard.note(seen);
+            if seen.is_err() {
+                // The library is not shown what the connection ends for: it has its own names for some of it.
+                guard.note(seen);
+                return Poll::Pending;
+            }
         }
         into.advance(read);
         Poll::Ready(Ok(()))
@@ -192,6 +196,8 @@ pub struct Receiver {
     /// Nothing comes behind `chunk` any more, and the trailers are there.
     ended: bool,
     trailers: HeaderMap,
+    /// Whether the user knows that nothing comes any more.
+    is_told: bool,
     taken: u64,
 }
 
@@ -204,6 +210,7 @@ impl Receiver {
             chunk: Bytes::new(),
             ended,
             trailers: HeaderMap::new(),
+            is_told: false,
             taken: 0,
         }
     }
@@ -215,6 +222,7 @@ impl Receiver {
             chunk: Bytes::new(),
             ended: false,
             trailers: HeaderMap::new(),
+            is_told: false,
             taken: 0,
         }
     }
@@ -223,7 +231,7 @@ impl Receiver {
     pub fn gather(&mut self, cx: &mut Context<'_>, max: usize) {
         let mut gathered = Vec::new();
         loop {
-            match self.poll_data(cx) {
+            match self.poll_chunk(cx) {
                 Poll::Ready(Ok(Chunk::Data(there))) if gathered.len() + there <= max => {
                     if gathered.is_empty() && self.ended {
                         // All of it is in one piece.
@@ -241,18 +249,24 @@ impl Receiver {
         }
     }
 
-    /// Whether all of the body was passed on, and no trailers wait behind it.
+    /// Whether all of the body was passed on, and its trailers, if there are any, are known.
     pub fn is_done(&self) -> bool {
-        self.ended && self.chunk.is_empty() && self.trailers.is_empty()
+        self.ended && self.chunk.is_empty() && (self.is_told || self.trailers.is_empty())
     }
 
-    /// The whole rest of the body, if nothing comes behind what is there.
+    /// The whole rest of the body, if nothing comes behind what is there, and no trailers.
     pub fn whole(&self) -> Option<&[u8]> {
         (self.ended && !self.chunk.is_empty() && self.trailers.is_empty()).then_some(&self.chunk[..])
     }
 
     /// Finds data, reading when there is none.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
+        let chunk = ready!(self.poll_chunk(cx))?;
+        self.is_told = chunk == Chunk::End;
+        Poll::Ready(Ok(chunk))
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         loop {
             if !self.chunk.is_empty() {
                 return Poll::Ready(Ok(Chunk::Data(self.chunk.len())));

@@ -1,6 +1,6 @@
 //! Changes the fields of requests and responses as routes say, with what the exchange knows for their substitutions.
 
-use super::http::Exchange;
+use super::exchange::Exchange;
 use crate::downstream::Downstream;
 use crate::io::clock;
 use isthmus_core::header::HeaderOperations;

@@ -2,18 +2,19 @@
 //!
 //! The steps follow each other in this file: normalize the request, find its route, answer locally or forward; to
 //! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
-//! on at the same time. Whatever happens ends in one [`Outcome`], which is counted and logged once.
+//! on at the same time. Whatever happens ends in one [`Outcome`](super::exchange::Outcome), which is counted and logged once.
 
 use super::body::{
     Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
 };
+use super::exchange::{After, Exchange, Outcome};
 use super::fields;
 use super::local::{self, Answer};
 use super::{Context, FoundHost, ListenerState, upgrade};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
-use crate::io::h1::{MessageWriter, ReadError};
+use crate::io::h1::ReadError;
 use crate::io::timer::Timer;
 use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
@@ -24,9 +25,8 @@ use isthmus_core::forwarded;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
-use isthmus_core::header::{HeaderId, HeaderList};
-use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
-use isthmus_core::name::ClusterKey;
+use isthmus_core::header::HeaderId;
+use isthmus_core::message::{BodyLength, RequestHead, Version};
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward, split_port};
@@ -34,121 +34,10 @@ use isthmus_core::stats::Finished;
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
-
-/// What becomes of the client's connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum After {
-    /// It carries the next request.
-    #[default]
-    KeepAlive,
-    /// It ends, and the client gets to read what was written.
-    Close,
-    /// It is reset: the client must not take what it got for a whole answer.
-    Abort,
-}
-
-/// How an exchange ended.
-#[derive(Default)]
-pub struct Outcome {
-    /// The status that the client got.
-    pub status: Option<StatusCode>,
-    /// Response flags.
-    pub flags: Flags,
-    /// Response code details.
-    pub detail: &'static str,
-    /// Bytes of the answer's body that were written.
-    pub response_bytes: u64,
-    /// What becomes of the connection.
-    pub after: After,
-    /// From the request's end to the upstream's head.
-    pub upstream_time: Option<Duration>,
-    /// When the exchange with an upstream ended.
-    ended: Option<Instant>,
-    /// The last endpoint that was tried.
-    pub upstream_host: Option<SocketAddr>,
-    /// This end of the upstream connection.
-    pub upstream_local: Option<SocketAddr>,
-    /// The cluster, when the registry knows it.
-    cluster: Option<Rc<ClusterHandle>>,
-    /// The name of a cluster that the registry does not know.
-    unknown_cluster: Option<ClusterKey>,
-}
-
-impl Outcome {
-    pub(super) fn cluster_key(&self) -> &Option<ClusterKey> {
-        self.cluster
-            .as_ref()
-            .map_or(&self.unknown_cluster, |handle| handle.key())
-    }
-}
-
-/// The buffers of an exchange, used again for the next one of the connection.
-pub struct Exchange {
-    /// The request.
-    pub request: RequestHead,
-    /// The answer.
-    pub response: ResponseHead,
-    pub(super) outcome: Outcome,
-    trailers: HeaderList,
-    to_upstream: MessageWriter,
-    /// How long the request may take, over all attempts; None for no limit.
-    timeout: Option<Duration>,
-    /// The deadline that follows from it.
-    route_timer: Timer,
-    /// When the request began.
-    pub(super) started: Instant,
-    /// The client's address, as far as it can be trusted.
-    pub(super) client: IpAddr,
-    pub(super) original_path: String,
-    pub(super) route_name: String,
-}
-
-/// The largest header section whose buffer is kept.
-const KEPT_BYTES: usize = 8 * 1024;
-/// Ended exchanges of HTTP/2 whose buffers a shard keeps.
-const EXCHANGES_KEPT: usize = 128;
-
-impl Exchange {
-    /// Buffers of an exchange that has ended, or new ones.
-    pub fn take(context: &Context) -> Box<Self> {
-        let kept = context.exchanges.borrow_mut().pop();
-        kept.unwrap_or_else(|| Box::new(Self::new(context)))
-    }
-
-    /// Gives the buffers to the next exchange.
-    pub fn give_back(mut self: Box<Self>, context: &Context) {
-        self.request.headers.shrink(KEPT_BYTES);
-        self.response.headers.shrink(KEPT_BYTES);
-        // What the outcome names may be on its way out of the configuration.
-        self.outcome = Outcome::default();
-        let mut exchanges = context.exchanges.borrow_mut();
-        if exchanges.len() < EXCHANGES_KEPT {
-            exchanges.push(self);
-        }
-    }
-
-    /// Empty buffers.
-    pub fn new(context: &Context) -> Self {
-        Self {
-            request: RequestHead::default(),
-            response: ResponseHead::default(),
-            outcome: Outcome::default(),
-            trailers: HeaderList::default(),
-            to_upstream: MessageWriter::default(),
-            timeout: None,
-            route_timer: context.wheel.timer(),
-            started: clock::now(),
-            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            original_path: String::new(),
-            route_name: String::new(),
-        }
-    }
-}
 
 struct Active(Rc<Cell<u64>>);
 

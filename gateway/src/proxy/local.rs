@@ -1,8 +1,8 @@
 //! Answers that the gateway gives itself: errors, redirects, direct responses.
 
 use super::Context;
+use super::exchange::{After, Exchange};
 use super::fields;
-use super::http::{After, Exchange};
 use crate::downstream::Downstream;
 use crate::io::clock;
 use crate::io::h1::Chunk;

@@ -2,6 +2,7 @@
 //! and the upstream's side meet.
 
 mod body;
+pub mod exchange;
 mod fields;
 pub mod http;
 mod local;
@@ -48,7 +49,7 @@ pub struct Context {
     /// Counters.
     pub stats: RefCell<ShardStats>,
     /// Buffers of exchanges that have ended, for those of HTTP/2, whose tasks live no longer than one exchange.
-    pub exchanges: RefCell<Vec<Box<http::Exchange>>>,
+    pub exchanges: RefCell<Vec<Box<exchange::Exchange>>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
     /// The access log.

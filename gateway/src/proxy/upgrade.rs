@@ -4,7 +4,7 @@
 //! HTTP/2 translate; what is left is the proof that a WebSocket's two ends understand each other (RFC 6455, 1.3), which
 //! HTTP/2 does without: towards a side that wants it, the gateway is the other end.
 
-use super::http::Exchange;
+use super::exchange::Exchange;
 use crate::upstream::Upstream;
 use aws_lc_rs::digest;
 use base64::Engine;

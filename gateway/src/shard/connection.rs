@@ -8,7 +8,8 @@ use crate::downstream::{Drain, proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
 use crate::io::spawn;
 use crate::io::stream::Stream;
-use crate::proxy::http::{self, After, Exchange};
+use crate::proxy::exchange::{After, Exchange};
+use crate::proxy::http;
 use crate::proxy::{Context, ListenerState, tcp};
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
@@ -261,7 +262,8 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     while let Some((head, stream)) = conn.next(&context.settings).await {
         let (here, listener) = (Rc::clone(context), Rc::clone(listener));
         spawn::spawn(&context.tasks, async move {
-            serve_stream(&here, &listener, head, stream).await;
+            // Boxed here, since a task is moved several times before it first runs.
+            Box::pin(serve_stream(&here, &listener, head, stream)).await;
         });
     }
     if let Some(found) = conn.misbehaviour() {

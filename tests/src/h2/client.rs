@@ -425,6 +425,15 @@ impl Connection {
         Ok(())
     }
 
+    /// Waits until nothing more comes on a stream, or on the connection.
+    pub fn until_over_or_closed(&mut self, stream: u32) -> Step {
+        let end = Instant::now() + PATIENCE;
+        while !self.closed && self.goaway.is_none() && !self.is_over(stream) {
+            self.read_more(end, "the end of the stream or of the connection")?;
+        }
+        Ok(())
+    }
+
     /// Gives up what is open on this side, and gives the peer the windows of a new connection.
     pub fn settle(&mut self) {
         self.refills = true;

@@ -1,8 +1,8 @@
 //! The frames in a stream of bytes, without what is in them (RFC 9113, 4.1).
 //!
 //! Bytes go in as the socket gives or takes them; out comes the header of each frame as soon as it is whole. Payloads
-//! are skipped without a look, but for the error code of RST_STREAM, which says whose fault a reset is. Nothing is
-//! checked: whoever speaks the protocol does that.
+//! are skipped without a look, but for the error code of RST_STREAM, which says whose fault a reset is, and a client's
+//! settings. Nothing is checked here.
 
 use std::fmt;
 
@@ -17,6 +17,9 @@ const RST_STREAM: u8 = 3;
 const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
+const SETTINGS: u8 = 4;
+/// Bytes of one setting.
+const SETTING_BYTES: usize = 6;
 
 /// Types of frames (RFC 9113, 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +34,8 @@ pub enum FrameKind {
     RstStream(u32),
     /// What an endpoint takes, or the acknowledgement of it.
     Settings,
+    /// One setting of a client's SETTINGS frame, by its number, behind that frame's header.
+    Setting(u16, u32),
     /// A request that a server announces.
     PushPromise,
     /// A question whether the peer is there, or its answer.
@@ -84,7 +89,7 @@ impl FrameHeader {
                 1 => FrameKind::Headers,
                 2 => FrameKind::Priority,
                 RST_STREAM => FrameKind::RstStream(code),
-                4 => FrameKind::Settings,
+                SETTINGS => FrameKind::Settings,
                 5 => FrameKind::PushPromise,
                 6 => FrameKind::Ping,
                 7 => FrameKind::GoAway,
@@ -117,6 +122,8 @@ pub struct FrameTap {
     /// The beginning of a frame that came in pieces.
     start: [u8; RESET_BYTES],
     filled: usize,
+    /// Whether settings are looked at, and how many bytes of them are still to come.
+    settings: Option<usize>,
 }
 
 impl FrameTap {
@@ -124,6 +131,7 @@ impl FrameTap {
     pub const fn of_client() -> Self {
         Self {
             skip: PREFACE_BYTES,
+            settings: Some(0),
             ..Self::of_server()
         }
     }
@@ -134,6 +142,7 @@ impl FrameTap {
             skip: 0,
             start: [0; RESET_BYTES],
             filled: 0,
+            settings: None,
         }
     }
 
@@ -143,10 +152,13 @@ impl FrameTap {
         let passed = self.skip.min(bytes.len());
         self.skip -= passed;
         *bytes = &bytes[passed..];
+        if let Some(left @ 1..) = self.settings {
+            return self.setting(left, bytes);
+        }
         // The usual frame begins and has its header in one piece.
         if self.filled == 0
             && let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>()
-            && header[3] != RST_STREAM
+            && !matches!(header[3], RST_STREAM | SETTINGS)
         {
             let frame = FrameHeader::read(*header, 0);
             self.skip = frame.length as usize;
@@ -160,7 +172,33 @@ impl FrameTap {
             if let Some((frame, used)) = self.started() {
                 self.skip = (frame.length as usize).saturating_sub(used - HEADER_BYTES);
                 self.filled = 0;
+                let is_list = frame.kind == FrameKind::Settings && self.skip.is_multiple_of(SETTING_BYTES);
+                if is_list && let Some(settings) = &mut self.settings {
+                    *settings = std::mem::take(&mut self.skip);
+                }
                 return Some(frame);
+            }
+        }
+        None
+    }
+
+    /// The next setting of a frame of which `left` bytes are still to come.
+    fn setting(&mut self, left: usize, bytes: &mut &[u8]) -> Option<FrameHeader> {
+        while let Some((byte, rest)) = bytes.split_first() {
+            *bytes = rest;
+            *self.start.get_mut(self.filled)? = *byte;
+            self.filled += 1;
+            if self.filled == SETTING_BYTES {
+                self.filled = 0;
+                self.settings = Some(left - SETTING_BYTES);
+                let [i1, i2, v1, v2, v3, v4, ..] = self.start;
+                let id = u16::from_be_bytes([i1, i2]);
+                return Some(FrameHeader {
+                    length: SETTING_BYTES as u32,
+                    kind: FrameKind::Setting(id, u32::from_be_bytes([v1, v2, v3, v4])),
+                    flags: 0,
+                    stream: 0,
+                });
             }
         }
         None
@@ -252,6 +290,9 @@ mod tests {
             kinds,
             [
                 (FrameKind::Settings, 0, 18),
+                (FrameKind::Setting(0, 0), 0, 6),
+                (FrameKind::Setting(0, 0), 0, 6),
+                (FrameKind::Setting(0, 0), 0, 6),
                 (FrameKind::Headers, 1, 300),
                 (FrameKind::RstStream(8), 1, 4),
                 (FrameKind::Continuation, 1, 0),
@@ -260,8 +301,8 @@ mod tests {
                 (FrameKind::Ping, 0, 8),
             ]
         );
-        assert!(found[1].is_end_stream() && found[1].is_end_headers() && found[6].is_ack());
-        assert!(!found[5].is_end_stream());
+        assert!(found[4].is_end_stream() && found[4].is_end_headers() && found[9].is_ack());
+        assert!(!found[8].is_end_stream());
     }
 
     #[test]

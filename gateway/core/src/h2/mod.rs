@@ -7,7 +7,9 @@
 //! with ENHANCE_YOUR_CALM. [`frame`] finds the frames in the bytes and skips what is in them; [`watch`] counts.
 
 pub mod frame;
+mod rules;
 pub mod watch;
 
 pub use frame::{FrameHeader, FrameKind, FrameTap};
+pub use rules::FRAME_SIZE_MAX;
 pub use watch::{Misbehaviour, Watch};

@@ -10,6 +10,7 @@
 //! how large a frame or a list of fields may be, and whether a frame is allowed where it is.
 
 use super::frame::{FrameHeader, FrameKind, FrameTap};
+use super::rules::Rules;
 use crate::limits::Http2Limits;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ const FLOW_CONTROL_ERROR: u32 = 0x3;
 const STREAM_CLOSED: u32 = 0x5;
 const FRAME_SIZE_ERROR: u32 = 0x6;
 const REFUSED_STREAM: u32 = 0x7;
+const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Why a connection is to be ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +68,16 @@ pub enum Misbehaviour {
     TinyData,
     /// Windows are opened over and over, and nothing comes through them.
     WindowUpdates,
+    /// The first frame is not SETTINGS (RFC 9113, 3.4).
+    NoSettings,
+    /// A frame has a size that none of its kind has (RFC 9113, 4.2).
+    FrameSize,
+    /// A setting wants windows larger than there can be (RFC 9113, 6.5.2).
+    WindowSize,
+    /// A stream goes on that its client has ended (RFC 9113, 5.1).
+    StreamClosed,
+    /// Another rule of the protocol is broken, as the library which speaks it has found.
+    Protocol,
 }
 
 impl Misbehaviour {
@@ -83,6 +95,11 @@ impl Misbehaviour {
             Self::EmptyData => "http2_empty_data",
             Self::TinyData => "http2_tiny_data",
             Self::WindowUpdates => "http2_window_updates",
+            Self::NoSettings => "http2_no_settings",
+            Self::FrameSize => "http2_frame_size",
+            Self::WindowSize => "http2_window_size",
+            Self::StreamClosed => "http2_stream_closed",
+            Self::Protocol => "http2_protocol",
         }
     }
 
@@ -100,6 +117,24 @@ impl Misbehaviour {
             Self::EmptyData => "http2.inbound_empty_frames_flood",
             Self::TinyData => "http2.inbound_tiny_frames_flood",
             Self::WindowUpdates => "http2.inbound_window_update_frames_flood",
+            Self::NoSettings => "http2.codec_error{no_settings}",
+            Self::FrameSize => "http2.codec_error{frame_size}",
+            Self::WindowSize => "http2.codec_error{window_size}",
+            Self::StreamClosed => "http2.codec_error{stream_closed}",
+            Self::Protocol => "http2.codec_error{protocol}",
+        }
+    }
+}
+
+impl Misbehaviour {
+    /// The error code that the client is told (RFC 9113, 7).
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::NoSettings | Self::Protocol => PROTOCOL_ERROR,
+            Self::FrameSize => FRAME_SIZE_ERROR,
+            Self::WindowSize => FLOW_CONTROL_ERROR,
+            Self::StreamClosed => STREAM_CLOSED,
+            _ => ENHANCE_YOUR_CALM,
         }
     }
 }
@@ -157,6 +192,7 @@ pub struct Watch {
     to_client: FrameTap,
     left: Left,
     block: HeaderBlock,
+    rules: Rules,
     /// When allowances last grew.
     ticked: Instant,
     /// The client's last stream.
@@ -187,6 +223,7 @@ impl Watch {
             from_client: FrameTap::of_client(),
             to_client: FrameTap::of_server(),
             block: HeaderBlock::default(),
+            rules: Rules::default(),
             ticked: now,
             newest: 0,
             newest_at_tick: [0; 2],
@@ -199,7 +236,7 @@ impl Watch {
     pub fn read(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Misbehaviour> {
         self.begin(now)?;
         while let Some(frame) = self.from_client.next(&mut bytes) {
-            if let Err(found) = self.frame_read(&frame) {
+            if let Err(found) = self.rules.read(&frame).and_then(|()| self.frame_read(&frame)) {
                 self.found = Some(found);
                 return Err(found);
             }
@@ -211,6 +248,7 @@ impl Watch {
     pub fn wrote(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Misbehaviour> {
         self.begin(now)?;
         while let Some(frame) = self.to_client.next(&mut bytes) {
+            self.rules.wrote(&frame);
             if let Err(found) = self.frame_written(&frame) {
                 self.found = Some(found);
                 return Err(found);
@@ -290,6 +328,7 @@ impl Watch {
                 let cost = 1 + frame.length / SETTINGS_BYTES;
                 left.settings.take(cost, Misbehaviour::Settings)
             }
+            FrameKind::Setting(..) => Ok(()),
             FrameKind::Ping => left.pings.take(1, Misbehaviour::Pings),
             FrameKind::WindowUpdate => left.window_updates.take(1, Misbehaviour::WindowUpdates),
             // A stream that has been open for a while held one of the places for streams: that is its price.
@@ -697,25 +736,46 @@ mod tests {
                 client.wrote(&reset(stream, PROTOCOL_ERROR));
             }),
             (Misbehaviour::StreamErrors, 250, |client| {
-                let stream = client.opens(END_STREAM);
+                let stream = client.opens(0);
                 client.client(DATA, 0, stream, 10);
                 client.wrote(&reset(stream, STREAM_CLOSED));
+            }),
+            (Misbehaviour::StreamClosed, 10, |client| {
+                let stream = client.opens(END_STREAM);
+                client.client(DATA, 0, stream, 10);
+            }),
+            (Misbehaviour::StreamClosed, 10, |client| {
+                let stream = client.opens(0);
+                client.client(DATA, END_STREAM, stream, 10);
+                client.client(HEADERS, 0, stream, 10);
+            }),
+            (Misbehaviour::FrameSize, 10, |client| client.client(PING, 0, 0, 7)),
+            (Misbehaviour::FrameSize, 10, |client| {
+                client.client(SETTINGS, ACK, 0, 6)
+            }),
+            (Misbehaviour::WindowSize, 10, |client| {
+                let mut bytes = frame(SETTINGS, 0, 0, 6);
+                bytes.truncate(bytes.len() - 6);
+                bytes.extend([0, 4, 0x80, 0, 0, 0]);
+                client.reads(&bytes);
             }),
             (Misbehaviour::RefusedStreams, 1010, |client| {
                 let stream = client.opens(END_STREAM);
                 client.wrote(&reset(stream, REFUSED_STREAM));
             }),
-            (Misbehaviour::Continuations, 20, |client| {
-                if client.frames < 8 {
-                    client.client(HEADERS, END_STREAM, 1, 10);
+            (Misbehaviour::Continuations, 80, |client| {
+                if client.next == 1 {
+                    client.next = 3;
+                    client.client(HEADERS, 0, 1, 10);
                 }
                 client.client(CONTINUATION, 0, 1, 0);
             }),
             (Misbehaviour::HeaderBlock, 20, |client| {
-                if client.frames < 8 {
-                    client.client(HEADERS, END_STREAM, 1, 60_000);
+                if client.next == 1 {
+                    client.next = 3;
+                    client.client(HEADERS, 0, 1, 16_000);
                 }
-                client.client(CONTINUATION, 0, 1, 60_000);
+                client.client(CONTINUATION, 0, 1, 16_000);
             }),
             (Misbehaviour::Settings, 110, |client| {
                 client.client(SETTINGS, 0, 0, 6)
@@ -803,10 +863,11 @@ mod tests {
         let mut client = Connection::new(1);
         client.watch = Watch::new(settings.http2_limits(), client.now);
         client.reads(PREFACE);
+        client.client(SETTINGS, 0, 0, 0);
         for _ in 0..20_000 {
             let stream = client.opens(0);
             client.cancels(stream);
-            client.client(CONTINUATION, 0, stream, 1000);
+            client.client(CONTINUATION, END_HEADERS, stream, 1000);
             client.client(WINDOW_UPDATE, 0, stream, 4);
         }
         client.waits(1_000_000);
@@ -817,17 +878,28 @@ mod tests {
     /// Some of everything, sane and not.
     fn anything(random: &mut Random) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for _ in 0..random.below(400) {
+        for _ in 0..random.below(60) {
             let stream = random.below(600) as u32;
             match random.below(20) {
-                0 => bytes.extend((0..random.below(30)).map(|_| random.next_u64() as u8)),
+                0 if random.below(20) == 0 => {
+                    bytes.extend((0..random.below(30)).map(|_| random.next_u64() as u8))
+                }
                 1..5 => bytes.extend(reset(stream, random.below(10) as u32)),
-                _ => bytes.extend(frame(
-                    random.below(12) as u8,
-                    random.below(8) as u8,
-                    stream,
-                    random.below(9) as usize,
-                )),
+                _ => {
+                    let kind = random.below(12) as u8;
+                    // Mostly of the size that its kind has.
+                    let length = match kind {
+                        _ if random.below(500) == 0 => random.below(9) as usize,
+                        PRIORITY => 5,
+                        SETTINGS => 6 * random.below(3) as usize,
+                        PING | 7 => 8,
+                        3 | WINDOW_UPDATE => 4,
+                        _ => random.below(9) as usize,
+                    };
+                    let ends = if random.below(50) == 0 { 0 } else { END_HEADERS };
+                    let flags = (2 * random.below(4) as u8 + u8::from(random.below(20) == 0)) | ends;
+                    bytes.extend(frame(kind, flags, stream, length));
+                }
             }
         }
         bytes
@@ -847,6 +919,8 @@ mod tests {
             let mut random = Random::from_seed(seed);
             let mut now = Instant::now();
             let mut whole = Watch::new(limits, now);
+            let begun = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, 12)].concat();
+            assert_eq!(whole.read(&begun, now), Ok(()));
             let mut pieces = whole.clone();
             for turn in 0..4 {
                 now += Duration::from_millis(random.below(3000));
@@ -882,6 +956,11 @@ mod tests {
             Misbehaviour::EmptyData,
             Misbehaviour::TinyData,
             Misbehaviour::WindowUpdates,
+            Misbehaviour::NoSettings,
+            Misbehaviour::FrameSize,
+            Misbehaviour::WindowSize,
+            Misbehaviour::StreamClosed,
+            Misbehaviour::Protocol,
         ];
         for (at, one) in all.iter().enumerate() {
             for other in &all[at + 1..] {

@@ -1,10 +1,10 @@
 //! Header blocks over several frames: what may stand between them (RFC 9113, 4.3, 5.5, 6.2 and 6.10), and which
 //! CONTINUATION belongs to none.
 
-use super::{Case, Expect};
-use crate::h2::client::Connection;
+use super::{Case, Expect, REFUSED_PATH};
+use crate::h2::client::{Connection, FRAME_BYTES};
 use crate::h2::frame::{Code, Frame, flag, kind};
-use crate::h2::hpack::Block;
+use crate::h2::hpack::{Block, Indexing};
 
 const PROTOCOL: Expect = Expect::ConnectionError(&[Code::PROTOCOL_ERROR]);
 const COMPRESSION: Expect = Expect::ConnectionError(&[Code::COMPRESSION_ERROR]);
@@ -14,6 +14,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(strays());
     cases.extend(broken());
     cases.extend(legal());
+    cases.extend(too_much());
     cases
 }
 
@@ -287,5 +288,45 @@ fn legal() -> Vec<Case> {
             c.send(&Frame::continuation(flag::END_HEADERS, stream, second));
         },
     ));
+    cases
+}
+
+/// Blocks that end, and are larger than anybody needs (RFC 9113, 10.5.1).
+fn too_much() -> Vec<Case> {
+    /// As many frames as the largest block here has, each as long as any server takes.
+    const FRAMES: usize = 64;
+    fn in_frames(c: &mut Connection, block: &[u8]) {
+        c.send(&Frame::headers(flag::END_STREAM, 1, []));
+        for fragment in block.chunks(FRAME_BYTES) {
+            c.send(&Frame::continuation(flag::NONE, 1, fragment));
+        }
+        c.send(&Frame::continuation(flag::END_HEADERS, 1, []));
+    }
+    let mut cases = Vec::new();
+    let name = "a field of a mebibyte";
+    let case = Case::sends("10.5.1", name, Expect::Refused, |c| {
+        let block = c
+            .head("GET", REFUSED_PATH)
+            .field("x-large", "l".repeat(FRAMES * FRAME_BYTES));
+        in_frames(c, block.bytes());
+    });
+    cases.push(case.may_close());
+    let name = "a mebibyte of small fields";
+    let case = Case::sends("10.5.1", name, Expect::Refused, |c| {
+        let field = Block::of(&[("x-small", "value")]);
+        let many = field.bytes().repeat(FRAMES * FRAME_BYTES / field.bytes().len());
+        let block = c.head("GET", REFUSED_PATH).raw(many);
+        in_frames(c, block.bytes());
+    });
+    cases.push(case.may_close());
+    // A few octets in the block, many in the request: each index stands for a field of 4,000.
+    let name = "a field that grows to mebibytes by its index";
+    let case = Case::sends("10.5.1", name, Expect::Refused, |c| {
+        let head = c.head("GET", REFUSED_PATH);
+        let block = head.literal(Indexing::Incremental, "x-bomb", "b".repeat(4_000));
+        let block = (0..10_000).fold(block, |block, _| block.indexed(62));
+        c.send(&Frame::headers(flag::WHOLE, 1, block));
+    });
+    cases.push(case.may_close());
     cases
 }

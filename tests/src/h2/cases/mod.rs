@@ -52,6 +52,9 @@ pub enum Expect {
     StreamError(&'static [Code]),
     /// The stream error `PROTOCOL_ERROR`, or an answer that blames the client (RFC 9113, 8.1.1).
     Malformed,
+    /// The same with any code, or the end of the connection: the client wants more than a server gives (RFC 9113,
+    /// 10.5).
+    Refused,
     /// An answer with this status, to its end.
     Answer(u16),
     /// The answer 200, or the stream error `PROTOCOL_ERROR`: RFC 9113 took back what RFC 7540 demanded.
@@ -67,6 +70,7 @@ impl fmt::Display for Expect {
             Self::End(codes) => write!(f, "the end, with {codes:?} if anything"),
             Self::StreamError(codes) => write!(f, "RST_STREAM or GOAWAY with {codes:?}"),
             Self::Malformed => f.write_str("RST_STREAM or GOAWAY with PROTOCOL_ERROR, or a status 4xx"),
+            Self::Refused => f.write_str("RST_STREAM, GOAWAY, the end, or a status 4xx"),
             Self::Answer(status) => write!(f, "the status {status}"),
             Self::AnswerOrError => f.write_str("the status 200, or the stream error PROTOCOL_ERROR"),
             Self::Alive => f.write_str("a connection that goes on"),
@@ -192,6 +196,15 @@ impl Case {
                 match answer.status {
                     Some(400..500) if answer.ended => Ok(()),
                     _ => self.stream_error(connection, &[Code::PROTOCOL_ERROR]),
+                }
+            }
+            Expect::Refused => {
+                connection.until_over_or_closed(self.stream)?;
+                let answer = connection.answer(self.stream);
+                match (answer.status, answer.reset) {
+                    (Some(400..500), _) | (_, Some(_)) => Ok(()),
+                    _ if connection.goaway.is_some() => connection.until_closed(),
+                    (status, None) => check(connection.closed, || format!("an answer with {status:?}")),
                 }
             }
             Expect::Answer(status) => connection.answered(self.stream, status).map(drop),

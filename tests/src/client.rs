@@ -182,6 +182,14 @@ impl Client {
         self.wire.fill()
     }
 
+    /// The next bytes, so many; panics when fewer come.
+    pub fn exactly(&mut self, bytes: usize) -> Vec<u8> {
+        self.wire
+            .body(Length::Known(bytes))
+            .unwrap_or_else(|error| panic!("no {bytes} bytes: {error}"))
+            .0
+    }
+
     /// Everything until the peer closes; panics on a reset or when it does not close.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         self.wire

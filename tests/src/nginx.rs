@@ -43,6 +43,23 @@ impl Nginx {
         Self::launch(files, "ssl", &lines)
     }
 
+    /// Starts one that speaks HTTP/2: by prior knowledge, or over TLS with this certificate.
+    pub fn http2(leaf: Option<&Leaf>, files: &[(&str, &[u8])]) -> Self {
+        Self::http2_with(leaf, "", files)
+    }
+
+    /// The same, with more lines of its configuration.
+    pub fn http2_with(leaf: Option<&Leaf>, lines: &str, files: &[(&str, &[u8])]) -> Self {
+        match leaf {
+            None => Self::launch(files, "http2", lines),
+            Some(leaf) => {
+                let (certificate, key) = (leaf.certificate.display(), leaf.key.display());
+                let lines = format!("ssl_certificate {certificate}; ssl_certificate_key {key}; {lines}");
+                Self::launch(files, "ssl http2", &lines)
+            }
+        }
+    }
+
     fn launch(files: &[(&str, &[u8])], listen: &str, lines: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let port = HeldPort::take();

@@ -65,6 +65,16 @@ pub struct Connection {
     is_leaving: bool,
     /// What the client has done that a sane one does not.
     found: Rc<Cell<Option<Misbehaviour>>>,
+    /// Bytes that the socket has taken.
+    wrote: Rc<Cell<u64>>,
+    stuck: Stuck,
+}
+
+/// How long answers that no stream waits for any more have been on their way to a socket that takes none of them.
+struct Stuck {
+    timer: Timer,
+    /// What the socket had taken when the time began.
+    wrote: u64,
 }
 
 /// A stream's head, as it came.
@@ -90,11 +100,15 @@ impl Connection {
             .max_concurrent_streams(settings.http2_concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
+            // The watch knows what is too much of these, and counts and logs it.
+            .max_pending_accept_reset_streams(settings.http2_limits().rapid_resets as usize)
+            .max_local_error_reset_streams(None)
             .enable_connect_protocol();
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
         let mut wire = Wire::new(Rc::clone(&socket), begun);
         let found = wire.guard(settings.http2_limits());
+        let wrote = wire.wrote_bytes();
         let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
             Poll::Ready(engine) => Poll::Ready(engine.ok()),
@@ -118,6 +132,11 @@ impl Connection {
             idle: deadline,
             is_leaving: false,
             found,
+            wrote,
+            stuck: Stuck {
+                timer: wheel.timer(),
+                wrote: 0,
+            },
         })
     }
 
@@ -165,6 +184,9 @@ impl Connection {
                 if self.found.get().is_some() && !is_told {
                     continue;
                 }
+                if self.poll_stuck(settings.stream_idle_timeout, cx).is_ready() {
+                    return Poll::Ready(None);
+                }
                 if self.idle.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
@@ -172,13 +194,14 @@ impl Connection {
                     // It does not read what it is told either.
                     return Poll::Ready(None);
                 }
-                if self.shared.active.get() > 0 {
+                if self.is_busy() {
                     self.idle.set(settings.idle_timeout);
                 } else {
                     // Nobody asks for anything: there is nothing to wait for either.
-                    self.idle.clear();
+                    is_told = true;
                     self.is_leaving = true;
                     self.engine.abrupt_shutdown(Reason::NO_ERROR);
+                    self.idle.set(GOODBYE);
                 }
             }
         })
@@ -206,9 +229,29 @@ impl Connection {
             self.is_leaving = true;
             self.engine.graceful_shutdown();
         }
-        if drain == Drain::Closing && self.shared.active.get() == 0 {
+        if drain == Drain::Closing && !self.is_busy() {
             self.engine.abrupt_shutdown(Reason::NO_ERROR);
         }
+    }
+
+    /// Ready when the client has taken nothing for so long of answers that were handed over whole: whose streams have
+    /// ended, so that nobody else notices.
+    fn poll_stuck(&mut self, patience: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if self.shared.active.get() > 0 || !self.engine.has_streams() {
+            self.stuck.timer.clear();
+            return Poll::Pending;
+        }
+        let wrote = self.wrote.get();
+        if !self.stuck.timer.is_set() || self.stuck.wrote != wrote {
+            self.stuck.wrote = wrote;
+            self.stuck.timer.set(patience);
+        }
+        self.stuck.timer.poll(cx)
+    }
+
+    /// Whether a stream is under way, or its answer on the way to the socket.
+    fn is_busy(&self) -> bool {
+        self.shared.active.get() > 0 || self.engine.has_streams()
     }
 
     /// Ends the connection so that the client gets to read why.
@@ -458,7 +501,8 @@ impl Downstream for Stream {
         let ended = head.body.is_empty() && head.upgrade.is_empty();
         self.answer = match respond.send_response(response, ended) {
             Ok(stream) => {
-                let length = length.filter(|_| !ended);
+                // What comes in HTTP/2 may have trailers behind a body of known length.
+                let length = length.filter(|_| !ended && head.version != Version::Http2);
                 Answer::Begun(Sender::new(stream, length, ended))
             }
             Err(_) => Answer::Lost,

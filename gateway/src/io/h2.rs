@@ -34,6 +34,8 @@ pub struct Wire {
     begun: ReadBuffer,
     /// Whether a byte has come.
     heard: Rc<Cell<bool>>,
+    /// Bytes that the stream has taken.
+    wrote_bytes: Rc<Cell<u64>>,
     guard: Option<Guard>,
 }
 
@@ -58,6 +60,7 @@ impl Wire {
             stream,
             begun,
             heard: Rc::default(),
+            wrote_bytes: Rc::default(),
             guard: None,
         }
     }
@@ -81,6 +84,11 @@ impl Wire {
             guard.note(seen);
             written -= taken;
         }
+    }
+
+    /// Tells how many bytes the stream has taken.
+    pub fn wrote_bytes(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.wrote_bytes)
     }
 
     /// Tells whether a byte has come.
@@ -142,6 +150,7 @@ impl AsyncWrite for Wire {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(self.stream.poll_write(cx, parts))?;
+        self.wrote_bytes.set(self.wrote_bytes.get() + written as u64);
         self.wrote(parts, written);
         Poll::Ready(Ok(written))
     }
@@ -164,8 +173,9 @@ impl AsyncWrite for Wire {
 /// How a failure of the library looks to who reads a message: whether the peer has said that it did nothing with it.
 pub fn read_error(error: h2::Error) -> ReadError {
     let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        // Of the streams that a polite GOAWAY ends, only those fail with it that the peer never looked at.
-        || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR));
+        // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113,
+        // 6.8); the others get their answers, or fail as the connection does.
+        || (error.is_go_away() && error.is_remote());
     if untouched {
         return ReadError::Refused;
     }
@@ -333,6 +343,10 @@ impl Sender {
 
     /// Takes some of `data`, at least a byte, and answers how much.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(cx, data, false)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, data: &[u8], is_all: bool) -> Poll<io::Result<usize>> {
         if data.is_empty() || self.ended {
             return Poll::Ready(Ok(data.len()));
         }
@@ -348,7 +362,7 @@ impl Sender {
         let part = data.get(..room.min(SEND_MAX)).unwrap_or(data);
         self.left = self.left.map(|left| left.saturating_sub(part.len() as u64));
         // The last frame says that it is the last, so that no empty one has to follow.
-        let last = self.left == Some(0);
+        let last = self.left == Some(0) || (is_all && part.len() == data.len());
         self.stream
             .send_data(Bytes::copy_from_slice(part), last)
             .map_err(broken)?;
@@ -364,7 +378,7 @@ impl Sender {
         at: &mut usize,
     ) -> Poll<io::Result<()>> {
         while let Some(rest @ [_, ..]) = body.get(*at..) {
-            *at += ready!(self.poll_write(cx, rest))?;
+            *at += ready!(self.write(cx, rest, true))?;
         }
         Poll::Ready(Ok(()))
     }

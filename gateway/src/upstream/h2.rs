@@ -31,8 +31,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// Room for one stream's data, and for that of all streams of a connection.
-const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// Room for one stream's data, and for that of all streams of a connection. Clients of all kinds share a connection, and
+/// some do not take what they have asked for: their streams must not use up the room of the others, so that the
+/// connection's is as large as can be.
+const WINDOWS: (u32, u32) = (256 * 1024, (1 << 31) - 1);
 /// Streams that an upstream is taken to allow before it has said how many.
 pub const STREAMS_AT_FIRST: u32 = 100;
 
@@ -145,7 +147,8 @@ impl Connection {
             .send_request(request, ended)
             .map_err(|_| ReadError::Refused)?;
         let length = match head.body {
-            BodyLength::Known(length) => Some(length),
+            // What comes in HTTP/2 may have trailers behind a body of known length.
+            BodyLength::Known(length) if head.version != Version::Http2 => Some(length),
             _ => None,
         };
         Ok((response, Sender::new(stream, length, ended)))
@@ -272,7 +275,8 @@ async fn run(
             connection.wake();
         }
         let allowed = u32::try_from(engine.max_concurrent_send_streams()).unwrap_or(u32::MAX);
-        if limit != Some(allowed) {
+        // Before that, the library answers what it was told to begin with.
+        if connection.is_settled.get() && limit != Some(allowed) {
             limit = Some(allowed);
             changed(Change::Limit(allowed));
         }

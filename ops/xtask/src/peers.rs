@@ -56,6 +56,12 @@ const PEERS: &[Peer] = &[
         needed_by: NeededBy::Tests,
     },
     Peer {
+        name: "nghttpd",
+        probe: &["nghttpd", "--version"],
+        from: From::Debian(&["nghttp2-server"]),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
         name: "prlimit",
         probe: &["prlimit", "--version"],
         from: From::Debian(&["util-linux"]),
@@ -91,6 +97,18 @@ const PEERS: &[Peer] = &[
         name: "PyYAML",
         probe: &["python3", "-c", "import yaml"],
         from: From::Pip("PyYAML"),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
+        name: "grpcio",
+        probe: &["python3", "-c", "import grpc"],
+        from: From::Pip("grpcio"),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
+        name: "websockets",
+        probe: &["python3", "-c", "import websockets.sync.client"],
+        from: From::Pip("websockets"),
         needed_by: NeededBy::Tests,
     },
     Peer {

@@ -495,6 +495,12 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends what is to be sent, and takes what has come by now.
+    pub fn exchange(&mut self) {
+        // That nothing has come yet is no failure.
+        while !self.closed && self.read_more(Instant::now(), "anything").is_ok() {}
+    }
+
     fn read_more(&mut self, end: Instant, what: &str) -> Step {
         self.flush();
         let mut buffer = [0; 32 * 1024];

@@ -154,6 +154,8 @@ struct EndpointState {
     active: u32,
     idle: Pool,
     shared: Vec<Multiplexed>,
+    /// Streams at a time that it allowed on its last connection, so that a new one begins with as many.
+    streams_allowed: u32,
 }
 
 /// A connection that carries several requests at a time.
@@ -225,6 +227,7 @@ impl Cluster {
                         active: 0,
                         idle: Pool::default(),
                         shared: Vec::new(),
+                        streams_allowed: u32::MAX,
                     }
                 }
             };
@@ -326,8 +329,8 @@ impl Cluster {
         at
     }
 
-    /// The connection that an [`AcquiredStream::Open`] asked for can be shared from now on, by `max` streams at a time; its
-    /// first stream is the one that asked.
+    /// The connection that an [`AcquiredStream::Open`] asked for can be shared from now on, by `max` streams at a time or
+    /// as many as its endpoint is known to allow; its first stream is the one that asked.
     pub fn share(&mut self, endpoint: EndpointId, max: u32, now: Instant) -> SharedId {
         self.next_shared += 1;
         let conn = SharedId(self.next_shared);
@@ -336,7 +339,7 @@ impl Cluster {
             state.shared.push(Multiplexed {
                 conn,
                 streams: 1,
-                max,
+                max: max.min(state.streams_allowed),
                 requests: 1,
                 since: now,
             });
@@ -347,9 +350,11 @@ impl Cluster {
     /// The upstream allows so many streams at a time on a connection.
     pub fn resize(&mut self, conn: SharedId, max: u32) {
         let max = self.streams_max(max);
-        let all = self.endpoints.iter_mut().flat_map(|state| &mut state.shared);
-        for shared in all.filter(|shared| shared.conn == conn) {
-            shared.max = max;
+        for state in &mut self.endpoints {
+            if let Some(shared) = state.shared.iter_mut().find(|shared| shared.conn == conn) {
+                shared.max = max;
+                state.streams_allowed = max.max(1);
+            }
         }
     }
 

@@ -340,8 +340,8 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
         // Of several protocols the client may go on in any: none is as good an answer (RFC 9110, 7.8).
         if let (Some(only), None) = (wanted.next(), wanted.next())
             && let Ok(only) = std::str::from_utf8(only)
-            && !only.is_empty()
-            && only.bytes().all(crate::header::is_token_byte)
+            // A name, or a name and a version behind a slash.
+            && only.splitn(2, '/').all(|part| !part.is_empty() && part.bytes().all(crate::header::is_token_byte))
         {
             head.upgrade.push_str(only);
             head.upgrade.make_ascii_lowercase();

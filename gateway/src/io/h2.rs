@@ -149,6 +149,21 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(guard) = &mut self.guard
+            && let Some(part) = parts.iter().find(|part| !part.is_empty())
+            && let Some(misbehaviour) = guard.watch.farewell(part)
+        {
+            guard.note(Err(misbehaviour));
+            let mut corrected = part.to_vec();
+            if let Some(code) = corrected.last_chunk_mut() {
+                *code = misbehaviour.code().to_be_bytes();
+            }
+            // What does not fit the socket now comes again as the library has it, with its own code.
+            let parts = [IoSlice::new(&corrected)];
+            let written = ready!(self.stream.poll_write(cx, &parts))?;
+            self.wrote(&parts, written);
+            return Poll::Ready(Ok(written));
+        }
         let written = ready!(self.stream.poll_write(cx, parts))?;
         self.wrote_bytes.set(self.wrote_bytes.get() + written as u64);
         self.wrote(parts, written);

@@ -3,9 +3,12 @@
 //! A library speaks the protocol with the client, and does not say how many PING, SETTINGS, CONTINUATION and RST_STREAM
 //! frames that took; frames that cost their sender nothing and the receiver something are how HTTP/2 is attacked
 //! (RFC 9113, 10.5). So the shell shows every plaintext byte that it reads and writes to a [`Watch`], in pieces of any
-//! size. Out comes nothing as long as all is well, and else the [`Misbehaviour`] for which the connection is to be ended
-//! with ENHANCE_YOUR_CALM. [`frame`] finds the frames in the bytes and skips what is in them; [`watch`] counts.
+//! size. Out comes nothing as long as all is well, and else the [`Misbehaviour`] for which the connection is to be ended,
+//! and with which code. [`frame`] finds the frames in the bytes and skips what is in them; [`watch`] counts; [`fields`]
+//! knows the form of header blocks.
 
+mod blocks;
+pub mod fields;
 pub mod frame;
 mod rules;
 pub mod watch;

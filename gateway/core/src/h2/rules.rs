@@ -4,11 +4,14 @@
 //! the mistakes, and calls most of them PROTOCOL_ERROR; those that have a code of their own are found here, from the
 //! headers of frames, before the library sees them.
 
+use super::blocks::Purpose;
 use super::frame::{FrameHeader, FrameKind};
 use super::watch::Misbehaviour;
 
 /// The setting that gives the window of new streams (RFC 9113, 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
+/// The flag of DATA that has padding (RFC 9113, 6.1).
+const PADDED: u8 = 0x8;
 /// The largest window (RFC 9113, 6.9.1).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 
@@ -16,13 +19,21 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// here, since data is passed on as it comes.
 pub const FRAME_SIZE_MAX: u32 = 16_384;
 
+/// Streams that are remembered as open on one side: more than may be open, since the library takes its time to refuse
+/// the others. The oldest are forgotten first; the library knows them all.
+const STREAMS_REMEMBERED: usize = 1024;
+
 /// What is remembered of a connection to judge its next frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Rules {
     has_begun: bool,
     /// Whether a header block has begun and not ended.
     in_block: bool,
-    /// Streams whose client has ended its side, and whose answer is not complete. As many as may be open, at most.
+    /// The client's last stream.
+    newest: u32,
+    /// Streams whose client has not ended its side, and whose answer is not complete.
+    open: Vec<u32>,
+    /// Streams whose client has ended its side, and whose answer is not complete.
     half_closed: Vec<u32>,
 }
 
@@ -59,8 +70,16 @@ impl Rules {
             FrameKind::Data | FrameKind::Headers if self.half_closed.contains(&frame.stream) => {
                 return Err(Misbehaviour::StreamClosed);
             }
-            FrameKind::Data | FrameKind::Headers => self.ended_by_client(frame),
-            FrameKind::RstStream(_) => self.half_closed.retain(|stream| *stream != frame.stream),
+            FrameKind::Data => self.ended_by_client(frame),
+            FrameKind::Headers => {
+                let is_new = frame.stream > self.newest;
+                self.newest = self.newest.max(frame.stream);
+                if is_new && !frame.is_end_stream() {
+                    remember(&mut self.open, frame.stream);
+                }
+                self.ended_by_client(frame);
+            }
+            FrameKind::RstStream(_) => self.forget(frame.stream),
             _ => {}
         }
         match (frame.kind, frame.length) {
@@ -90,13 +109,56 @@ impl Rules {
             _ => false,
         };
         if ends {
-            self.half_closed.retain(|stream| *stream != frame.stream);
+            self.forget(frame.stream);
+        }
+    }
+
+    /// What the header block belongs to that begins with this frame, which is still to be judged.
+    pub(super) fn purpose(&self, frame: &FrameHeader) -> Purpose {
+        if frame.stream > self.newest && frame.stream % 2 == 1 {
+            Purpose::Request
+        } else if self.open.contains(&frame.stream) {
+            Purpose::Trailers
+        } else {
+            Purpose::Nothing
+        }
+    }
+
+    /// Whether the library takes a frame that is of no header block, or ends no more than its stream for it. `rest` is
+    /// what has come of its payload.
+    pub(super) fn is_usual(&self, frame: &FrameHeader, rest: &[u8]) -> bool {
+        let is_known = frame.stream % 2 == 1 && frame.stream <= self.newest;
+        match frame.kind {
+            FrameKind::Ping => frame.stream == 0,
+            FrameKind::Settings => frame.is_ack() && frame.stream == 0,
+            FrameKind::Priority => frame.stream != 0,
+            // RFC 9113, 6.9: the connection's window grows by more than nothing.
+            FrameKind::WindowUpdate if frame.stream == 0 => {
+                matches!(rest, [a, b, c, d, ..] if [a & 0x7f, *b, *c, *d] != [0; 4])
+            }
+            FrameKind::RstStream(_) | FrameKind::WindowUpdate => is_known,
+            FrameKind::Data => is_known && frame.flags & PADDED == 0,
+            FrameKind::Other(_) => true,
+            _ => false,
         }
     }
 
     fn ended_by_client(&mut self, frame: &FrameHeader) {
         if frame.is_end_stream() && frame.stream != 0 {
-            self.half_closed.push(frame.stream);
+            self.open.retain(|stream| *stream != frame.stream);
+            remember(&mut self.half_closed, frame.stream);
         }
     }
+
+    fn forget(&mut self, stream: u32) {
+        self.open.retain(|open| *open != stream);
+        self.half_closed.retain(|half_closed| *half_closed != stream);
+    }
+}
+
+fn remember(streams: &mut Vec<u32>, stream: u32) {
+    if streams.len() >= STREAMS_REMEMBERED {
+        streams.remove(0);
+    }
+    streams.push(stream);
 }

@@ -9,6 +9,8 @@
 //! What may be asked of the library that speaks the protocol is not repeated here: how many streams are open at a time,
 //! how large a frame or a list of fields may be, and whether a frame is allowed where it is.
 
+pub use super::blocks::KEPT_MAX as BLOCKS_BYTES_MAX;
+use super::blocks::{Blocks, Purpose};
 use super::frame::{FrameHeader, FrameKind, FrameTap};
 use super::rules::Rules;
 use crate::limits::Http2Limits;
@@ -35,12 +37,19 @@ const SETTINGS_BYTES: u32 = 64;
 /// How many streams are remembered that were reset because of the client: as many as libraries leave open at a time.
 const STREAMS_REMEMBERED: usize = 256;
 
-/// Error codes of RST_STREAM (RFC 9113, 7).
+/// A GOAWAY frame without debug data (RFC 9113, 6.8): its header, the last stream, and the code.
+const GOAWAY_BYTES: usize = 17;
+const GOAWAY_START: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0];
+/// Bytes of its payload.
+const GOAWAY_PAYLOAD: usize = 8;
+
+/// Error codes of RST_STREAM and GOAWAY (RFC 9113, 7).
 const PROTOCOL_ERROR: u32 = 0x1;
 const FLOW_CONTROL_ERROR: u32 = 0x3;
 const STREAM_CLOSED: u32 = 0x5;
 const FRAME_SIZE_ERROR: u32 = 0x6;
 const REFUSED_STREAM: u32 = 0x7;
+const COMPRESSION_ERROR: u32 = 0x9;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Why a connection is to be ended.
@@ -76,7 +85,9 @@ pub enum Misbehaviour {
     WindowSize,
     /// A stream goes on that its client has ended (RFC 9113, 5.1).
     StreamClosed,
-    /// Another rule of the protocol is broken, as the library which speaks it has found.
+    /// A header block does not decompress (RFC 9113, 4.3).
+    Compression,
+    /// Another rule of the protocol is broken.
     Protocol,
 }
 
@@ -99,6 +110,7 @@ impl Misbehaviour {
             Self::FrameSize => "http2_frame_size",
             Self::WindowSize => "http2_window_size",
             Self::StreamClosed => "http2_stream_closed",
+            Self::Compression => "http2_compression",
             Self::Protocol => "http2_protocol",
         }
     }
@@ -121,6 +133,7 @@ impl Misbehaviour {
             Self::FrameSize => "http2.codec_error{frame_size}",
             Self::WindowSize => "http2.codec_error{window_size}",
             Self::StreamClosed => "http2.codec_error{stream_closed}",
+            Self::Compression => "http2.codec_error{compression}",
             Self::Protocol => "http2.codec_error{protocol}",
         }
     }
@@ -134,6 +147,7 @@ impl Misbehaviour {
             Self::FrameSize => FRAME_SIZE_ERROR,
             Self::WindowSize => FLOW_CONTROL_ERROR,
             Self::StreamClosed => STREAM_CLOSED,
+            Self::Compression => COMPRESSION_ERROR,
             _ => ENHANCE_YOUR_CALM,
         }
     }
@@ -192,6 +206,7 @@ pub struct Watch {
     to_client: FrameTap,
     left: Left,
     block: HeaderBlock,
+    blocks: Blocks,
     rules: Rules,
     /// When allowances last grew.
     ticked: Instant,
@@ -223,6 +238,7 @@ impl Watch {
             from_client: FrameTap::of_client(),
             to_client: FrameTap::of_server(),
             block: HeaderBlock::default(),
+            blocks: Blocks::default(),
             rules: Rules::default(),
             ticked: now,
             newest: 0,
@@ -235,13 +251,78 @@ impl Watch {
     /// Sees what was read from the client. Once it has found something it finds the same again.
     pub fn read(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Misbehaviour> {
         self.begin(now)?;
-        while let Some(frame) = self.from_client.next(&mut bytes) {
-            if let Err(found) = self.rules.read(&frame).and_then(|()| self.frame_read(&frame)) {
-                self.found = Some(found);
-                return Err(found);
+        self.blocks.next_piece();
+        let mut seen = self.block_read(bytes);
+        while seen.is_ok()
+            && let Some(frame) = self.from_client.next(&mut bytes)
+        {
+            seen = self.judge(&frame, bytes);
+        }
+        self.found = seen.err();
+        seen
+    }
+
+    /// Judges a frame of the client; `rest` follows its header.
+    fn judge(&mut self, frame: &FrameHeader, rest: &[u8]) -> Result<(), Misbehaviour> {
+        let purpose = match frame.kind {
+            FrameKind::Headers => self.rules.purpose(frame),
+            _ => Purpose::Nothing,
+        };
+        self.rules.read(frame)?;
+        self.frame_read(frame)?;
+        match frame.kind {
+            FrameKind::Headers | FrameKind::Continuation => {
+                self.blocks.begin(frame, purpose);
+                self.block_read(rest)
+            }
+            _ => {
+                self.blocks.pass(self.rules.is_usual(frame, rest));
+                Ok(())
             }
         }
+    }
+
+    /// Sees what may be a part of a header block.
+    fn block_read(&mut self, bytes: &[u8]) -> Result<(), Misbehaviour> {
+        if self.blocks.take(bytes) {
+            return self.blocks.judge_trailers();
+        }
         Ok(())
+    }
+
+    /// The name of what the library gives the connection up for, if its farewell is at the end of what it is about to
+    /// write and has a code that says less. It calls header blocks that do not decompress PROTOCOL_ERROR, as it does
+    /// fields that are malformed.
+    pub fn farewell(&self, about_to_write: &[u8]) -> Option<Misbehaviour> {
+        let frame: &[u8; GOAWAY_BYTES] = about_to_write.last_chunk()?;
+        let stream_and_code = frame.strip_prefix(GOAWAY_START)?;
+        let (stream, code) = stream_and_code.split_first_chunk()?;
+        if code != PROTOCOL_ERROR.to_be_bytes() || !self.ends_in_goaway(about_to_write) {
+            return None;
+        }
+        let is_undone = self.blocks.is_undone(u32::from_be_bytes(*stream));
+        is_undone.then_some(Misbehaviour::Compression)
+    }
+
+    /// Bytes of header blocks that are held at present.
+    pub fn kept_bytes(&self) -> usize {
+        self.blocks.kept_bytes()
+    }
+
+    #[cfg(test)]
+    pub(super) fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Whether bytes that look like a frame are one, and not the end of another one's payload.
+    fn ends_in_goaway(&self, mut about_to_write: &[u8]) -> bool {
+        let mut tap = self.to_client.clone();
+        while let Some(frame) = tap.next(&mut about_to_write) {
+            if frame.kind == FrameKind::GoAway && about_to_write.len() == GOAWAY_PAYLOAD {
+                return true;
+            }
+        }
+        false
     }
 
     /// Sees what was written to the client. Once it has found something it finds the same again.
@@ -960,6 +1041,7 @@ mod tests {
             Misbehaviour::FrameSize,
             Misbehaviour::WindowSize,
             Misbehaviour::StreamClosed,
+            Misbehaviour::Compression,
             Misbehaviour::Protocol,
         ];
         for (at, one) in all.iter().enumerate() {

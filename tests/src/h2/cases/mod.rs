@@ -215,7 +215,7 @@ impl Case {
                 }
                 self.stream_error(connection, &[Code::PROTOCOL_ERROR])
             }
-            Expect::Alive if connection.closed || connection.goaway.is_some() => {
+            Expect::Alive if !self.may_close && (connection.closed || connection.goaway.is_some()) => {
                 Err("the connection is given up".to_owned())
             }
             Expect::Alive => Ok(()),

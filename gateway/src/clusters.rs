@@ -119,10 +119,7 @@ impl Lease {
         self.held = false;
         let handle = &self.handle;
         if let Some(conn) = self.stream {
-            return handle
-                .cluster
-                .borrow_mut()
-                .release_stream(self.endpoint, conn, now);
+            return handle.release_stream(self.endpoint, conn, now);
         }
         let conn = match reusable {
             Some(connection) if !handle.gone.get() => {
@@ -142,10 +139,10 @@ impl Drop for Lease {
         if !self.held {
             return;
         }
-        let mut cluster = self.handle.cluster.borrow_mut();
         match self.stream {
-            Some(conn) => cluster.release_stream(self.endpoint, conn, clock::now()),
+            Some(conn) => self.handle.release_stream(self.endpoint, conn, clock::now()),
             None => {
+                let mut cluster = self.handle.cluster.borrow_mut();
                 // Nothing to hand back: without a connection a release has no orphan.
                 let _none = cluster.release(self.endpoint, None, clock::now());
             }
@@ -222,6 +219,19 @@ impl ClusterHandle {
             sni: wanted.sni.as_deref().map(Rc::from),
             config: tls.clients.get(wanted).cloned(),
         });
+        drop(cluster);
+        // Connections of other keys would hold their permits, and be used no more.
+        let others: Vec<SharedId> = self
+            .shared
+            .borrow()
+            .iter()
+            .filter(|(_, connection)| !self.are_present_keys(connection.config.as_ref(), Offer::Http2))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in others {
+            self.cluster.borrow_mut().unshare(id);
+        }
+        self.retire_unshared();
     }
 
     /// Whether a connection was made with the present keys and demands: one that was not may lead to a peer that would
@@ -245,6 +255,21 @@ impl ClusterHandle {
             endpoint,
             stream,
             held: true,
+        }
+    }
+
+    fn release_stream(&self, endpoint: EndpointId, conn: SharedId, now: Instant) {
+        let is_over = {
+            let mut cluster = self.cluster.borrow_mut();
+            let is_over = cluster.release_stream(endpoint, conn, now);
+            if self.gone.get() {
+                // No sweep comes by here any more.
+                cluster.unshare(conn);
+            }
+            is_over || self.gone.get()
+        };
+        if is_over {
+            self.retire_unshared();
         }
     }
 

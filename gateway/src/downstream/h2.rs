@@ -17,7 +17,7 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
-use isthmus_core::h1::read_target;
+use isthmus_core::h1::{is_protocol, read_target};
 use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::limits::{MessageLimits, Settings};
@@ -100,6 +100,7 @@ impl Connection {
             .max_concurrent_streams(settings.http2_concurrent_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(codec::SMALL_DATA_BUDGET)
             // The watch knows what is too much of these, and counts and logs it.
             .max_pending_accept_reset_streams(settings.http2_limits().rapid_resets as usize)
             .max_local_error_reset_streams(None)
@@ -173,7 +174,11 @@ impl Connection {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
                         if error.is_library() && self.found.get().is_none() {
-                            self.found.set(Some(Misbehaviour::Protocol));
+                            let is_flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+                            self.found.set(Some(match is_flood {
+                                true => Misbehaviour::Flood,
+                                false => Misbehaviour::Protocol,
+                            }));
                         }
                         tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
                         return Poll::Ready(None);
@@ -363,6 +368,10 @@ fn read_request(
         return Err(HeadError::Target);
     }
     if let (&Method::CONNECT, Some(protocol)) = (&head.method, parts.extensions.get::<h2::ext::Protocol>()) {
+        // The library looks at nothing but its encoding.
+        if !is_protocol(protocol.as_str()) {
+            return Err(HeadError::Upgrade);
+        }
         // As HTTP/1.1 says it (RFC 8441, 5).
         head.method = Method::GET;
         head.upgrade.push_str(protocol.as_str());

@@ -186,15 +186,30 @@ fn forwarded_client_cert(peer: &PeerCertificate) -> Box<str> {
         }
     }
     out.push_str("\";Subject=\"");
-    out.push_str(&peer.subject.replace('\\', "\\\\").replace('"', "\\\""));
+    push_quoted(&peer.subject, &mut out);
     out.push('"');
     for (key, names) in [("URI", &peer.uris), ("DNS", &peer.dns_names)] {
         for name in names {
-            let needs_quotes = name.contains([',', ';', '=', '"']);
+            let needs_quotes = name.contains([',', ';', '=', '"', '\\']);
             let quote = if needs_quotes { "\"" } else { "" };
-            let name = name.replace('"', "\\\"");
-            let _infallible = write!(out, ";{key}={quote}{name}{quote}");
+            let _infallible = write!(out, ";{key}={quote}");
+            push_quoted(name, &mut out);
+            out.push_str(quote);
         }
     }
     out.into()
+}
+
+/// Text of a certificate, which may be anything, as it can stand between quotes and in a field.
+fn push_quoted(text: &str, out: &mut String) {
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend(['\\', byte as char]),
+            b' '..=b'~' => out.push(byte as char),
+            _ => {
+                // Writing to a String cannot fail.
+                let _infallible = write!(out, "%{byte:02X}");
+            }
+        }
+    }
 }

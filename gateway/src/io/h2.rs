@@ -12,6 +12,7 @@ use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use isthmus_core::h1::body::may_trail;
 use isthmus_core::h2::{Misbehaviour, Watch};
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::limits::Http2Limits;
@@ -24,6 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Data that is copied into one frame's buffer at a time.
 const SEND_MAX: usize = 64 * 1024;
+/// What the library may spend on small DATA frames that wait to be passed on: it counts the bytes that each falls short
+/// of 256. A call of gRPC whose other side is slow may have many of them, and they are bounded by the windows, too.
+pub const SMALL_DATA_BUDGET: usize = 16 * 1024 * 1024;
 /// What a stream may hold that the connection has not sent yet.
 pub const SEND_BUFFER: usize = 128 * 1024;
 
@@ -242,6 +246,14 @@ impl Receiver {
         }
     }
 
+    /// The body of a message that has none.
+    pub fn none() -> Self {
+        Self {
+            ended: true,
+            ..Self::unknown()
+        }
+    }
+
     /// Puts what has come already into one piece, up to `max` bytes, so that a short message can be sent again.
     pub fn gather(&mut self, cx: &mut Context<'_>, max: usize) {
         let mut gathered = Vec::new();
@@ -330,6 +342,7 @@ impl Receiver {
     pub fn trailers(&self, into: &mut HeaderList) {
         into.clear();
         read_fields(&self.trailers, into);
+        into.retain(|_, name, _| may_trail(name));
     }
 }
 

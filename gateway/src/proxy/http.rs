@@ -77,7 +77,7 @@ pub async fn refuse(context: &Context, conn: &mut impl Downstream, x: &mut Excha
     x.outcome = Outcome::default();
     x.original_path.clear();
     x.route_name.clear();
-    if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) {
+    if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) && x.request.version != Version::Http2 {
         // The head may be half of this request's and half of the last one's: the log shows that it is not known.
         x.request.clear();
         x.request.method = Method::from_bytes(b"-").unwrap_or_default();
@@ -609,6 +609,10 @@ async fn send(
     if is_upgrade {
         upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
     }
+    // A body that has come as a whole meanwhile is sent as one, and then its head says so.
+    if let (BodyLength::Chunked, Some(whole)) = (x.request.body, conn.whole_body()) {
+        x.request.body = BodyLength::Known(whole.len() as u64);
+    }
     x.to_upstream.reset();
     upstream.begin(&mut x.to_upstream, &x.request, |requests| {
         cluster.is_used_up(requests)
@@ -664,7 +668,10 @@ async fn send(
                 return Poll::Ready(Err(End::ClientGone));
             }
             // While the body streams, its own reads notice a client that is gone.
-            if sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
+            // Of HTTP/2 they do not while they have no room to go on, and a look costs no read.
+            let may_be_gone =
+                sending != Sending::Streaming || (request.version == Version::Http2 && conn.has_unread());
+            if may_be_gone && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
             }
             if route_timer.poll(cx).is_ready() {
@@ -708,7 +715,7 @@ async fn send(
         let used = streamed && (conn.body_bytes() > 0 || conn.is_body_done());
         let progress = BodyProgress {
             sent: upstream.has_sent(&x.to_upstream) || used,
-            replayable: !streamed,
+            replayable: !used,
         };
         let failure = match read {
             Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
@@ -717,6 +724,10 @@ async fn send(
                     x.outcome.upstream_local = upstream.local_addr();
                     return Ok(Sent::Answered(Sending::Streaming));
                 }
+                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
+            }
+            // To a request for a tunnel over HTTP/2, a success says that there is one (RFC 8441, 5).
+            Ok(()) if is_upgrade && x.request.version == Version::Http2 && x.response.status.is_success() => {
                 Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
             }
             Ok(()) if x.response.status.is_informational() => {

@@ -35,8 +35,11 @@ pub(super) fn ask(request: &mut RequestHead, upstream: &Upstream, random: &mut R
 pub(super) fn agree(x: &mut Exchange, upstream: &Upstream) -> bool {
     let (request, response) = (&x.request, &mut x.response);
     let is_websocket = request.upgrade == "websocket";
+    if request.upgrade.is_empty() {
+        return false;
+    }
     match upstream {
-        Upstream::H1(_) if request.upgrade.is_empty() || response.upgrade != request.upgrade => return false,
+        Upstream::H1(_) if response.upgrade != request.upgrade => return false,
         Upstream::H1(_) if is_websocket && request.version == Version::Http2 => {
             let (Some(name), Some(expected)) = (FieldName::parse(ACCEPT), accept(request)) else {
                 return false;

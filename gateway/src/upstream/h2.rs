@@ -15,6 +15,7 @@ use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderList;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -59,6 +60,8 @@ pub struct Connection {
     waiting: RefCell<Vec<Waker>>,
     /// Whether the upstream has said what it can do.
     is_settled: Cell<bool>,
+    /// Whether it was to take no more streams before it could take any.
+    is_unwanted: Cell<bool>,
     requests: Cell<u32>,
 }
 
@@ -73,6 +76,7 @@ impl Connection {
             state: RefCell::new(State::Connecting),
             waiting: RefCell::default(),
             is_settled: Cell::new(false),
+            is_unwanted: Cell::new(false),
             requests: Cell::new(0),
         }
     }
@@ -80,7 +84,7 @@ impl Connection {
     /// Whether it takes another stream, as far as is known.
     pub fn is_usable(&self) -> bool {
         match &mut *self.state.borrow_mut() {
-            State::Connecting => true,
+            State::Connecting => !self.is_unwanted.get(),
             // Only looked at: an error says that the upstream has announced its end.
             State::Ready(send) => !matches!(
                 send.poll_ready(&mut Context::from_waker(Waker::noop())),
@@ -97,10 +101,15 @@ impl Connection {
 
     /// Lets the streams that it has end, and then the connection.
     pub fn retire(&self) {
-        let mut state = self.state.borrow_mut();
-        if matches!(*state, State::Ready(_)) {
-            *state = State::Retired;
-        }
+        let state = {
+            let mut state = self.state.borrow_mut();
+            match *state {
+                State::Ready(_) => std::mem::replace(&mut *state, State::Retired),
+                _ => return self.is_unwanted.set(true),
+            }
+        };
+        // Dropped after the borrow: the last handle wakes the connection's task.
+        drop(state);
     }
 
     /// Waits until the connection is made, or could not be; if `settled`, until the upstream has said what it can do.
@@ -162,7 +171,13 @@ impl Connection {
         };
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(scheme);
-        parts.authority = Some(Authority::try_from(head.authority.as_str()).ok()?);
+        // HTTP/1.0 needs no authority, and HTTP/2 does.
+        let authority = if head.authority.is_empty() {
+            Authority::try_from(self.address.to_string())
+        } else {
+            Authority::try_from(head.authority.as_str())
+        };
+        parts.authority = Some(authority.ok()?);
         parts.path_and_query = Some(PathAndQuery::try_from(head.path.as_str()).ok()?);
         let mut request = Request::new(());
         *request.method_mut() = head.method.clone();
@@ -251,7 +266,8 @@ async fn run(
         .initial_connection_window_size(WINDOWS.1)
         .initial_max_send_streams(STREAMS_AT_FIRST as usize)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(codec::SMALL_DATA_BUDGET);
     deadline.set(means.wanted.timeout);
     let wire = Wire::new(Rc::clone(&socket), ReadBuffer::new(pool));
     let heard = wire.heard();
@@ -265,13 +281,21 @@ async fn run(
     let mut pulse = means
         .keepalive
         .and_then(|keepalive| Pulse::new(keepalive, &mut engine, wheel));
-    connection.becomes(State::Ready(send));
+    connection.becomes(if connection.is_unwanted.get() {
+        // Those who wait for it are sent to another one.
+        State::Retired
+    } else {
+        State::Ready(send)
+    });
+    // An upstream that never says what it can do is not there.
+    deadline.set(means.wanted.timeout);
     let mut limit = None;
     poll_fn(|cx| {
         let ended = Pin::new(&mut engine).poll(cx);
         // The first frame is the one with the settings (RFC 9113, 3.4).
         if !connection.is_settled.get() && heard.get() {
             connection.is_settled.set(true);
+            deadline.clear();
             connection.wake();
         }
         let allowed = u32::try_from(engine.max_concurrent_send_streams()).unwrap_or(u32::MAX);
@@ -284,15 +308,17 @@ async fn run(
             if let Err(error) = ended {
                 tracing::debug!(address = %connection.address, %error, "an HTTP/2 connection to an upstream broke off");
             }
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
+        }
+        if deadline.poll(cx).is_ready() {
+            return Poll::Ready(Err(Cause::ConnectTimeout));
         }
         match &mut pulse {
-            Some(pulse) => pulse.poll(cx),
+            Some(pulse) => pulse.poll(cx).map(Ok),
             None => Poll::Pending,
         }
     })
-    .await;
-    Ok(())
+    .await
 }
 
 /// Asks the upstream from time to time whether it is there.
@@ -441,6 +467,10 @@ impl Stream {
         };
         if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
             let (parts, ()) = interim.into_parts();
+            if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                // HTTP/2 has none (RFC 9113, 8.6).
+                return Poll::Ready(Err(HeadError::Upgrade.into()));
+            }
             read_response(&parts, head);
             head.body = BodyLength::None;
             return Poll::Ready(Ok(()));
@@ -463,6 +493,10 @@ impl Stream {
             .and_then(|value| value.to_str().ok()?.parse().ok());
         let is_bodyless = *method == Method::HEAD
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if is_bodyless {
+            // Whatever comes all the same belongs to no message (RFC 9110, 6.4.1).
+            self.receiver = Receiver::none();
+        }
         (head.body, head.declared_length) = match (is_bodyless, self.receiver.is_done(), length) {
             (true, ..) => (BodyLength::None, length),
             (false, true, _) => (BodyLength::Known(0), None),

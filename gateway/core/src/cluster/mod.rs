@@ -279,12 +279,9 @@ impl Cluster {
         fits: impl Fn(SharedId) -> bool,
         random: &mut Random,
     ) -> AcquiredStream {
+        let last = self.requests_max();
         let Some(state) = self.pick(avoid, random).and_then(|at| self.endpoints.get_mut(at)) else {
             return AcquiredStream::NoEndpoint;
-        };
-        let last = match self.spec.max_requests_per_connection {
-            0 => u32::MAX,
-            max => max,
         };
         // The first that has room, so that those behind it fall idle and go.
         let free = state
@@ -358,6 +355,15 @@ impl Cluster {
         }
     }
 
+    /// Requests that a connection may carry. One whose PROXY header names a client is that client's only.
+    fn requests_max(&self) -> u32 {
+        match (self.spec.proxy_protocol, self.spec.max_requests_per_connection) {
+            (Some(_), _) => 1,
+            (None, 0) => u32::MAX,
+            (None, max) => max,
+        }
+    }
+
     fn streams_max(&self, allowed: u32) -> u32 {
         allowed.min(self.spec.http.max_concurrent_streams.unwrap_or(u32::MAX))
     }
@@ -375,16 +381,26 @@ impl Cluster {
         all.any(|shared| shared.conn == conn)
     }
 
-    /// Gives a stream back, and with it its endpoint.
-    pub fn release_stream(&mut self, endpoint: EndpointId, conn: SharedId, now: Instant) {
+    /// Gives a stream back, and with it its endpoint. Answers whether the connection is shared no more, because it has
+    /// carried as many as it may.
+    pub fn release_stream(&mut self, endpoint: EndpointId, conn: SharedId, now: Instant) -> bool {
+        let last = self.requests_max();
         let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
-            return;
+            return true;
         };
         state.active = state.active.saturating_sub(1);
-        if let Some(shared) = state.shared.iter_mut().find(|shared| shared.conn == conn) {
+        let Some(at) = state.shared.iter().position(|shared| shared.conn == conn) else {
+            return true;
+        };
+        if let Some(shared) = state.shared.get_mut(at) {
             shared.streams = shared.streams.saturating_sub(1);
             shared.since = now;
+            if shared.streams > 0 || shared.requests < last {
+                return false;
+            }
         }
+        state.shared.swap_remove(at);
+        true
     }
 
     /// Gives an endpoint back. `reusable` is the connection if it may carry another request; it is handed back when
@@ -409,14 +425,11 @@ impl Cluster {
     pub fn expire(&mut self, now: Instant) -> Vec<ConnId> {
         let mut expired = Vec::new();
         let idle = self.spec.idle_timeout;
-        let last = self.spec.max_requests_per_connection;
         for state in &mut self.endpoints {
             state.idle.expire(now, idle, &mut expired);
             // Who keeps the connection asks whether it is still shared.
             state.shared.retain(|shared| {
-                let is_used_up = last > 0 && shared.requests >= last;
-                shared.streams > 0
-                    || !is_used_up && (idle.is_zero() || now.saturating_duration_since(shared.since) < idle)
+                shared.streams > 0 || (idle.is_zero() || now.saturating_duration_since(shared.since) < idle)
             });
         }
         expired

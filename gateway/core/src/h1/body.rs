@@ -276,7 +276,8 @@ impl BodyDecoder {
     }
 }
 
-fn may_trail(name: &[u8]) -> bool {
+/// Whether a field may stand in trailers: not one that frames, routes or authenticates (RFC 9110, 6.5.1).
+pub fn may_trail(name: &[u8]) -> bool {
     let id = HeaderId::of(name);
     let starts = |prefix: &[u8]| {
         name.get(..prefix.len())

@@ -340,8 +340,7 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
         // Of several protocols the client may go on in any: none is as good an answer (RFC 9110, 7.8).
         if let (Some(only), None) = (wanted.next(), wanted.next())
             && let Ok(only) = std::str::from_utf8(only)
-            // A name, or a name and a version behind a slash.
-            && only.splitn(2, '/').all(|part| !part.is_empty() && part.bytes().all(crate::header::is_token_byte))
+            && is_protocol(only)
         {
             head.upgrade.push_str(only);
             head.upgrade.make_ascii_lowercase();
@@ -368,6 +367,12 @@ fn keep_alive(headers: &HeaderList, version: Version) -> bool {
                 && !headers.has_token(HeaderId::Connection, b"close")
         }
     }
+}
+
+/// Whether a text names a protocol to go on in: a name, or a name and a version behind a slash (RFC 9110, 7.8).
+pub fn is_protocol(text: &str) -> bool {
+    text.splitn(2, '/')
+        .all(|part| !part.is_empty() && part.bytes().all(crate::header::is_token_byte))
 }
 
 /// Reads a request target (RFC 9112, 3.2) and the authority that it or Host names, into a head that knows its method

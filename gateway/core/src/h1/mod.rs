@@ -13,4 +13,4 @@ pub mod encode;
 pub mod head;
 
 pub use body::{BodyDecoder, BodyError, BodyStep};
-pub use head::{HeadError, HeadParser, Parsed, read_target};
+pub use head::{HeadError, HeadParser, Parsed, is_protocol, read_target};

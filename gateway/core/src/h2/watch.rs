@@ -77,6 +77,8 @@ pub enum Misbehaviour {
     TinyData,
     /// Windows are opened over and over, and nothing comes through them.
     WindowUpdates,
+    /// The library which speaks the protocol has found too much of something.
+    Flood,
     /// The first frame is not SETTINGS (RFC 9113, 3.4).
     NoSettings,
     /// A frame has a size that none of its kind has (RFC 9113, 4.2).
@@ -106,6 +108,7 @@ impl Misbehaviour {
             Self::EmptyData => "http2_empty_data",
             Self::TinyData => "http2_tiny_data",
             Self::WindowUpdates => "http2_window_updates",
+            Self::Flood => "http2_flood",
             Self::NoSettings => "http2_no_settings",
             Self::FrameSize => "http2_frame_size",
             Self::WindowSize => "http2_window_size",
@@ -129,6 +132,7 @@ impl Misbehaviour {
             Self::EmptyData => "http2.inbound_empty_frames_flood",
             Self::TinyData => "http2.inbound_tiny_frames_flood",
             Self::WindowUpdates => "http2.inbound_window_update_frames_flood",
+            Self::Flood => "http2.flood",
             Self::NoSettings => "http2.codec_error{no_settings}",
             Self::FrameSize => "http2.codec_error{frame_size}",
             Self::WindowSize => "http2.codec_error{window_size}",
@@ -1037,6 +1041,7 @@ mod tests {
             Misbehaviour::EmptyData,
             Misbehaviour::TinyData,
             Misbehaviour::WindowUpdates,
+            Misbehaviour::Flood,
             Misbehaviour::NoSettings,
             Misbehaviour::FrameSize,
             Misbehaviour::WindowSize,

@@ -323,7 +323,7 @@ mod tests {
             found
         );
         let wider = with(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]);
-        assert_eq!(farewell(1, &[good.clone(), wider, bad.clone()]), found);
+        assert_eq!(farewell(1, &[good, wider, bad.clone()]), found);
         // Before its end, and behind frames of the stream before.
         let data = frame(DATA, 0, 1, 100);
         let open = with(HEADERS, END_HEADERS, 1, GET);
@@ -393,11 +393,7 @@ mod tests {
         let padded = [&[4], BROKEN, &[0; 4]].concat();
         let both = [&[4], &priority[..], BROKEN, &[0; 4]].concat();
         let prior = [&priority[..], BROKEN].concat();
-        for (flags, payload) in [
-            (PADDED, padded),
-            (PRIORITY, prior),
-            (PADDED | PRIORITY, both.clone()),
-        ] {
+        for (flags, payload) in [(PADDED, padded), (PRIORITY, prior), (PADDED | PRIORITY, both)] {
             let found = farewell(0, &[with(HEADERS, WHOLE | flags, 1, &payload)]);
             assert_eq!(found, Some(Misbehaviour::Compression), "{flags:#x}");
         }
@@ -460,8 +456,8 @@ mod tests {
                 let fragment: Vec<u8> = (0..random.below(20)).map(|_| random.next_u64() as u8).collect();
                 let padding = vec![0; random.below(5) as usize];
                 let is_first = bytes.is_empty();
-                let flags =
-                    random.below(4) as u8 * 8 & (PADDED | PRIORITY) | random.below(2) as u8 * PRIORITY;
+                let padded = PADDED * random.below(2) as u8;
+                let flags = padded | (PRIORITY * random.below(2) as u8);
                 let flags = if is_first { flags } else { 0 };
                 let mut payload = Vec::new();
                 if flags & PADDED != 0 {

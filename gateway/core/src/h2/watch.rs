@@ -978,7 +978,7 @@ mod tests {
                         _ => random.below(9) as usize,
                     };
                     let ends = if random.below(50) == 0 { 0 } else { END_HEADERS };
-                    let flags = 2 * random.below(4) as u8 + u8::from(random.below(20) == 0) | ends;
+                    let flags = (2 * random.below(4) as u8 + u8::from(random.below(20) == 0)) | ends;
                     bytes.extend(frame(kind, flags, stream, length));
                 }
             }

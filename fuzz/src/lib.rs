@@ -16,6 +16,8 @@ pub mod h1_connection;
 pub mod h1_differential;
 pub mod h1_request;
 pub mod h1_response;
+pub mod h2_server;
+pub mod h2_watch;
 pub mod hello;
 pub mod input;
 pub mod pem;
@@ -32,6 +34,8 @@ pub const DOORS: &[(&str, Door)] = &[
     ("h1_response", h1_response::run),
     ("h1_differential", h1_differential::run),
     ("h1_connection", h1_connection::run),
+    ("h2_watch", h2_watch::run),
+    ("h2_server", h2_server::run),
     ("yaml", yaml::run),
     ("routes", routes::run),
     ("hello", hello::run),

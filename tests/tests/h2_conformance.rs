@@ -3,7 +3,8 @@
 
 use isthmus_tests::cert::Authority;
 use isthmus_tests::gateway::Gateway;
-use isthmus_tests::h2::cases::{self, Failure, REFUSED_PATH};
+use isthmus_tests::h2::cases::{self, Case, Expect, Failure, REFUSED_PATH};
+use isthmus_tests::h2::frame::Code;
 use isthmus_tests::h2::{AUTHORITY, Target};
 use isthmus_tests::haproxy::Haproxy;
 use isthmus_tests::resources::{all_to, gateway_with, https_server, tls_files};
@@ -193,6 +194,10 @@ fn every_case_passes_on_a_cleartext_port() {
     let upstream = Upstream::start(cases::answer);
     let gateway = Gateway::in_front_of(upstream.address());
     assert_exactly_as_known(cases::run(Target::cleartext(gateway.address())));
+    // What the client is told is counted under its name.
+    let undone = |case: &&Case| matches!(case.expect, Expect::ConnectionError(codes) if codes == [Code::COMPRESSION_ERROR]);
+    let undone = cases::all().iter().filter(undone).count();
+    gateway.assert_causes("http2_compression", undone as u32);
     assert_nothing_refused_was_passed_on(&upstream);
     gateway.stop();
 }

@@ -456,8 +456,8 @@ mod tests {
                 let fragment: Vec<u8> = (0..random.below(20)).map(|_| random.next_u64() as u8).collect();
                 let padding = vec![0; random.below(5) as usize];
                 let is_first = bytes.is_empty();
-                let flags =
-                    ((random.below(4) as u8 * 8) & (PADDED | PRIORITY)) | (random.below(2) as u8 * PRIORITY);
+                let padded = PADDED * random.below(2) as u8;
+                let flags = padded | (PRIORITY * random.below(2) as u8);
                 let flags = if is_first { flags } else { 0 };
                 let mut payload = Vec::new();
                 if flags & PADDED != 0 {

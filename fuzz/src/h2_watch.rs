@@ -1,0 +1,98 @@
+//! What is watched of an HTTP/2 connection: the bytes of both sides in pieces, and header blocks for themselves.
+//!
+//! What must hold: however the bytes are cut, the same is found; what is found once stays so; what is kept is bounded;
+//! and a block that is broken stays so, whatever follows.
+
+use crate::input::Input;
+use isthmus_core::h2::Watch;
+use isthmus_core::h2::fields::{Form, Scan};
+use isthmus_core::h2::watch::{BLOCKS_BYTES_MAX, Misbehaviour};
+use isthmus_core::limits::{Http2Limits, Settings};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// What a client's connection begins with (RFC 9113, 3.4), and an empty SETTINGS frame.
+pub(crate) const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Watches both sides.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    // One moment of the past for the whole process, so that an input always runs alike.
+    static START: OnceLock<Instant> = OnceLock::new();
+    let mut now = *START.get_or_init(Instant::now);
+    let mut whole = Watch::new(limits(&mut input), now);
+    if input.once_in(2) {
+        assert_eq!(whole.read(BEGINNING, now), Ok(()));
+    }
+    let mut pieces = whole.clone();
+    while !input.is_spent() {
+        let turn = input.byte();
+        let length = input.below(1024);
+        let bytes = input.take(length);
+        scan(bytes);
+        now += Duration::from_millis(u64::from(turn & 0xc0) * 10);
+        let step = 1 + usize::from(turn >> 1 & 0x1f);
+        let show: Show = if turn & 1 == 0 { Watch::read } else { Watch::wrote };
+        let expected = show(&mut whole, bytes, now);
+        let seen = bytes
+            .chunks(step)
+            .try_fold((), |(), piece| show(&mut pieces, piece, now))
+            .and_then(|()| show(&mut pieces, &[], now));
+        assert_eq!(seen, expected, "in steps of {step}");
+        assert!(whole.kept_bytes() <= BLOCKS_BYTES_MAX);
+        assert!(pieces.kept_bytes() <= BLOCKS_BYTES_MAX);
+        let farewell = whole.farewell(bytes);
+        assert!(farewell.is_none_or(|found| found == Misbehaviour::Compression));
+        if let Err(found) = expected {
+            assert!(!found.label().is_empty() && found.detail().starts_with("http2."));
+            assert_eq!(whole.read(bytes, now), Err(found), "it stays found");
+            assert_eq!(whole.wrote(bytes, now), Err(found));
+            return;
+        }
+    }
+}
+
+type Show = fn(&mut Watch, &[u8], Instant) -> Result<(), Misbehaviour>;
+
+/// The default limits, or such small ones that short inputs reach them.
+fn limits(input: &mut Input<'_>) -> Http2Limits {
+    let settings = if input.once_in(2) {
+        Settings::default()
+    } else {
+        Settings {
+            http2_rapid_resets: 2,
+            http2_stream_errors: 2,
+            http2_refused_streams: 2,
+            http2_continuations: 3,
+            http2_header_block_bytes: 200,
+            http2_settings: 3,
+            http2_pings: 3,
+            http2_control_frames: 3,
+            http2_empty_data: 3,
+            http2_tiny_data: 3,
+            http2_window_updates: 3,
+            ..Settings::default()
+        }
+    };
+    settings.http2_limits()
+}
+
+/// Bytes as a header block.
+fn scan(block: &[u8]) {
+    let whole = Scan::of(block);
+    let shallow = Scan::shallow(block);
+    // Who looks less deep sees no less of the form that there is, and no more that is broken.
+    assert!(whole.form == shallow.form || whole.form == Form::Broken);
+    assert!(!shallow.is_malformed);
+    for end in 0..block.len().min(200) {
+        let part = Scan::of(&block[..end]);
+        assert!(part.form != Form::Broken || part == whole, "{end} of {block:x?}");
+        assert!(!part.is_malformed || whole.is_malformed);
+        assert!(!part.has_pseudo || whole.has_pseudo);
+    }
+    if whole.form == Form::Whole {
+        // A field behind it changes nothing of it.
+        let longer = Scan::of(&[block, &[0x90]].concat());
+        assert_eq!(longer, whole);
+    }
+}

@@ -163,6 +163,8 @@ fn run(folder: &TempDir, configuration: &str, ports: &[SocketAddr]) -> Child {
 fn listens(address: SocketAddr) -> bool {
     let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let port = format!(":{:04X}", address.port());
-    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut rows = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.any(|row| row.get(1).is_some_and(|local| local.ends_with(&port)) && row.get(3) == Some(&"0A"))
 }

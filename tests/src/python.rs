@@ -19,7 +19,11 @@ pub fn run(script: &str, args: &[&str]) -> String {
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr),
     );
-    assert!(output.status.success(), "{args:?}: {}\n{said}{errors}", output.status);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}\n{said}{errors}",
+        output.status
+    );
     said
 }
 
@@ -55,7 +59,10 @@ impl Server {
             let _gone = child.kill();
             panic!("{args:?} does not say its port")
         };
-        let port: u16 = line.trim().parse().unwrap_or_else(|_| panic!("no port: {line:?}"));
+        let port: u16 = line
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("no port: {line:?}"));
         Self {
             child,
             address: SocketAddr::from(([127, 0, 0, 1], port)),

@@ -40,7 +40,8 @@ fn text(path: &Path) -> &str {
 
 /// A gateway with a cleartext port to a service whose port says GRPC.
 fn before(address: SocketAddr, more: &str) -> Builder {
-    let documents = one_route(address, more).replace("name: http, protocol: HTTP}]\n", "name: http, protocol: GRPC}]\n");
+    let documents =
+        one_route(address, more).replace("name: http, protocol: HTTP}]\n", "name: http, protocol: GRPC}]\n");
     assert!(documents.contains("GRPC"));
     Gateway::builder().resources("route", &documents)
 }
@@ -91,7 +92,10 @@ fn all_kinds(tls: bool) {
     assert!(line.line.contains("HTTP/2\" 200"), "{line:?}");
     eventually(SOON, "no request is under way", || {
         let page = gateway.get_admin("/clusters");
-        let mut counts = page.text().lines().filter_map(|line| line.split_once("::rq_active::"));
+        let mut counts = page
+            .text()
+            .lines()
+            .filter_map(|line| line.split_once("::rq_active::"));
         counts.all(|(_, count)| count == "0")
     });
     gateway.stop();
@@ -99,7 +103,14 @@ fn all_kinds(tls: bool) {
     let said = server.end();
     let mut lines: Vec<_> = said.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, ["cancelled hang cancel", "cancelled hang deadline", "cancelled ticks cancel"]);
+    assert_eq!(
+        lines,
+        [
+            "cancelled hang cancel",
+            "cancelled hang deadline",
+            "cancelled ticks cancel"
+        ]
+    );
 }
 
 #[test]
@@ -125,7 +136,14 @@ fn eight_channels_see_no_error() {
     let server = Server::start(GRPC, &pair);
     let gateway = secured(server.address(), &authority, &leaf).shards(2).start();
     let address = gateway.listener(443).to_string();
-    let args = ["load", &address, &seconds(), "8", text(authority.certificate()), NAME];
+    let args = [
+        "load",
+        &address,
+        &seconds(),
+        "8",
+        text(authority.certificate()),
+        NAME,
+    ];
     let said = run(GRPC, &args);
     println!("{said}");
     assert!(said.ends_with(" 0 errors\n"), "{said}");
@@ -134,7 +152,10 @@ fn eight_channels_see_no_error() {
 
 /// The status and the message that a call gets.
 fn status(gateway: &Gateway) -> (String, String) {
-    let said = run(GRPC, &["status", &gateway.address().to_string(), "/peer.Echo/Unary"]);
+    let said = run(
+        GRPC,
+        &["status", &gateway.address().to_string(), "/peer.Echo/Unary"],
+    );
     let (code, message) = said.split_once('\n').expect("two lines");
     (code.to_owned(), message.trim_end().to_owned())
 }
@@ -157,13 +178,21 @@ fn a_call_without_a_route_is_unimplemented() {
 #[test]
 fn a_call_without_an_endpoint_is_unavailable() {
     let documents = one_route("127.0.0.1:1".parse().unwrap(), "");
-    let at = documents.find("apiVersion: networking.istio.io/v1\nkind: ServiceEntry").unwrap();
+    let at = documents
+        .find("apiVersion: networking.istio.io/v1\nkind: ServiceEntry")
+        .unwrap();
     let documents = documents[..at].to_owned()
         + &service(UPSTREAM_HOST, 80, &[] as &[Endpoint])
-        + &virtual_service(&format!("- {}", isthmus_tests::resources::route_to(UPSTREAM_HOST)));
+        + &virtual_service(&format!(
+            "- {}",
+            isthmus_tests::resources::route_to(UPSTREAM_HOST)
+        ));
     let gateway = Gateway::builder().resources("route", &documents).start();
     let (code, message) = status(&gateway);
-    assert_eq!((code.as_str(), message.as_str()), ("UNAVAILABLE", "no healthy upstream (UH)"));
+    assert_eq!(
+        (code.as_str(), message.as_str()),
+        ("UNAVAILABLE", "no healthy upstream (UH)")
+    );
     assert_line(&gateway, "HTTP/2\" 200", "UH");
     gateway.stop();
 }
@@ -184,10 +213,16 @@ fn a_call_that_the_routes_time_ends_is_told_so() {
     let silent = Scripted::silent(&[]);
     let gateway = before(silent.address(), "timeout: 300ms").start();
     let (code, _) = status(&gateway);
-    assert!(matches!(code.as_str(), "DEADLINE_EXCEEDED" | "UNAVAILABLE"), "{code}");
+    assert!(
+        matches!(code.as_str(), "DEADLINE_EXCEEDED" | "UNAVAILABLE"),
+        "{code}"
+    );
     assert_line(&gateway, "HTTP/2\" 200", "UT");
     eventually(SOON, "the upstream's stream is reset", || {
-        silent.requests().iter().all(|request| request.reset == Some(Code::CANCEL))
+        silent
+            .requests()
+            .iter()
+            .all(|request| request.reset == Some(Code::CANCEL))
     });
     gateway.stop();
 }
@@ -213,7 +248,10 @@ fn a_status_without_content_comes_in_one_frame_of_headers() {
     let mut client = Connection::open(Target::cleartext(gateway.address())).unwrap();
     client.handshake(&[]).unwrap();
     let stream = client.next_stream();
-    let head = client.head("POST", "/a.B/C").field("content-type", "application/grpc").field("te", "trailers");
+    let head = client
+        .head("POST", "/a.B/C")
+        .field("content-type", "application/grpc")
+        .field("te", "trailers");
     client.send(&Frame::headers(flag::WHOLE, stream, head));
     let answer = client.answered(stream, 200).unwrap();
     assert_eq!(answer.field("content-type").as_deref(), Some("application/grpc"));
@@ -239,7 +277,10 @@ fn what_a_call_says_of_itself_reaches_the_server() {
     assert_eq!(request.field("te").as_deref(), Some("trailers"));
     assert_eq!(request.field("content-type").as_deref(), Some("application/grpc"));
     let timeout = request.field("grpc-timeout").unwrap();
-    assert!(timeout.ends_with('m') || timeout.ends_with('S') || timeout.ends_with('u'), "{timeout}");
+    assert!(
+        timeout.ends_with('m') || timeout.ends_with('S') || timeout.ends_with('u'),
+        "{timeout}"
+    );
     server.assert_no_violation();
     gateway.stop();
 }

@@ -89,7 +89,10 @@ impl Behind {
     fn got(&self, path: &str) -> (Vec<u8>, Vec<(String, String)>) {
         match self {
             Self::One(upstream) => {
-                let request = upstream.requests().into_iter().find(|request| request.target == path);
+                let request = upstream
+                    .requests()
+                    .into_iter()
+                    .find(|request| request.target == path);
                 let request = request.expect("the request came");
                 let trailer = request.trailers.get(TRAILER.0).map(str::to_owned);
                 let trailers = trailer.into_iter().map(|value| (TRAILER.0.to_owned(), value));
@@ -98,7 +101,10 @@ impl Behind {
             Self::Two(server) => {
                 let request = server.request(path).expect("the request came");
                 let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
-                let trailers = request.trailers.iter().map(|(name, value)| (text(name), text(value)));
+                let trailers = request
+                    .trailers
+                    .iter()
+                    .map(|(name, value)| (text(name), text(value)));
                 (request.body.clone(), trailers.collect())
             }
         }
@@ -267,7 +273,10 @@ impl Cell {
                  trailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n"
             ));
             for piece in content.chunks(3000) {
-                client.send(format!("{:x}\r\n", piece.len())).send(piece).send("\r\n");
+                client
+                    .send(format!("{:x}\r\n", piece.len()))
+                    .send(piece)
+                    .send("\r\n");
             }
             client.send(format!("0\r\n{}: {}\r\n\r\n", TRAILER.0, TRAILER.1));
             let response = client.response();
@@ -277,7 +286,10 @@ impl Cell {
         }
         let mut client = self.two();
         let stream = client.next_stream();
-        let head = client.head("POST", path).field("te", "trailers").field("trailer", "x-sum");
+        let head = client
+            .head("POST", path)
+            .field("te", "trailers")
+            .field("trailer", "x-sum");
         client.send(&Frame::headers(flag::END_HEADERS, stream, head));
         for piece in content.chunks(3000) {
             client
@@ -289,7 +301,10 @@ impl Cell {
         let trailers = Block::of(&[TRAILER]);
         client.send(&Frame::headers(flag::WHOLE, stream, trailers));
         let answer = answered(&mut client, stream, 200);
-        let found = answer.trailers.iter().find(|(name, _)| name == TRAILER.0.as_bytes());
+        let found = answer
+            .trailers
+            .iter()
+            .find(|(name, _)| name == TRAILER.0.as_bytes());
         let trailer = found.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
         (answer.body, trailer)
     }
@@ -309,7 +324,11 @@ impl Cell {
         client.flush();
         arrives();
         client.send(&Frame::rst_stream(stream, Code::CANCEL));
-        client.send(&Frame::data(flag::END_STREAM, neighbour, b"still here".as_slice()));
+        client.send(&Frame::data(
+            flag::END_STREAM,
+            neighbour,
+            b"still here".as_slice(),
+        ));
         assert_eq!(answered(&mut client, neighbour, 200).text(), "still here");
     }
 
@@ -334,10 +353,18 @@ impl Cell {
         let asked = self.curl().get(&self.url("/get"));
         assert_eq!(asked, "");
         let line = self.gateway.access_line("/get");
-        assert!(line.line.contains(&format!("\"GET /get {version}\" 200 - via_upstream")), "{line:?}");
+        assert!(
+            line.line
+                .contains(&format!("\"GET /get {version}\" 200 - via_upstream")),
+            "{line:?}"
+        );
 
         for round in 0..3 {
-            let path = if round == 0 { "/trailers".to_owned() } else { format!("/post{round}") };
+            let path = if round == 0 {
+                "/trailers".to_owned()
+            } else {
+                format!("/post{round}")
+            };
             let content = pattern(10_000);
             let (body, trailer) = self.post(&path, &content);
             assert!(body == content, "{} of {} bytes", body.len(), content.len());
@@ -357,10 +384,16 @@ impl Cell {
             .curl()
             .args(&["--header", "expect:", "--data-binary", &upload])
             .run(&self.url("/large"));
-        assert!(echoed.code == 0 && echoed.out == pattern(MIB), "{}", echoed.errors);
+        assert!(
+            echoed.code == 0 && echoed.out == pattern(MIB),
+            "{}",
+            echoed.errors
+        );
 
         self.leave("/left");
-        eventually(SOON, "the attempt is cancelled", || self.behind.is_cancelled("/left"));
+        eventually(SOON, "the attempt is cancelled", || {
+            self.behind.is_cancelled("/left")
+        });
         let line = self.gateway.access_line("/left");
         assert!(line.has("DC") && line.status == 0, "{line:?}");
 
@@ -383,12 +416,18 @@ impl Cell {
         let said = self.curl().args(&["--head"]).get(&self.url("/head"));
         let head = said.to_ascii_lowercase();
         assert!(head.contains(" 200"), "{said}");
-        assert!(head.contains("content-length: 7") || head.contains("content-length: 0"), "{said}");
+        assert!(
+            head.contains("content-length: 7") || head.contains("content-length: 0"),
+            "{said}"
+        );
         assert_eq!(self.curl().status(&self.url("/empty")), 204);
         let same = self.curl().args(&["--include"]).get(&self.url("/same"));
         assert!(same.contains(" 304") && same.contains("etag: \"1\""), "{same}");
         let hints = self.curl().args(&["--include"]).get(&self.url("/hints"));
-        assert!(hints.contains(" 103") && hints.contains("link: </a>; rel=preload"), "{hints}");
+        assert!(
+            hints.contains(" 103") && hints.contains("link: </a>; rel=preload"),
+            "{hints}"
+        );
         assert!(hints.ends_with("ok"), "{hints}");
     }
 }
@@ -415,7 +454,11 @@ fn curl(address: SocketAddr, version: Version, tls: bool, authority: &Authority)
 }
 
 fn two_to(address: SocketAddr, tls: bool) -> Connection {
-    let target = if tls { Target::tls(address) } else { Target::cleartext(address) };
+    let target = if tls {
+        Target::tls(address)
+    } else {
+        Target::cleartext(address)
+    };
     let mut client = Connection::open(target).unwrap();
     client.handshake(&[]).unwrap();
     client
@@ -433,7 +476,10 @@ fn answered(client: &mut Connection, stream: u32, status: u16) -> Answer {
 fn nothing_active(gateway: &Gateway) {
     let active = || {
         let page = gateway.get_admin("/clusters");
-        let counts = page.text().lines().filter_map(|line| line.split_once("::rq_active::"));
+        let counts = page
+            .text()
+            .lines()
+            .filter_map(|line| line.split_once("::rq_active::"));
         let sum: u64 = counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum();
         sum
     };
@@ -493,11 +539,20 @@ fn real(start: impl Fn(Option<&Leaf>) -> SocketAddr, upload: &str, download: Opt
         let gateway = before(address, H2, tls, &authority, &leaf).start();
         let scheme = if tls { "https" } else { "http" };
         for version in [H1, H2] {
-            let curl = curl(gateway.listener(if tls { 443 } else { 80 }), version, tls, &authority);
+            let curl = curl(
+                gateway.listener(if tls { 443 } else { 80 }),
+                version,
+                tls,
+                &authority,
+            );
             for round in 0..3 {
                 if let Some(path) = download {
                     let got = curl.run(&format!("{scheme}://{AUTHORITY}{path}"));
-                    assert!(got.code == 0 && got.out == pattern(MIB), "{version:?} {round}: {}", got.errors);
+                    assert!(
+                        got.code == 0 && got.out == pattern(MIB),
+                        "{version:?} {round}: {}",
+                        got.errors
+                    );
                 }
                 let put = curl.clone().args(&["--header", "expect:"]);
                 let words: &[&str] = if upload.starts_with("/put") {
@@ -505,10 +560,16 @@ fn real(start: impl Fn(Option<&Leaf>) -> SocketAddr, upload: &str, download: Opt
                 } else {
                     &["--data-binary", &content]
                 };
-                let got = put.args(words).run(&format!("{scheme}://{AUTHORITY}{upload}{round}"));
+                let got = put
+                    .args(words)
+                    .run(&format!("{scheme}://{AUTHORITY}{upload}{round}"));
                 assert_eq!(got.code, 0, "{version:?} {round}: {}", got.errors);
                 if !upload.starts_with("/put") {
-                    assert!(got.out == pattern(MIB), "{version:?} {round}: {} bytes", got.out.len());
+                    assert!(
+                        got.out == pattern(MIB),
+                        "{version:?} {round}: {} bytes",
+                        got.out.len()
+                    );
                 }
             }
         }
@@ -568,7 +629,14 @@ fn haproxy_is_reached_in_http2() {
 fn trailers_reach_nghttp_from_nghttpd() {
     let nghttpd = Nghttpd::start(None);
     let authority = Authority::new();
-    let gateway = before(nghttpd.address(), H2, false, &authority, &authority.server(&[AUTHORITY])).start();
+    let gateway = before(
+        nghttpd.address(),
+        H2,
+        false,
+        &authority,
+        &authority.server(&[AUTHORITY]),
+    )
+    .start();
     let url = format!("http://{}/echo", gateway.address());
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("content");
@@ -592,11 +660,20 @@ fn crumbs_of_cookies_become_one_towards_http1_and_stay_apart_in_http2() {
         let cell = Cell::new(H2, version, false);
         let mut client = cell.two();
         let stream = client.next_stream();
-        let head = client.head("GET", "/cookies").field("cookie", "a=1").field("cookie", "b=2").field("cookie", "c=3");
+        let head = client
+            .head("GET", "/cookies")
+            .field("cookie", "a=1")
+            .field("cookie", "b=2")
+            .field("cookie", "c=3");
         client.send(&Frame::headers(flag::WHOLE, stream, head));
         answered(&mut client, stream, 200);
         let values = match &cell.behind {
-            Behind::One(upstream) => upstream.only_request().fields.all("cookie").map(str::to_owned).collect(),
+            Behind::One(upstream) => upstream
+                .only_request()
+                .fields
+                .all("cookie")
+                .map(str::to_owned)
+                .collect(),
             Behind::Two(server) => server.request("/cookies").unwrap().values("cookie"),
         };
         assert_eq!(values.join("; "), "a=1; b=2; c=3");
@@ -617,7 +694,9 @@ fn a_client_that_expects_100_gets_it_from_upstreams_of_both_versions() {
         |request| upstream::Answer::ok(request.body.clone()),
     );
     let two = Server::start(&[], |peer, event| match event {
-        Event::Head(stream) if peer.request(stream).field("expect").is_some() => peer.head(stream, 100, &[], false),
+        Event::Head(stream) if peer.request(stream).field("expect").is_some() => {
+            peer.head(stream, 100, &[], false)
+        }
         event => server::echo(peer, event),
     });
     let authority = Authority::new();
@@ -626,7 +705,10 @@ fn a_client_that_expects_100_gets_it_from_upstreams_of_both_versions() {
         let gateway = before(address, version, false, &authority, &leaf).start();
         let mut client = two_to(gateway.address(), false);
         let stream = client.next_stream();
-        let head = client.head("POST", "/").field("expect", "100-continue").field("content-length", "5");
+        let head = client
+            .head("POST", "/")
+            .field("expect", "100-continue")
+            .field("content-length", "5");
         client.send(&Frame::headers(flag::END_HEADERS, stream, head));
         client
             .until("100", |connection| connection.answer(stream).interim == [100])
@@ -691,7 +773,14 @@ fn a_hundred_streams_that_nobody_reads_cost_little_memory() {
             H2 => Nginx::http2(None, &[("/large", &large)]),
         };
         let authority = Authority::new();
-        let gateway = before(nginx.address(), version, false, &authority, &authority.server(&[AUTHORITY])).start();
+        let gateway = before(
+            nginx.address(),
+            version,
+            false,
+            &authority,
+            &authority.server(&[AUTHORITY]),
+        )
+        .start();
         let mut client = two_to(gateway.address(), false);
         let warm = client.get("/large");
         client.send(&Frame::rst_stream(warm, Code::CANCEL));
@@ -704,7 +793,9 @@ fn a_hundred_streams_that_nobody_reads_cost_little_memory() {
         let streams: Vec<u32> = (0..100).map(|_| client.get("/large")).collect();
         for stream in &streams {
             client
-                .until("a window full", |connection| connection.answer(*stream).body.len() == 100)
+                .until("a window full", |connection| {
+                    connection.answer(*stream).body.len() == 100
+                })
                 .unwrap();
         }
         let grown = gateway.facts().rss_kib.saturating_sub(before);
@@ -736,7 +827,9 @@ fn a_stream_that_the_upstream_resets_takes_no_neighbour_along() {
     }
     client.send(&Frame::data(flag::END_STREAM, waits, b"here".as_slice()));
     assert_eq!(answered(&mut client, waits, 200).text(), "here");
-    let Behind::Two(server) = &cell.behind else { unreachable!() };
+    let Behind::Two(server) = &cell.behind else {
+        unreachable!()
+    };
     assert_eq!(server.connections().len(), 1);
     nothing_active(&cell.gateway);
     cell.gateway.stop();
@@ -751,7 +844,14 @@ fn an_answer_that_comes_before_the_upload_ends_is_passed_on_and_stops_it() {
         }
     });
     let authority = Authority::new();
-    let gateway = before(server.address(), H2, false, &authority, &authority.server(&[AUTHORITY])).start();
+    let gateway = before(
+        server.address(),
+        H2,
+        false,
+        &authority,
+        &authority.server(&[AUTHORITY]),
+    )
+    .start();
     let mut client = two_to(gateway.address(), false);
     for _ in 0..5 {
         let stream = client.post("/upload");
@@ -783,9 +883,15 @@ fn h2loads_requests_are_all_answered() {
             H2 => Nginx::http2(None, &[("/small", &pattern(1000))]),
         };
         let authority = Authority::new();
-        let gateway = before(nginx.address(), version, false, &authority, &authority.server(&[AUTHORITY]))
-            .shards(2)
-            .start();
+        let gateway = before(
+            nginx.address(),
+            version,
+            false,
+            &authority,
+            &authority.server(&[AUTHORITY]),
+        )
+        .shards(2)
+        .start();
         let output = Command::new("h2load")
             .args(["-n", "20000", "-c", "8", "-m", "32"])
             .arg(format!("http://{}/small", gateway.address()))
@@ -793,7 +899,10 @@ fn h2loads_requests_are_all_answered() {
             .expect("h2load runs (Debian package nghttp2-client)");
         let said = String::from_utf8_lossy(&output.stdout);
         let all = "20000 succeeded, 0 failed, 0 errored, 0 timeout";
-        assert!(said.contains(all) && said.contains("20000 2xx"), "{version:?}: {said}");
+        assert!(
+            said.contains(all) && said.contains("20000 2xx"),
+            "{version:?}: {said}"
+        );
         nothing_active(&gateway);
         gateway.stop();
     }
@@ -803,7 +912,14 @@ fn h2loads_requests_are_all_answered() {
 fn a_request_that_waits_for_the_upstreams_silence_to_end_is_answered() {
     let server = Server::silent(&[]);
     let authority = Authority::new();
-    let gateway = before(server.address(), H2, false, &authority, &authority.server(&[AUTHORITY])).start();
+    let gateway = before(
+        server.address(),
+        H2,
+        false,
+        &authority,
+        &authority.server(&[AUTHORITY]),
+    )
+    .start();
     let mut client = two_to(gateway.address(), false);
     let stream = client.get("/late");
     client.flush();

@@ -53,7 +53,10 @@ fn before(address: SocketAddr, http2: bool) -> Builder {
 fn no_request_active(gateway: &Gateway) {
     eventually(SOON, "no request is under way", || {
         let page = gateway.get_admin("/clusters");
-        let mut counts = page.text().lines().filter_map(|line| line.split_once("::rq_active::"));
+        let mut counts = page
+            .text()
+            .lines()
+            .filter_map(|line| line.split_once("::rq_active::"));
         counts.all(|(_, count)| count == "0")
     });
 }
@@ -62,7 +65,9 @@ fn no_request_active(gateway: &Gateway) {
 fn bytes(line: &AccessLine) -> (u64, u64) {
     let (_, rest) = line.line.split_once("\" ").expect("a request");
     let (_, rest) = rest.split_once("\" ").expect("a transport's failure");
-    let mut words = rest.split_whitespace().map(|word| word.parse().expect("a number"));
+    let mut words = rest
+        .split_whitespace()
+        .map(|word| word.parse().expect("a number"));
     (words.next().expect("bytes"), words.next().expect("bytes"))
 }
 
@@ -84,10 +89,16 @@ fn all_kinds(from_http2: bool, to_http2: bool) {
     assert_checks(sleeve.as_ref().map_or(gateway.address(), Sleeve::address));
     let line = gateway.access_line("/large");
     let version = if from_http2 { "HTTP/2" } else { "HTTP/1.1" };
-    assert!(line.line.contains(&format!("GET /large {version}\" 101")), "{line:?}");
+    assert!(
+        line.line.contains(&format!("GET /large {version}\" 101")),
+        "{line:?}"
+    );
     let (came, went) = bytes(&line);
     let least = 8 << 20;
-    assert!((least..least + 1000).contains(&came) && (least..least + 1000).contains(&went), "{line:?}");
+    assert!(
+        (least..least + 1000).contains(&came) && (least..least + 1000).contains(&went),
+        "{line:?}"
+    );
     assert_eq!(gateway.access_line("/refused").status, 403);
     no_request_active(&gateway);
     drop(sleeve);
@@ -95,7 +106,14 @@ fn all_kinds(from_http2: bool, to_http2: bool) {
     gateway.assert_returns_to(&resting);
     gateway.stop();
     let said = server.end();
-    for path in ["/text 1000", "/large 1000", "/close/1008 1008", "/close/4999 4999", "/own/1011 1011", "/own/3000 3000"] {
+    for path in [
+        "/text 1000",
+        "/large 1000",
+        "/close/1008 1008",
+        "/close/4999 4999",
+        "/own/1011 1011",
+        "/own/3000 3000",
+    ] {
         assert!(said.lines().any(|line| line == path), "{path}: {said}");
     }
     assert!(!said.contains("1006"), "{said}");
@@ -148,7 +166,8 @@ fn agreeing(fields: &'static str, first: &'static str) -> SocketAddr {
                     stream.read_exact(&mut byte)?;
                     head.extend_from_slice(&byte);
                 }
-                let agreed = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{fields}\r\n{first}");
+                let agreed =
+                    format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{fields}\r\n{first}");
                 stream.write_all(agreed.as_bytes())?;
                 let mut buffer = [0; 4096];
                 loop {
@@ -196,7 +215,9 @@ fn bytes_right_behind_the_heads_are_not_lost() {
 #[test]
 fn a_client_that_leaves_ends_the_upstreams_connection() {
     let upstream = Upstream::start(|_| {
-        Answer::raw(format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{AGREED}\r\n"))
+        Answer::raw(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{AGREED}\r\n"
+        ))
     });
     let gateway = before(upstream.address(), false).start();
     let resting = gateway.resting();
@@ -205,14 +226,18 @@ fn a_client_that_leaves_ends_the_upstreams_connection() {
         client.send(wish("/"));
         assert_eq!(client.head().unwrap().1, 101);
         client.abort();
-        eventually(SOON, "the upstream's connection has ended", || upstream.connections()[round].ended);
+        eventually(SOON, "the upstream's connection has ended", || {
+            upstream.connections()[round].ended
+        });
     }
     gateway.assert_returns_to(&resting);
     gateway.stop();
 }
 
 fn with_upgrades(address: SocketAddr, upgrades: &str) -> Gateway {
-    let annotated = format!("metadata: {{name: g, namespace: default, annotations: {{isthmus.dev/upgrades: \"{upgrades}\"}}}}");
+    let annotated = format!(
+        "metadata: {{name: g, namespace: default, annotations: {{isthmus.dev/upgrades: \"{upgrades}\"}}}}"
+    );
     let documents = one_route(address, "").replacen("metadata: {name: g, namespace: default}", &annotated, 1);
     assert!(documents.contains("isthmus.dev/upgrades"));
     Gateway::builder().resources("route", &documents).start()
@@ -228,7 +253,10 @@ fn an_upgrade_that_the_listener_does_not_pass_is_an_ordinary_request() {
     assert_eq!((response.status, response.text()), (200, "as usual"));
     assert_eq!(client.get("h", "/next").status, 200, "the connection goes on");
     let request = &upstream.requests()[0];
-    assert_eq!((request.field("upgrade"), request.field("connection")), (None, None));
+    assert_eq!(
+        (request.field("upgrade"), request.field("connection")),
+        (None, None)
+    );
     upstream.assert_no_violation();
     gateway.stop();
 }
@@ -238,7 +266,9 @@ fn a_protocol_that_is_listed_passes_and_h2c_never_does_by_default() {
     let address = agreeing("upgrade: chat/2\r\n", "hello");
     let ask = |gateway: &Gateway, protocol: &str| {
         let mut client = gateway.client();
-        client.send(format!("GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n"));
+        client.send(format!(
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n"
+        ));
         let status = client.head().map(|(_, status, _)| status);
         (client, status)
     };
@@ -325,7 +355,9 @@ fn an_upstream_of_http2_that_offers_no_extended_connect_gets_none() {
 #[test]
 fn extended_connect_reaches_the_upstream_as_it_came() {
     let server = Scripted::start(&[(ENABLE_CONNECT_PROTOCOL, 1)], |peer, event| match event {
-        Event::Head(stream) if peer.request(stream).path() == "/refused" => peer.answer(stream, 403, &[], b"no"),
+        Event::Head(stream) if peer.request(stream).path() == "/refused" => {
+            peer.answer(stream, 403, &[], b"no")
+        }
         Event::Head(stream) => peer.head(stream, 200, &[("sec-websocket-protocol", "chat")], false),
         Event::Data(stream) => {
             let body = std::mem::take(&mut peer.seen.requests.get_mut(&stream).unwrap().body);
@@ -338,12 +370,18 @@ fn extended_connect_reaches_the_upstream_as_it_came() {
     let mut client = two(&gateway);
     for _ in 0..3 {
         let stream = connect(&mut client, "/through");
-        client.until("the agreement", |connection| connection.answer(stream).status == Some(200)).unwrap();
+        client
+            .until("the agreement", |connection| {
+                connection.answer(stream).status == Some(200)
+            })
+            .unwrap();
         for size in [1, 100, 10_000] {
             let had = client.answer(stream).body.len();
             client.send(&Frame::data(flag::NONE, stream, vec![b'x'; size]));
             client
-                .until("the echo", |connection| connection.answer(stream).body.len() == had + size)
+                .until("the echo", |connection| {
+                    connection.answer(stream).body.len() == had + size
+                })
                 .unwrap();
         }
         client.send(&Frame::data(flag::END_STREAM, stream, b"end".as_slice()));
@@ -366,10 +404,16 @@ fn extended_connect_reaches_the_upstream_as_it_came() {
     server.assert_no_violation();
     // A client that resets its stream is seen by the upstream.
     let stream = connect(&mut client, "/left");
-    client.until("the agreement", |connection| connection.answer(stream).status == Some(200)).unwrap();
+    client
+        .until("the agreement", |connection| {
+            connection.answer(stream).status == Some(200)
+        })
+        .unwrap();
     client.send(&Frame::rst_stream(stream, Code::CANCEL));
     client.flush();
-    eventually(SOON, "the upstream's stream is reset", || server.request("/left").unwrap().reset.is_some());
+    eventually(SOON, "the upstream's stream is reset", || {
+        server.request("/left").unwrap().reset.is_some()
+    });
     no_request_active(&gateway);
     gateway.stop();
 }
@@ -377,7 +421,8 @@ fn extended_connect_reaches_the_upstream_as_it_came() {
 #[test]
 fn an_upstream_that_breaks_off_is_seen_by_the_client() {
     let upstream = Upstream::start(|_| {
-        let agreed = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{AGREED}\r\nlast words");
+        let agreed =
+            format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{AGREED}\r\nlast words");
         Answer::raw(agreed).then(Then::Close)
     });
     let gateway = before(upstream.address(), false).start();
@@ -421,7 +466,9 @@ fn a_drain_lets_a_websocket_go_on_until_its_time_is_over() {
         client.send(wish("/drain"));
         assert_eq!(client.head().unwrap().1, 101);
         gateway.signal(Signal::TERM);
-        eventually(SOON, "the port is closed", || TcpStream::connect(gateway.address()).is_err());
+        eventually(SOON, "the port is closed", || {
+            TcpStream::connect(gateway.address()).is_err()
+        });
         // A ping of an empty message, masked by zeros, and its answer.
         client.send([0x89, 0x80, 0, 0, 0, 0]);
         assert_eq!(client.exactly(2), [0x8a, 0]);

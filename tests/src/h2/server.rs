@@ -2,7 +2,7 @@
 //! sends content as the windows allow; what the gateway does against the rules is remembered.
 
 use super::client::PREFACE;
-use super::frame::{Code, Frame, kind, flag, setting};
+use super::frame::{Code, Frame, flag, kind, setting};
 use super::hpack::{Block, Decoder, Field};
 use crate::upstream::LiveStreams;
 use std::collections::{BTreeMap, VecDeque};
@@ -154,7 +154,9 @@ impl Peer {
 
     /// Sends content as soon as the windows allow.
     pub fn data(&mut self, stream: u32, body: &[u8], ends: bool) {
-        let Some(out) = self.outgoing.get_mut(&stream) else { return };
+        let Some(out) = self.outgoing.get_mut(&stream) else {
+            return;
+        };
         out.waiting.extend(body);
         out.ends |= ends;
         self.push(stream);
@@ -163,7 +165,9 @@ impl Peer {
     /// Ends an answer with trailers, behind its content.
     pub fn trailers(&mut self, stream: u32, fields: &[(&str, &str)]) {
         let block = Block::of(fields);
-        let Some(out) = self.outgoing.get_mut(&stream) else { return };
+        let Some(out) = self.outgoing.get_mut(&stream) else {
+            return;
+        };
         out.trailers = Some(block.bytes().to_vec());
         self.push(stream);
     }
@@ -206,7 +210,9 @@ impl Peer {
 
     fn push(&mut self, stream: u32) {
         loop {
-            let Some(out) = self.outgoing.get_mut(&stream) else { return };
+            let Some(out) = self.outgoing.get_mut(&stream) else {
+                return;
+            };
             if out.over {
                 return;
             }
@@ -381,7 +387,14 @@ impl Peer {
         }
         for (name, _) in &fields {
             let name = String::from_utf8_lossy(name);
-            let of_a_connection = ["connection", "keep-alive", "transfer-encoding", "upgrade", "proxy-connection", "host"];
+            let of_a_connection = [
+                "connection",
+                "keep-alive",
+                "transfer-encoding",
+                "upgrade",
+                "proxy-connection",
+                "host",
+            ];
             if of_a_connection.contains(&&*name) || name.chars().any(char::is_uppercase) {
                 self.broke(format!("8.2: {name}"));
             }
@@ -469,7 +482,10 @@ impl Server {
     /// What is known of the connections so far.
     pub fn connections(&self) -> Vec<Seen> {
         let peers = self.shared.peers.lock().unwrap().clone();
-        peers.iter().map(|peer| peer.lock().unwrap().seen.clone()).collect()
+        peers
+            .iter()
+            .map(|peer| peer.lock().unwrap().seen.clone())
+            .collect()
     }
 
     /// All requests so far.
@@ -531,7 +547,10 @@ pub fn echo(peer: &mut Peer, event: Event) {
         peer.head(stream, 200, &[], false);
         peer.data(stream, &body, false);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let texts: Vec<_> = trailers.iter().map(|(name, value)| (text(name), text(value))).collect();
+        let texts: Vec<_> = trailers
+            .iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect();
         let fields: Vec<_> = texts.iter().map(|(name, value)| (&**name, &**value)).collect();
         peer.trailers(stream, &fields);
     }
@@ -560,7 +579,12 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 impl Peer {
     fn new(number: usize, stream: &TcpStream, settings: &[(u16, u32)]) -> Self {
-        let said = |name| settings.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        let said = |name| {
+            settings
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| *value)
+        };
         Self {
             number,
             seen: Seen::default(),

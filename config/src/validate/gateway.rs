@@ -196,6 +196,34 @@ impl Server {
                 help,
             );
         }
+        let rank = |version: &Option<String>| match version.as_deref() {
+            Some("TLSV1_0") => Some(0),
+            Some("TLSV1_1") => Some(1),
+            Some("TLSV1_2") => Some(2),
+            Some("TLSV1_3") => Some(3),
+            _ => None,
+        };
+        let (min, max) = (rank(&tls.min_version), rank(&tls.max_version));
+        if let (Some(min), Some(max)) = (min, max)
+            && min > max
+        {
+            let message = "is below `minProtocolVersion`, and has no effect";
+            report.warn(
+                "no-effect",
+                origin,
+                &path.key("tls").key("maxProtocolVersion"),
+                message,
+            );
+        }
+        if min.is_some_and(|min| min < 2) {
+            let message = "TLS before 1.2 is not spoken: 1.2 is the least";
+            report.warn(
+                "no-effect",
+                origin,
+                &path.key("tls").key("minProtocolVersion"),
+                message,
+            );
+        }
     }
 
     /// Hashes that no certificate can have, which Istio would find out only when it serves them.

@@ -12,9 +12,6 @@ use std::time::Duration;
 /// The media type of calls, and of the answers that the gateway gives to them.
 pub const CONTENT_TYPE: &str = "application/grpc";
 
-/// Largest number that `grpc-timeout` may hold: eight digits.
-const TIMEOUT_MAX: u64 = 99_999_999;
-
 /// Whether a request with this Content-Type is a call: `application/grpc`, or with a format as in
 /// `application/grpc+proto`. That of gRPC-Web is none, because its status comes in the body (Envoy's
 /// `hasGrpcContentType`).
@@ -122,18 +119,6 @@ impl Status {
             _ => Self::Unknown,
         }
     }
-
-    /// The status that a condition of `retryOn` is about, if it is about one (Envoy's `x-envoy-retry-grpc-on`).
-    pub fn of_retry_condition(condition: &str) -> Option<Self> {
-        match condition {
-            "cancelled" => Some(Self::Cancelled),
-            "deadline-exceeded" => Some(Self::DeadlineExceeded),
-            "internal" => Some(Self::Internal),
-            "resource-exhausted" => Some(Self::ResourceExhausted),
-            "unavailable" => Some(Self::Unavailable),
-            _ => None,
-        }
-    }
 }
 
 impl fmt::Display for Status {
@@ -187,56 +172,9 @@ pub fn parse_timeout(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// A value of `grpc-timeout`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeoutText {
-    bytes: [u8; 9],
-    len: usize,
-}
-
-impl TimeoutText {
-    /// Writes a duration in the finest unit that has room for it, rounded up so that nobody gives up too early; the
-    /// longest that can be written stands for whatever is longer.
-    pub fn new(timeout: Duration) -> Self {
-        const UNITS: [(u128, u8); 6] = [
-            (1, b'n'),
-            (1_000, b'u'),
-            (1_000_000, b'm'),
-            (1_000_000_000, b'S'),
-            (60_000_000_000, b'M'),
-            (3_600_000_000_000, b'H'),
-        ];
-        let nanos = timeout.as_nanos();
-        let fits = UNITS.iter().find_map(|(nanos_each, unit)| {
-            let number = u64::try_from(nanos.div_ceil(*nanos_each)).ok()?;
-            (number <= TIMEOUT_MAX).then_some((number, *unit))
-        });
-        let (number, unit) = fits.unwrap_or((TIMEOUT_MAX, b'H'));
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(number).as_bytes();
-        let mut bytes = [unit; 9];
-        for (to, digit) in bytes.iter_mut().zip(digits) {
-            *to = *digit;
-        }
-        Self {
-            bytes,
-            len: digits.len() + 1,
-        }
-    }
-
-    /// As it is sent.
-    pub fn as_str(&self) -> &str {
-        self.bytes
-            .get(..self.len)
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .unwrap_or("")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
 
     #[test]
     fn calls_are_told_by_their_content_type() {
@@ -296,22 +234,6 @@ mod tests {
     }
 
     #[test]
-    fn five_conditions_of_retries_are_about_statuses() {
-        for (condition, number) in [
-            ("cancelled", Some(1)),
-            ("deadline-exceeded", Some(4)),
-            ("resource-exhausted", Some(8)),
-            ("internal", Some(13)),
-            ("unavailable", Some(14)),
-            ("connect-failure", None),
-            ("UNAVAILABLE", None),
-        ] {
-            let status = Status::of_retry_condition(condition);
-            assert_eq!(status.map(Status::number), number, "{condition}");
-        }
-    }
-
-    #[test]
     fn messages_are_encoded_where_they_must_be() {
         for (text, encoded) in [
             ("", ""),
@@ -349,30 +271,6 @@ mod tests {
             (" 1S", None),
         ] {
             assert_eq!(parse_timeout(text.as_bytes()), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn timeouts_are_written_in_the_finest_unit_that_has_room() {
-        for (timeout, expected) in [
-            (Duration::ZERO, "0n"),
-            (Duration::from_nanos(99_999_999), "99999999n"),
-            (Duration::from_nanos(100_000_000), "100000u"),
-            (Duration::from_nanos(100_000_001), "100001u"),
-            (Duration::from_secs(15), "15000000u"),
-            (Duration::from_secs(100), "100000m"),
-            (Duration::from_secs(3_600_000), "3600000S"),
-            (Duration::MAX, "99999999H"),
-        ] {
-            assert_eq!(TimeoutText::new(timeout).as_str(), expected);
-        }
-        for seed in 0..10_000 {
-            let mut random = Random::from_seed(seed);
-            let shift = random.below(64) as u32;
-            let timeout = Duration::from_nanos(random.next_u64() >> shift);
-            let read = parse_timeout(TimeoutText::new(timeout).as_str().as_bytes()).unwrap();
-            assert!(read >= timeout, "{timeout:?} {read:?}");
-            assert!(read - timeout <= timeout / 10_000, "{timeout:?} {read:?}");
         }
     }
 }

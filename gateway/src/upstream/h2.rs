@@ -35,7 +35,7 @@ use std::task::{Context, Poll, Waker};
 /// Room for one stream's data, and for that of all streams of a connection. Clients of all kinds share a connection, and
 /// some do not take what they have asked for: their streams must not use up the room of the others, so that the
 /// connection's is as large as can be.
-const WINDOWS: (u32, u32) = (256 * 1024, (1 << 31) - 1);
+const WINDOWS: (u32, u32) = (128 * 1024, (1 << 31) - 1);
 /// Streams that an upstream is taken to allow before it has said how many.
 pub const STREAMS_AT_FIRST: u32 = 100;
 

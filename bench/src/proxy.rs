@@ -775,7 +775,12 @@ fn nghttpx(setup: &Setup<'_>) -> Result<Command> {
     let [certificate, key, _] = key_files(setup, setup.scenario.tls.key().context("HTTP/2 is over TLS")?);
     let mut command = Command::new("nghttpx");
     command
-        .args(["--conf=/dev/null", "--workers=1", "--add-x-forwarded-for"])
+        .args([
+            "--conf=/dev/null",
+            "--single-process",
+            "--workers=1",
+            "--add-x-forwarded-for",
+        ])
         .arg(format!("--frontend={}", at(setup.listen)))
         .arg(format!("--backend={backend}"))
         .arg("--backend-connections-per-host=256")

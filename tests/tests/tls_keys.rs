@@ -148,8 +148,8 @@ fn switch_data(folder: &Path, generation: usize, leaf: &Leaf) {
 
 #[test]
 fn rotations_lose_no_handshake_and_are_live_when_the_log_says_so() {
-    /// Of both hosts: 50 rotations.
-    const ROUNDS: usize = 25;
+    /// Of both hosts: 200 rotations.
+    const ROUNDS: usize = 100;
     let (authority, upstream) = (Authority::new(), Upstream::echo("v1"));
     let by_file = authority.server(&["file.example"]);
     let folder = TempDir::new().unwrap();

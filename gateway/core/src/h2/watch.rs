@@ -855,13 +855,6 @@ mod tests {
                 }
                 client.client(CONTINUATION, 0, 1, 0);
             }),
-            (Misbehaviour::HeaderBlock, 20, |client| {
-                if client.next == 1 {
-                    client.next = 3;
-                    client.client(HEADERS, 0, 1, 16_000);
-                }
-                client.client(CONTINUATION, 0, 1, 16_000);
-            }),
             (Misbehaviour::Settings, 110, |client| {
                 client.client(SETTINGS, 0, 0, 6)
             }),
@@ -934,6 +927,25 @@ mod tests {
         assert_eq!(client.found, None);
         client.client(PING, 0, 0, 8);
         assert_eq!(client.found, Some(Misbehaviour::Pings));
+    }
+
+    #[test]
+    fn a_header_block_is_bounded_however_many_parts_it_may_have() {
+        let settings = Settings {
+            http2_continuations: 0,
+            ..Settings::default()
+        };
+        let mut client = Connection::new(1);
+        client.watch = Watch::new(settings.http2_limits(), client.now);
+        client.reads(PREFACE);
+        client.client(SETTINGS, 0, 0, 0);
+        client.client(HEADERS, 0, 1, 16_000);
+        for _ in 0..7 {
+            client.client(CONTINUATION, 0, 1, 16_000);
+            assert_eq!(client.found, None);
+        }
+        client.client(CONTINUATION, 0, 1, 16_000);
+        assert_eq!(client.found, Some(Misbehaviour::HeaderBlock));
     }
 
     #[test]

@@ -151,7 +151,7 @@ pub enum Cause {
     ConnectionTooOld,
     /// The client's PROXY header is missing or broken.
     ProxyHeader,
-    /// The client floods its HTTP/2 connection.
+    /// The client floods its HTTP/2 connection, or breaks the rules of the protocol on it.
     Http2(Misbehaviour),
 }
 

@@ -129,6 +129,8 @@ enum Event {
     DrainListeners(oneshot::Sender<()>),
     /// The files were looked at; who asked for it wants to know what came of it.
     Loaded(Loaded, Vec<Answer>),
+    /// The ready file cannot be written.
+    ReadyFailed(String),
     /// Somebody asks for a look.
     Reload(Answer),
     Signal(Signal),
@@ -198,6 +200,9 @@ struct Control {
     ended: Ended,
     addresses: Addresses,
     listeners_drained: bool,
+    events: mpsc::Sender<Event>,
+    /// Writes the ready file.
+    ready_written: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -271,6 +276,8 @@ pub async fn run(
         ended: Ended::Asked,
         addresses,
         listeners_drained: false,
+        events,
+        ready_written: None,
     };
     let quarantined = outcome.quarantined;
     let failed = control.publish(outcome.compiled.snapshot, None);
@@ -468,6 +475,11 @@ impl Control {
                 let _asker_gone = answer.send(());
             }
             Event::Loaded(loaded, answers) => self.take_load(loaded, answers),
+            // Whoever waits for it would wait for ever.
+            Event::ReadyFailed(text) => {
+                self.ended = Ended::Environment(text);
+                self.life = Life::Over;
+            }
             Event::Reload(answer) => match &self.watch {
                 Some(watch) => watch.reload(Some(answer)),
                 None => self.configuration.answer(vec![answer]),
@@ -560,12 +572,20 @@ impl Control {
                 addresses.status,
                 addresses.metrics,
             );
-            if let Err(error) = write_whole(&path, &ready) {
-                // Whoever waits for it would wait for ever.
-                let text = format!("the ready file {} cannot be written: {error}", path.display());
-                self.ended = Ended::Environment(text);
-                self.life = Life::Over;
-            }
+            // A busy disk may take its time, and the process must not wait for it.
+            let before = self.ready_written.take();
+            let events = self.events.clone();
+            self.ready_written = Some(tokio::task::spawn_local(async move {
+                if let Some(before) = before {
+                    let _either_way = before.await;
+                }
+                let shown = path.clone();
+                let written = tokio::task::spawn_blocking(move || write_whole(&path, &ready)).await;
+                if let Ok(Err(error)) = written {
+                    let text = format!("the ready file {} cannot be written: {error}", shown.display());
+                    let _ended = events.send(Event::ReadyFailed(text)).await;
+                }
+            }));
         }
     }
 

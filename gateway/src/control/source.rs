@@ -133,7 +133,6 @@ impl Files {
         self.content = content;
         let read = clock::now();
         let outcome = self.compile(sources);
-        self.save();
         Loaded::Set(Box::new(Set {
             outcome,
             times: Times {
@@ -276,8 +275,12 @@ fn look_after(
         }
         seen = stamps(&files.paths);
         let loaded = files.look(forced);
+        let is_set = matches!(loaded, Loaded::Set(_));
         if events.blocking_send(Event::Loaded(loaded, answers)).is_err() {
             return;
+        }
+        if is_set {
+            files.save();
         }
     }
 }

@@ -44,7 +44,8 @@ impl LastGood {
     /// Every document of a set without errors.
     pub fn of(sources: &[Source], compiled: &Compiled) -> Self {
         let documents = compiled.documents.iter();
-        let kept = documents.filter_map(|document| Some(Arc::new(keep(document, sources.get(document.source)?))));
+        let kept =
+            documents.filter_map(|document| Some(Arc::new(keep(document, sources.get(document.source)?))));
         Self {
             documents: kept.collect(),
         }
@@ -234,18 +235,27 @@ impl<'a> Keeper<'a> {
         for (number, document) in held {
             let mut replacements: Vec<Arc<Kept>> = Vec::new();
             let mut take = |kept: &Arc<Kept>| {
-                let is_free = !kept.resources.iter().any(|resource| taken.contains(resource.as_str()));
+                let is_free = !kept
+                    .resources
+                    .iter()
+                    .any(|resource| taken.contains(resource.as_str()));
                 if is_free && used.insert(Arc::as_ptr(kept)) {
                     replacements.push(Arc::clone(kept));
                 }
             };
             if document.resources.is_empty() {
                 // What it defines cannot be read: it must be what its file had and has no more.
-                let file = self.sources.get(document.source).map_or("", |source| &source.name);
+                let file = self
+                    .sources
+                    .get(document.source)
+                    .map_or("", |source| &source.name);
                 let gone = self.last.documents.iter().filter(|kept| {
                     kept.file == file
                         && !kept.resources.is_empty()
-                        && !kept.resources.iter().any(|resource| named.contains(resource.as_str()))
+                        && !kept
+                            .resources
+                            .iter()
+                            .any(|resource| named.contains(resource.as_str()))
                 });
                 gone.for_each(&mut take);
             }
@@ -345,7 +355,9 @@ impl<'a> Keeper<'a> {
                 && self.has_changed(*number)
             {
                 let mut reason = (*found).clone();
-                reason.message.push_str("; what is missing may be in a document that has errors");
+                reason
+                    .message
+                    .push_str("; what is missing may be in a document that has errors");
                 dependants.push((*number, reason));
             }
         }
@@ -361,7 +373,11 @@ impl<'a> Keeper<'a> {
         };
         let of_kind = |resource: &str| kinds.contains(&resource.split(' ').next().unwrap_or(""));
         self.held.iter().any(|(number, _)| {
-            let resources = self.written.documents.get(*number).map(|document| &document.resources);
+            let resources = self
+                .written
+                .documents
+                .get(*number)
+                .map(|document| &document.resources);
             resources.is_none_or(|all| all.is_empty() || all.iter().any(|resource| of_kind(resource)))
         })
     }
@@ -373,7 +389,10 @@ impl<'a> Keeper<'a> {
             return false;
         };
         let text = source.text.get(document.span.clone()).unwrap_or("").trim();
-        let known = document.resources.iter().filter_map(|name| self.by_resource.get(&**name));
+        let known = document
+            .resources
+            .iter()
+            .filter_map(|name| self.by_resource.get(&**name));
         !known.flatten().any(|kept| kept.text.trim() == text)
     }
 
@@ -394,7 +413,10 @@ impl<'a> Keeper<'a> {
             let document = self.written.documents.get(*number)?;
             let own: Vec<String> = document.resources.iter().map(ToString::to_string).collect();
             let resources = if own.is_empty() {
-                held.replacements.iter().flat_map(|kept| kept.resources.clone()).collect()
+                held.replacements
+                    .iter()
+                    .flat_map(|kept| kept.resources.clone())
+                    .collect()
             } else {
                 own
             };

@@ -244,9 +244,17 @@ mod tests {
         std::fs::write(folder.path().join("a.yaml"), b"a: 1\n---\nb: \"\xff\"\n").unwrap();
         let sources = read_paths(&[folder.path().to_owned()]).unwrap();
         let compiled = compile(&sources, &Options::default());
-        let places: Vec<_> = compiled.diagnostics.iter().map(|found| (found.line, found.code)).collect();
+        let places: Vec<_> = compiled
+            .diagnostics
+            .iter()
+            .map(|found| (found.line, found.code))
+            .collect();
         // Where the parser says: the line of the marker, or the one behind it.
-        assert!(matches!(places.last(), Some((2..=3, "syntax"))), "{:?}", compiled.diagnostics);
+        assert!(
+            matches!(places.last(), Some((2..=3, "syntax"))),
+            "{:?}",
+            compiled.diagnostics
+        );
     }
 
     #[test]

@@ -51,7 +51,11 @@ fn assert_same(one: &Snapshot, other: &Snapshot, seed: u64) {
     shared.share_with(other);
     assert_eq!(shared.listeners.len(), other.listeners.len(), "seed {seed}");
     for (listener, expected) in shared.listeners.iter().zip(&other.listeners) {
-        assert!(Arc::ptr_eq(listener, expected), "seed {seed}: {}", listener.key.port);
+        assert!(
+            Arc::ptr_eq(listener, expected),
+            "seed {seed}: {}",
+            listener.key.port
+        );
     }
     assert_eq!(one.clusters.len(), other.clusters.len(), "seed {seed}");
     for (key, spec) in &one.clusters {
@@ -113,7 +117,11 @@ fn a_document_that_never_was_good_stays_out_and_so_does_what_needs_it() {
     next[3] = next[3].replace("subset: v1", "subset: v2");
     next[6] = next[6].replace("timeout: 1s", "timeout: 9s");
     let outcome = keep::compile(sources(&next), &options, &first.last);
-    let behind: Vec<&str> = outcome.quarantined.iter().map(|one| one.resources[0].as_str()).collect();
+    let behind: Vec<&str> = outcome
+        .quarantined
+        .iter()
+        .map(|one| one.resources[0].as_str())
+        .collect();
     assert_eq!(
         behind,
         ["DestinationRule default/s0", "VirtualService default/s0"],
@@ -126,7 +134,9 @@ fn a_document_that_never_was_good_stays_out_and_so_does_what_needs_it() {
     assert_same(&outcome.compiled.snapshot, &expected.snapshot, 0);
     // A document that never was there.
     let mut next = documents(1);
-    next.push("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: new}\nspec: {}\n".into());
+    next.push(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: new}\nspec: {}\n".into(),
+    );
     let outcome = keep::compile(sources(&next), &options, &first.last);
     assert_eq!(outcome.quarantined.len(), 1);
     assert!(!outcome.quarantined[0].serves_last);

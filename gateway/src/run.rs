@@ -7,10 +7,10 @@ use crate::io::{clock, uring};
 use crate::mailbox;
 use crate::shard;
 use crate::tls::{self, Store};
-use isthmus_config::diagnostic::{self, Diagnostic};
-use isthmus_config::mesh::MeshConfig;
 use isthmus_config::Source;
+use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::keep::{self, LastGood, Outcome};
+use isthmus_config::mesh::MeshConfig;
 use isthmus_core::limits::{Settings, TrustedRanges};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -195,12 +195,7 @@ pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
     }
 }
 
-fn run_compiled(
-    options: Options,
-    mut outcome: Outcome,
-    files: Option<Files>,
-    settings: &Settings,
-) -> Exit {
+fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, settings: &Settings) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }

@@ -411,11 +411,7 @@ impl Gateway {
 
     /// Puts a file of documents into the place of another of this name, at once.
     pub fn replace_resources(&self, name: &str, yaml: &str) {
-        let path = self
-            .folder
-            .path()
-            .join("resources")
-            .join(format!("{name}.yaml"));
+        let path = self.folder.path().join("resources").join(format!("{name}.yaml"));
         let fresh = path.with_extension("fresh");
         fs::write(&fresh, yaml).expect("a file");
         fs::rename(&fresh, &path).expect("a file");

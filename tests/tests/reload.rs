@@ -7,7 +7,9 @@ use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
 use isthmus_tests::h2::frame::{Frame, flag};
 use isthmus_tests::load::{self, Load};
-use isthmus_tests::resources::{self, Endpoint, UPSTREAM_HOST, one_route, route_to, service, virtual_service};
+use isthmus_tests::resources::{
+    self, Endpoint, UPSTREAM_HOST, one_route, route_to, service, virtual_service,
+};
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use rustix::process::Signal;
 use std::fmt::Write as _;
@@ -29,16 +31,28 @@ fn served_by(gateway: &Gateway) -> String {
 
 #[test]
 fn a_file_that_changes_is_served_without_being_asked() {
-    let (one, two, three) = (Upstream::echo("one"), Upstream::echo("two"), Upstream::echo("three"));
+    let (one, two, three) = (
+        Upstream::echo("one"),
+        Upstream::echo("two"),
+        Upstream::echo("three"),
+    );
     let gateway = Gateway::in_front_of(one.address());
     assert_eq!(served_by(&gateway), "one");
     gateway.replace_resources("route", &one_route(two.address(), ""));
-    eventually(SOON, "the second upstream serves", || served_by(&gateway) == "two");
+    eventually(SOON, "the second upstream serves", || {
+        served_by(&gateway) == "two"
+    });
     // Written in place.
     let path = gateway.folder_path().join("resources").join("route.yaml");
     fs::write(&path, one_route(three.address(), "")).unwrap();
-    eventually(SOON, "the third upstream serves", || served_by(&gateway) == "three");
-    assert!(gateway.log().contains("the configuration is applied"), "{}", gateway.log());
+    eventually(SOON, "the third upstream serves", || {
+        served_by(&gateway) == "three"
+    });
+    assert!(
+        gateway.log().contains("the configuration is applied"),
+        "{}",
+        gateway.log()
+    );
     gateway.stop();
 }
 
@@ -57,7 +71,9 @@ fn a_mounted_volume_that_is_swapped_is_served() {
     assert_eq!(served_by(&gateway), "one");
     symlink("..second", at("..next")).unwrap();
     fs::rename(at("..next"), at("..data")).unwrap();
-    eventually(SOON, "the second upstream serves", || served_by(&gateway) == "two");
+    eventually(SOON, "the second upstream serves", || {
+        served_by(&gateway) == "two"
+    });
     gateway.stop();
 }
 
@@ -73,7 +89,11 @@ fn hup_and_the_admin_server_load_the_files() {
     gateway.replace_resources("route", &one_route(two.address(), ""));
     let status = gateway.reload();
     assert_eq!(served_by(&gateway), "two", "{status}");
-    assert_eq!(status["quarantined"].as_array().map(Vec::len), Some(0), "{status}");
+    assert_eq!(
+        status["quarantined"].as_array().map(Vec::len),
+        Some(0),
+        "{status}"
+    );
     assert_eq!(
         gateway.get_admin("/configuration").text(),
         status.to_string(),
@@ -107,11 +127,19 @@ fn a_bad_document_keeps_its_last_good_version_and_the_rest_applies() {
     assert!(held["reason"].as_str().unwrap().contains("never"), "{status}");
     let detail = gateway.get_admin("/ready");
     assert_eq!(detail.status, 200);
-    assert!(detail.text().starts_with("ready\ndegraded: "), "{}", detail.text());
+    assert!(
+        detail.text().starts_with("ready\ndegraded: "),
+        "{}",
+        detail.text()
+    );
     let health = get(gateway.status(), "localhost", "/healthz/ready");
     assert_eq!((health.status, health.text()), (200, "ready\n"));
     assert_eq!(gateway.metric("isthmus_config_quarantined_documents"), Some(1.0));
-    assert!(gateway.log().contains("a document stays behind"), "{}", gateway.log());
+    assert!(
+        gateway.log().contains("a document stays behind"),
+        "{}",
+        gateway.log()
+    );
 
     // Another start of the same files serves the same.
     let folder = gateway.folder_path().join("resources");
@@ -124,14 +152,20 @@ fn a_bad_document_keeps_its_last_good_version_and_the_rest_applies() {
     assert_eq!(served_by(&again), "two");
     assert!(again.get_admin("/ready").text().contains("degraded"));
     again.stop();
-    let without = Gateway::builder().resources("route", &spoilt(two.address())).run_to_exit();
+    let without = Gateway::builder()
+        .resources("route", &spoilt(two.address()))
+        .run_to_exit();
     assert_eq!(without.code, Some(1), "{}", without.log);
     assert!(without.log.contains("timeout"), "{}", without.log);
 
     // Mended, nothing is left of it.
     gateway.replace_resources("route", &one_route(one.address(), "timeout: 3s"));
     let status = gateway.reload();
-    assert_eq!(status["quarantined"].as_array().map(Vec::len), Some(0), "{status}");
+    assert_eq!(
+        status["quarantined"].as_array().map(Vec::len),
+        Some(0),
+        "{status}"
+    );
     assert_eq!(served_by(&gateway), "one");
     assert_eq!(gateway.get_admin("/ready").text(), "ready\n");
     gateway.stop();
@@ -151,7 +185,9 @@ fn files_that_are_gone_change_nothing() {
 fn doors(ports: &[u16], upstream: SocketAddr) -> String {
     let servers: String = ports
         .iter()
-        .map(|port| format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}\n"))
+        .map(|port| {
+            format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}\n")
+        })
         .collect();
     resources::gateway_with(&servers) + &resources::all_to(upstream)
 }
@@ -175,7 +211,9 @@ fn ports_come_and_go() {
 
     gateway.replace_resources("g", &doors(&[80], one.address()));
     gateway.reload();
-    eventually(SOON, "the second port is refused", || TcpStream::connect(second).is_err());
+    eventually(SOON, "the second port is refused", || {
+        TcpStream::connect(second).is_err()
+    });
     let farewell = kept.get("a.example", "/");
     assert_eq!(farewell.status, 200);
     assert_eq!(farewell.field("connection"), Some("close"));
@@ -196,13 +234,21 @@ fn a_port_that_is_taken_is_tried_again_and_the_rest_is_served() {
         .start();
     gateway.replace_resources("g", &doors(&[80, 81], one.address()));
     let status = gateway.reload();
-    assert_eq!(status["failed_ports"].as_array().map(Vec::len), Some(1), "{status}");
+    assert_eq!(
+        status["failed_ports"].as_array().map(Vec::len),
+        Some(1),
+        "{status}"
+    );
     assert_eq!(served_by(&gateway), "one");
     drop(blocker);
     eventually(SOON, "the port is served", || {
         Client::try_connect(taken).is_ok_and(|mut client| {
-            client.try_send("GET / HTTP/1.1\r\nhost: a.example\r\n\r\n").is_ok()
-                && client.try_response(false).is_ok_and(|answer| answer.status == 200)
+            client
+                .try_send("GET / HTTP/1.1\r\nhost: a.example\r\n\r\n")
+                .is_ok()
+                && client
+                    .try_response(false)
+                    .is_ok_and(|answer| answer.status == 200)
         })
     });
     gateway.stop();
@@ -222,7 +268,8 @@ fn echo_of_bytes() -> SocketAddr {
                     line.clear();
                 }
                 let mut writer = stream;
-                let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+                let agreed =
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
                 if writer.write_all(agreed.as_bytes()).is_ok() {
                     let _ended = std::io::copy(&mut reader, &mut writer);
                 }
@@ -238,7 +285,8 @@ struct Tunnel(TcpStream);
 impl Tunnel {
     fn open(gateway: SocketAddr) -> Self {
         let mut client = Client::connect(gateway);
-        client.send("GET /tunnel HTTP/1.1\r\nhost: a.example\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
+        client
+            .send("GET /tunnel HTTP/1.1\r\nhost: a.example\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
         let (_, status, _) = client.head().unwrap();
         assert_eq!(status, 101);
         Self(client.into_stream())
@@ -254,7 +302,9 @@ impl Tunnel {
 
 /// The documents of one version: everything that may change does, but for what streams hang on.
 fn version(number: usize, upstreams: &[SocketAddr], tunnel: SocketAddr, slow: SocketAddr) -> String {
-    let server = |port: usize| format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}");
+    let server = |port: usize| {
+        format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}")
+    };
     let mut servers = server(80) + "\n";
     if number.is_multiple_of(3) {
         servers += &(server(81) + "\n");
@@ -272,8 +322,18 @@ fn version(number: usize, upstreams: &[SocketAddr], tunnel: SocketAddr, slow: So
         .map(|(at, address)| Endpoint::new(if at % 2 == 0 { "v1" } else { "v2" }, *address))
         .collect();
     let mut routes = String::new();
-    writeln!(routes, "- match: [{{uri: {{prefix: /tunnel}}}}]\n  {}", route_to("tunnel.example")).unwrap();
-    writeln!(routes, "- match: [{{uri: {{prefix: /slow}}}}]\n  {}", route_to("slow.example")).unwrap();
+    writeln!(
+        routes,
+        "- match: [{{uri: {{prefix: /tunnel}}}}]\n  {}",
+        route_to("tunnel.example")
+    )
+    .unwrap();
+    writeln!(
+        routes,
+        "- match: [{{uri: {{prefix: /slow}}}}]\n  {}",
+        route_to("slow.example")
+    )
+    .unwrap();
     for extra in 0..number % 7 {
         writeln!(
             routes,
@@ -307,11 +367,18 @@ fn nothing_is_lost_while_the_configuration_changes() {
     let reloads = std::env::var("ISTHMUS_RELOADS").map_or(RELOADS, |text| text.parse().unwrap());
     let full = reloads >= 500;
     let (clients, tunnels, streams) = if full { (64, 200, 20) } else { (16, 40, 10) };
-    let upstreams: Vec<Upstream> = ["a", "b", "c"].iter().map(|name| Upstream::echo_for_load(name)).collect();
+    let upstreams: Vec<Upstream> = ["a", "b", "c"]
+        .iter()
+        .map(|name| Upstream::echo_for_load(name))
+        .collect();
     let addresses: Vec<SocketAddr> = upstreams.iter().map(Upstream::address).collect();
     let (tunnel, slow) = (echo_of_bytes(), Upstream::echo_for_load("slow"));
     let text = |number| version(number, &addresses, tunnel, slow.address());
-    let builder: Builder = Gateway::builder().resources("all", &text(0)).shards(2).port(80).port(81);
+    let builder: Builder = Gateway::builder()
+        .resources("all", &text(0))
+        .shards(2)
+        .port(80)
+        .port(81);
     let gateway = builder.without_access_log().start();
     let address = gateway.address();
 
@@ -329,9 +396,16 @@ fn nothing_is_lost_while_the_configuration_changes() {
         for number in 1..=reloads {
             gateway.replace_resources("all", &text(number));
             let status = gateway.reload();
-            assert_eq!(status["quarantined"].as_array().map(Vec::len), Some(0), "{status}");
+            assert_eq!(
+                status["quarantined"].as_array().map(Vec::len),
+                Some(0),
+                "{status}"
+            );
             let at = number % open.len();
-            assert!(open[at].echoes(&format!("reload {number}")), "tunnel {at} at reload {number}");
+            assert!(
+                open[at].echoes(&format!("reload {number}")),
+                "tunnel {at} at reload {number}"
+            );
             if number % (reloads / 4).max(1) == 0 {
                 rss.push(gateway.facts().rss_kib);
             }

@@ -77,7 +77,9 @@ impl Snapshot {
     pub fn difference(&self, before: &Self) -> Difference {
         let listeners = |snapshot: &Self| {
             let parts = snapshot.listeners.iter();
-            parts.map(|listener| (listener.key.clone(), Arc::as_ptr(listener))).collect()
+            parts
+                .map(|listener| (listener.key.clone(), Arc::as_ptr(listener)))
+                .collect()
         };
         let hosts = |snapshot: &Self| {
             let tables = snapshot
@@ -92,7 +94,9 @@ impl Snapshot {
         };
         let clusters = |snapshot: &Self| {
             let parts = snapshot.clusters.iter();
-            parts.map(|(key, spec)| (key.clone(), Arc::as_ptr(spec))).collect()
+            parts
+                .map(|(key, spec)| (key.clone(), Arc::as_ptr(spec)))
+                .collect()
         };
         Difference {
             listeners: changes(&listeners(before), &listeners(self)),

@@ -65,7 +65,12 @@ fn tell(status: &Value) -> Result<(String, bool)> {
     let mut is_whole = true;
     for held in status["quarantined"].as_array().into_iter().flatten() {
         is_whole = false;
-        let names: Vec<String> = held["resources"].as_array().into_iter().flatten().map(text).collect();
+        let names: Vec<String> = held["resources"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect();
         let served = match held["serves_last"].as_bool() {
             Some(true) => "its last good version is served",
             _ => "it is left out",
@@ -81,7 +86,10 @@ fn tell(status: &Value) -> Result<(String, bool)> {
         )?;
     }
     let ports = status["failed_ports"].as_array().into_iter().flatten();
-    for problem in ports.chain(std::iter::once(&status["unreadable"])).filter_map(Value::as_str) {
+    for problem in ports
+        .chain(std::iter::once(&status["unreadable"]))
+        .filter_map(Value::as_str)
+    {
         is_whole = false;
         writeln!(out, "{problem}")?;
     }

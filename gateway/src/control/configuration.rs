@@ -123,7 +123,11 @@ impl Configuration {
             text.push_str(&line);
         };
         for held in &self.quarantined {
-            let serves = if held.serves_last { "its last good version is served" } else { "it is left out" };
+            let serves = if held.serves_last {
+                "its last good version is served"
+            } else {
+                "it is left out"
+            };
             add(format!(
                 "degraded: {}:{}:{}: {}: {}; {serves}",
                 held.file,

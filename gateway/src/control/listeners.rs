@@ -116,7 +116,11 @@ impl Listeners {
         (sockets, failed)
     }
 
-    fn open_one(&self, key: &ListenerKey, shards: usize) -> Result<(SocketAddr, Vec<OwnedFd>), ListenerError> {
+    fn open_one(
+        &self,
+        key: &ListenerKey,
+        shards: usize,
+    ) -> Result<(SocketAddr, Vec<OwnedFd>), ListenerError> {
         let address = SocketAddr::new(
             key.bind.unwrap_or(self.bind_address),
             self.port_map.port(key.port),

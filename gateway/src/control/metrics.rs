@@ -165,14 +165,21 @@ impl Metrics {
     /// Counts a look at the configuration by what came of it.
     pub(super) fn count_reload(&self, result: &'static str) {
         metrics::with_local_recorder(&self.recorder, || {
-            metrics::describe_counter!("isthmus_config_reloads_total", "Looks at the configuration, by result");
+            metrics::describe_counter!(
+                "isthmus_config_reloads_total",
+                "Looks at the configuration, by result"
+            );
             metrics::counter!("isthmus_config_reloads_total", "result" => result).increment(1);
         });
     }
 
     /// Notes how long the stages of the last version took.
     pub(super) fn set_stages(&self, times: Times, publish: Duration) {
-        let stages = [("read", times.read), ("compile", times.compile), ("publish", publish)];
+        let stages = [
+            ("read", times.read),
+            ("compile", times.compile),
+            ("publish", publish),
+        ];
         metrics::with_local_recorder(&self.recorder, || {
             for (stage, time) in stages {
                 metrics::gauge!("isthmus_config_stage_seconds", "stage" => stage).set(time.as_secs_f64());

@@ -22,14 +22,14 @@ use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{ClusterView, Inbox, Outbox, TlsSet, ToControl, ToShard};
 use crate::tls::Store;
-use isthmus_core::limits::CongestionControl;
-use isthmus_core::snapshot::{Changes, Difference, Snapshot};
-use isthmus_core::stats::{Gauges, ShardStats};
 use configuration::Configuration;
 use isthmus_config::Secrets;
 use isthmus_config::diagnostic::Severity;
 use isthmus_config::keep::Outcome;
+use isthmus_core::limits::CongestionControl;
 use isthmus_core::listener::ListenerKey;
+use isthmus_core::snapshot::{Changes, Difference, Snapshot};
+use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
 use listeners::Listeners;
 use publish::Publisher;
@@ -251,7 +251,9 @@ pub async fn run(
         });
     }
     spawn_signals(&events)?;
-    let watch = files.map(|files| Watch::start(files, events.clone())).transpose()?;
+    let watch = files
+        .map(|files| Watch::start(files, events.clone()))
+        .transpose()?;
     let keys = Keys::new(keys);
     let listeners = Listeners::new(
         options.bind_address,
@@ -355,14 +357,21 @@ impl Control {
                 return self.configuration.answer(answers);
             }
             Loaded::Unreadable(error) => {
-                tracing::error!(error, "the files cannot be read: the configuration stays as it is");
+                tracing::error!(
+                    error,
+                    "the files cannot be read: the configuration stays as it is"
+                );
                 self.metrics.count_reload("failed");
                 self.configuration.unreadable(error);
                 return self.configuration.answer(answers);
             }
         };
         let Set { outcome, times } = *set;
-        for found in outcome.diagnostics.iter().filter(|found| found.severity == Severity::Error) {
+        for found in outcome
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == Severity::Error)
+        {
             tracing::error!("{found}");
         }
         for held in &outcome.quarantined {
@@ -376,7 +385,11 @@ impl Control {
                 held.reason
             );
         }
-        let result = if outcome.quarantined.is_empty() { "applied" } else { "degraded" };
+        let result = if outcome.quarantined.is_empty() {
+            "applied"
+        } else {
+            "degraded"
+        };
         self.metrics.count_reload(result);
         self.configuration.loaded(times, answers);
         self.configuration.quarantine(outcome.quarantined);
@@ -388,7 +401,8 @@ impl Control {
         for error in failed {
             tracing::error!(%error, "everything else is served; the port is tried again");
         }
-        self.configuration.ports(failed.iter().map(ToString::to_string).collect());
+        self.configuration
+            .ports(failed.iter().map(ToString::to_string).collect());
     }
 
     /// Tries again to open the ports that could not be opened.
@@ -396,14 +410,17 @@ impl Control {
         if !self.configuration.is_retry_due(now) {
             return;
         }
-        let Some(current) = self.publisher.current() else { return };
+        let Some(current) = self.publisher.current() else {
+            return;
+        };
         let snapshot = current.snapshot.clone();
         let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
         if sockets.iter().any(|sockets| !sockets.is_empty()) {
             let (_, tls) = self.keys.last_change();
             self.send_version(snapshot, sockets, &tls);
         }
-        self.configuration.ports(failed.iter().map(ToString::to_string).collect());
+        self.configuration
+            .ports(failed.iter().map(ToString::to_string).collect());
     }
 
     /// A version is served by every shard.
@@ -460,7 +477,11 @@ impl Control {
                     Request::Certificates => report::certificates(self.keys.store()),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
-                        if serves { self.configuration.readiness() } else { String::new() }
+                        if serves {
+                            self.configuration.readiness()
+                        } else {
+                            String::new()
+                        }
                     }
                     Request::Status => self.configuration.status().to_string(),
                 };
@@ -675,7 +696,9 @@ impl Control {
                 self.log.reopen();
                 match &self.watch {
                     Some(watch) => watch.reload(None),
-                    None => tracing::warn!("the resources do not come from files: there is nothing to load again"),
+                    None => {
+                        tracing::warn!("the resources do not come from files: there is nothing to load again")
+                    }
                 }
             }
             (Signal::User1, _) => self.log.reopen(),

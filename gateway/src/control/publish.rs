@@ -18,7 +18,9 @@ impl Publisher {
     pub(super) fn publish(&mut self, mut snapshot: Snapshot) -> (Arc<Publication>, Difference) {
         let before = self.current.take();
         let nothing = Snapshot::default();
-        let known = before.as_ref().map_or(&nothing, |publication| &publication.snapshot);
+        let known = before
+            .as_ref()
+            .map_or(&nothing, |publication| &publication.snapshot);
         snapshot.share_with(known);
         let difference = snapshot.difference(known);
         snapshot.version = before

@@ -313,10 +313,18 @@ fn stamps(paths: &[PathBuf]) -> u64 {
 fn collect_stamps(path: &Path, found: &mut Vec<(PathBuf, u64, u64, i64, i64)>) {
     let Ok(data) = std::fs::metadata(path) else { return };
     if !data.is_dir() {
-        let stamp = (path.to_owned(), data.ino(), data.size(), data.mtime(), data.mtime_nsec());
+        let stamp = (
+            path.to_owned(),
+            data.ino(),
+            data.size(),
+            data.mtime(),
+            data.mtime_nsec(),
+        );
         return found.push(stamp);
     }
-    let Ok(entries) = std::fs::read_dir(path) else { return };
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return;
+    };
     for entry in entries.flatten() {
         let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if !(is_link && entry.path().is_dir()) {

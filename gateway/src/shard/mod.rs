@@ -233,7 +233,9 @@ impl Shard {
     fn close_dismissed(&self, now: Instant) {
         let mut closed = false;
         self.leaving.borrow_mut().retain(|(state, since)| {
-            let Some(state) = state.upgrade() else { return false };
+            let Some(state) = state.upgrade() else {
+                return false;
+            };
             let is_over = now.saturating_duration_since(*since) >= FAREWELL;
             if is_over {
                 state.drain.set(Drain::Closing);

@@ -107,8 +107,7 @@ impl Connection {
             .enable_connect_protocol();
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
-        let mut wire = Wire::new(Rc::clone(&socket), begun);
-        let found = wire.guard(settings.http2_limits());
+        let (wire, found) = Wire::to_client(Rc::clone(&socket), begun, settings.http2_limits());
         let wrote = wire.wrote_bytes();
         let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {

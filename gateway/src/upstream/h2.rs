@@ -7,7 +7,7 @@
 
 use super::Open;
 use super::connect::{self, Wanted};
-use crate::io::buffer::{Pool, ReadBuffer};
+use crate::io::buffer::Pool;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
 use crate::io::timer::Wheel;
@@ -269,8 +269,8 @@ async fn run(
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(codec::SMALL_DATA_BUDGET);
     deadline.set(means.wanted.timeout);
-    let wire = Wire::new(Rc::clone(&socket), ReadBuffer::new(pool));
-    let heard = wire.heard();
+    let wire = Wire::to_server(Rc::clone(&socket), pool);
+    let is_settled = wire.is_settled();
     let mut handshake = pin!(builder.handshake(wire));
     let (send, mut engine) = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Cause::ConnectFailed)),
@@ -292,8 +292,7 @@ async fn run(
     let mut limit = None;
     poll_fn(|cx| {
         let ended = Pin::new(&mut engine).poll(cx);
-        // The first frame is the one with the settings (RFC 9113, 3.4).
-        if !connection.is_settled.get() && heard.get() {
+        if !connection.is_settled.get() && is_settled.get() {
             connection.is_settled.set(true);
             deadline.clear();
             connection.wake();

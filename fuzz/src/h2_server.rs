@@ -69,7 +69,9 @@ impl AsyncRead for Client {
             }
             let piece = [this.repack.begun(), &piece].concat();
             let (mut rest, mut voids) = (Vec::new(), this.watch.voids().iter());
-            let passed = this.repack.pass(&piece, |_| voids.next() == Some(&true), &mut rest);
+            let passed = this
+                .repack
+                .pass(&piece, |_| voids.next() == Some(&true), &mut rest);
             assert_eq!(voids.next(), None, "both have seen the same frames");
             assert!(this.repack.held_bytes() <= FRAME_SIZE_MAX as usize + 9);
             this.passed.extend(&piece[..passed]);

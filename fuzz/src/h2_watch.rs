@@ -6,9 +6,9 @@
 //! joined or say nothing.
 
 use crate::input::Input;
-use isthmus_core::h2::{FRAME_SIZE_MAX, FrameHeader, FrameKind, FrameTap, Repack, Watch};
 use isthmus_core::h2::fields::{Form, Scan};
 use isthmus_core::h2::watch::{BLOCKS_BYTES_MAX, Misbehaviour};
+use isthmus_core::h2::{FRAME_SIZE_MAX, FrameHeader, FrameKind, FrameTap, Repack, Watch};
 use isthmus_core::limits::{Http2Limits, Settings};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -107,7 +107,9 @@ fn repack(bytes: &[u8], step: usize) {
     assert_eq!(other(&came), other(&went));
     // Of a block no more bytes come out than went in, and no fewer when it is whole.
     let fragments = |frames: &[FrameHeader]| -> u64 {
-        let parts = frames.iter().filter(|frame| frame.kind == FrameKind::Continuation);
+        let parts = frames
+            .iter()
+            .filter(|frame| frame.kind == FrameKind::Continuation);
         parts.map(|frame| u64::from(frame.length)).sum()
     };
     let held = repack.held_bytes() as u64 + u64::from(FRAME_SIZE_MAX);

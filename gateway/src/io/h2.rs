@@ -11,10 +11,11 @@ use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::HeaderMap;
 use isthmus_core::h1::body::may_trail;
+use isthmus_core::h2::head::{read_fields, write_fields};
 use isthmus_core::h2::{Misbehaviour, Repack, Watch};
-use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::header::HeaderList;
 use isthmus_core::limits::Http2Limits;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -523,49 +524,4 @@ fn broken(error: h2::Error) -> io::Error {
     error
         .into_io()
         .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
-}
-
-/// Appends fields as the library has read them. Crumbs of a cookie become one field again, for peers of HTTP/1.1
-/// (RFC 9113, 8.2.3).
-pub fn read_fields(fields: &HeaderMap, into: &mut HeaderList) {
-    for (name, value) in fields {
-        if *name == http::header::COOKIE && fields.get_all(name).iter().nth(1).is_some() {
-            continue;
-        }
-        into.append(name.as_str().as_bytes(), value.as_bytes());
-    }
-    let mut crumbs = fields.get_all(http::header::COOKIE).iter();
-    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
-        let mut whole = first.as_bytes().to_vec();
-        for crumb in std::iter::once(second).chain(crumbs) {
-            whole.extend_from_slice(b"; ");
-            whole.extend_from_slice(crumb.as_bytes());
-        }
-        into.append(b"cookie", &whole);
-    }
-}
-
-/// Fields as the library writes them, but for those that concern one connection of HTTP/1.1 (RFC 9113, 8.2.2).
-pub fn write_fields(fields: &HeaderList) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(fields.len() + 2);
-    for (id, name, value) in fields.iter() {
-        if id.is_connection_field() || id == HeaderId::Host {
-            continue;
-        }
-        let name = match id {
-            HeaderId::Other => HeaderName::from_bytes(name),
-            known => Ok(HeaderName::from_static(known.name())),
-        };
-        // The codecs and the compiler let nothing else in.
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-            map.append(name, value);
-        }
-    }
-    map
-}
-
-/// Appends a length.
-pub fn write_length(length: u64, map: &mut HeaderMap) {
-    let value = HeaderValue::from(length);
-    map.insert(http::header::CONTENT_LENGTH, value);
 }

@@ -14,6 +14,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 /// Reads a request as HTTP/1.1 would have put it (RFC 9113, 8.3). `protocol` is that of an extended CONNECT;
 /// `has_body` whether something comes behind the head. The head is empty before.
@@ -228,20 +229,119 @@ pub fn write_fields(fields: &HeaderList) -> HeaderMap {
         if id.is_connection_field() || id == HeaderId::Host {
             continue;
         }
-        let name = match id {
-            HeaderId::Other => HeaderName::from_bytes(name),
-            known => Ok(HeaderName::from_static(known.name())),
-        };
+        let name = name_of(id, name);
         // The codecs and the compiler let nothing else in.
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+        if let (Some(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
             map.append(name, value);
         }
     }
     map
 }
 
+/// The well-known names as the library has them, in their order.
+static NAMES: LazyLock<Box<[HeaderName]>> = LazyLock::new(|| {
+    let names = HeaderId::ALL.iter().map(|id| HeaderName::from_static(id.name()));
+    names.collect()
+});
+
+fn name_of(id: HeaderId, text: &[u8]) -> Option<HeaderName> {
+    let known = (id as usize).checked_sub(1).and_then(|at| NAMES.get(at));
+    match known {
+        Some(name) => Some(name.clone()),
+        None => HeaderName::from_bytes(text).ok(),
+    }
+}
+
 /// Appends a length.
 fn write_length(length: u64, map: &mut HeaderMap) {
     let value = HeaderValue::from(length);
     map.insert(http::header::CONTENT_LENGTH, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Settings;
+
+    fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> http::request::Parts {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn read(parts: &http::request::Parts, has_body: bool) -> Result<RequestHead, HeadError> {
+        let mut head = RequestHead::default();
+        let limits = Settings::default().message_limits();
+        read_request(parts, None, has_body, &limits, &mut head).map(|()| head)
+    }
+
+    #[test]
+    fn every_known_name_is_the_one_that_it_is_for_the_library() {
+        for id in HeaderId::ALL {
+            assert_eq!(name_of(*id, b"x").unwrap().as_str(), id.name());
+        }
+        assert_eq!(name_of(HeaderId::Other, b"X-Own").unwrap().as_str(), "x-own");
+        assert_eq!(name_of(HeaderId::Other, b"no token"), None);
+    }
+
+    #[test]
+    fn lengths_and_expectations_follow_the_rules_of_http1() {
+        let uri = "http://h.example/p";
+        let head = read(&request("POST", uri, &[("content-length", "4")]), true).unwrap();
+        assert_eq!(head.body, BodyLength::Known(4));
+        let head = read(&request("POST", uri, &[("expect", "100-Continue")]), true).unwrap();
+        assert_eq!((head.body, head.expects_continue), (BodyLength::Chunked, true));
+        let head = read(&request("GET", uri, &[("expect", "100-continue")]), false).unwrap();
+        assert!(!head.expects_continue, "nothing follows");
+        for (method, fields, error) in [
+            ("POST", &[("content-length", "+4")][..], HeadError::ContentLength),
+            (
+                "POST",
+                &[("content-length", "4"), ("content-length", "4")],
+                HeadError::ContentLength,
+            ),
+            ("POST", &[("expect", "a miracle")], HeadError::Expectation),
+            (
+                "POST",
+                &[("expect", "100-continue"), ("expect", "100-continue")],
+                HeadError::Expectation,
+            ),
+            ("TRACE", &[], HeadError::BodyNotAllowed),
+            ("GET", &[("a", " b")], HeadError::FieldValue),
+            ("GET", &[("host", "other.example")], HeadError::Host),
+        ] {
+            let found = read(&request(method, uri, fields), true).unwrap_err();
+            assert_eq!(found, error, "{method} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn an_extended_connect_is_an_upgrade_and_one_again() {
+        let parts = request(
+            "CONNECT",
+            "https://h.example/chat?a=b",
+            &[("sec-websocket-key", "k")],
+        );
+        let limits = Settings::default().message_limits();
+        let mut head = RequestHead::default();
+        read_request(&parts, Some("WebSocket"), true, &limits, &mut head).unwrap();
+        assert_eq!((&head.method, head.upgrade.as_str()), (&Method::GET, "websocket"));
+        assert_eq!((head.body, head.path.as_str()), (BodyLength::None, "/chat?a=b"));
+        let to = ([127, 0, 0, 1], 1).into();
+        let written = write_request(&head, true, to).unwrap();
+        assert_eq!(written.method(), Method::CONNECT);
+        assert_eq!(written.uri(), "https://h.example/chat?a=b");
+        assert!(written.headers().is_empty(), "{:?}", written.headers());
+        // Plain CONNECT is none.
+        assert_eq!(read(&parts, true).unwrap_err(), HeadError::Connect);
+        let mut answer = ResponseHead::default();
+        let parts = Response::new(()).into_parts().0;
+        assert!(read_response(&parts, &Method::GET, true, true, &mut answer));
+        assert_eq!(answer.status, StatusCode::SWITCHING_PROTOCOLS);
+        answer.upgrade.push_str("websocket");
+        let (response, length) = write_response(&answer, false);
+        assert_eq!((response.status(), length), (StatusCode::OK, None));
+    }
 }

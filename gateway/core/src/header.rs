@@ -17,7 +17,8 @@ macro_rules! known_names {
         pub enum HeaderId { Other, $($variant),* }
 
         impl HeaderId {
-            const ALL: &[Self] = &[$(Self::$variant),*];
+            /// All but `Other`, in the order of their numbers, from 1.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The name in lower case; empty for `Other`.
             pub const fn name(self) -> &'static str {

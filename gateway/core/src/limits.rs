@@ -334,10 +334,10 @@ settings! {
     "http2StreamErrors" http2_stream_errors: u32 = 100;
     /// Requests of an HTTP/2 client that may be refused because it has as many open as it may. Before it has read how many that are, it may have sent any number.
     "http2RefusedStreams" http2_refused_streams: u32 = 1000;
-    /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). Four full ones hold the largest headerBytes, and the library which speaks HTTP/2 takes no more than these. Nothing is given back.
-    "http2Continuations" http2_continuations: u32 = 5;
-    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431. Nothing is given back.
-    "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 128 * 1024;
+    /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). Four full ones hold the largest headerBytes; smaller ones are legal, and are joined. Nothing is given back.
+    "http2Continuations" http2_continuations: u32 = 100;
+    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431; more than this default is no more than the library which speaks HTTP/2 takes. Nothing is given back.
+    "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 96 * 1024;
     /// SETTINGS frames of an HTTP/2 client, each of which must be acknowledged. Clients send one, and a few more when they measure what the network can carry.
     "http2Settings" http2_settings: u32 = 100;
     /// PING frames of an HTTP/2 client, each of which must be answered, beyond one for each DATA frame that it gets: gRPC measures the network with each.

@@ -1,6 +1,7 @@
 //! The proxy: what happens between a request's head and its answer's last byte. The only room where the client's side
 //! and the upstream's side meet.
 
+mod attempt;
 mod body;
 pub mod exchange;
 mod fields;

@@ -107,7 +107,11 @@ impl Rule<'_> {
                 .ports
                 .iter()
                 .find(|(number, _)| *number == i128::from(port));
-            found.map(|(_, blocks)| blocks.clone())
+            // A port has no budget of its own.
+            found.map(|(_, blocks)| Blocks {
+                retry_budget: policy.blocks.retry_budget,
+                ..blocks.clone()
+            })
         };
         let base = self
             .policy
@@ -117,12 +121,16 @@ impl Rule<'_> {
             return base;
         };
         match of_port(policy) {
-            Some(own) => own,
+            Some(own) => Blocks {
+                retry_budget: own.retry_budget.or(base.retry_budget),
+                ..own
+            },
             None => Blocks {
                 load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
                 tls: policy.blocks.tls.clone().or(base.tls),
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
+                retry_budget: policy.blocks.retry_budget.or(base.retry_budget),
                 any: policy.blocks.any || base.any,
             },
         }

@@ -1,6 +1,7 @@
 //! DestinationRule as written: how a service's clusters are balanced and connected to, and what its subsets are.
 
 use super::duration_of;
+use super::retries::RetryBudget;
 use crate::yaml::Node;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
@@ -42,6 +43,7 @@ pub(crate) struct Blocks {
     pub(crate) connection_pool: Option<ConnectionPool>,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
+    pub(crate) retry_budget: Option<RetryBudget>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -60,6 +62,7 @@ pub(crate) struct ConnectionPool {
     pub(crate) tcp_idle_timeout: Option<Duration>,
     pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_requests_per_connection: i128,
+    pub(crate) max_retries: i128,
     pub(crate) keepalive: Option<TcpKeepalive>,
     /// `h2UpgradePolicy`; None for DEFAULT, which leaves it to the mesh.
     pub(crate) h2_upgrade: Option<bool>,
@@ -175,6 +178,7 @@ impl Blocks {
                     max_connection_duration: duration_of(tcp, "maxConnectionDuration"),
                     keepalive: tcp.get("tcpKeepalive").map(keepalive),
                     max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
+                    max_retries: http.int("maxRetries").unwrap_or(0),
                     h2_upgrade: match http.text("h2UpgradePolicy") {
                         Some("UPGRADE") => Some(true),
                         Some("DO_NOT_UPGRADE") => Some(false),
@@ -193,6 +197,7 @@ impl Blocks {
                 Some("V2") => ProxyVersion::V2,
                 _ => ProxyVersion::V1,
             }),
+            retry_budget: node.get("retryBudget").map(RetryBudget::read),
             any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
                 .into_iter()
                 .any(written),

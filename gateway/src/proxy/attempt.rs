@@ -8,17 +8,21 @@ use super::exchange::{Exchange, Outcome};
 use super::{Context, upgrade};
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
-use crate::io::h1::ReadError;
+use crate::io::h1::{Chunk, ReadError};
 use crate::io::timer::Timer;
 use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
-use http::StatusCode;
-use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
+use http::{Method, StatusCode};
+use isthmus_core::attempt::{
+    Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
+};
 use isthmus_core::cluster::EndpointId;
+use isthmus_core::cluster::retry_budget::RetryPermit;
+use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::{BodyLength, Version};
-use isthmus_core::reply::Cause;
+use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::split_port;
 use isthmus_core::tls::Offer;
 use std::future::{Future, poll_fn};
@@ -34,15 +38,55 @@ pub(super) struct Answered {
     pub(super) sent: Sending,
 }
 
-/// Sends the request until an upstream begins to answer.
+/// Sends the request until an upstream begins to answer for good.
 pub(super) async fn attempt(
     context: &Rc<Context>,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
+    policy: &RetryPolicy,
+    overrides: Option<&Overrides>,
 ) -> Result<Answered, End> {
-    let mut attempts = Attempts::new(RetryPolicy::default(), &x.request.method);
+    let is_call = x
+        .request
+        .headers
+        .get(HeaderId::ContentType)
+        .is_some_and(grpc::is_call);
+    let mut attempts = Attempts::new(policy, overrides, &x.request.method, is_call);
+    // What a client says behind its wish for another protocol is for that one.
+    x.is_at_hand = conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty();
+    if !x.is_at_hand {
+        let shares = cluster.version(x.request.version) == Version::Http2;
+        if attempts.replays_bodies(shares) {
+            x.tee.keep();
+        }
+    }
+    let attempted = attempt_all(context, conn, x, cluster, policy, &mut attempts).await;
+    if x.tee.is_lost() {
+        context.stats.borrow_mut().counters.unreplayable_bodies += 1;
+    }
+    let is_being_sent = matches!(
+        attempted,
+        Ok(Answered {
+            sent: Sending::Replaying(_),
+            ..
+        })
+    );
+    x.tee.release(is_being_sent);
+    attempted
+}
+
+async fn attempt_all(
+    context: &Rc<Context>,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    cluster: &Rc<ClusterHandle>,
+    policy: &RetryPolicy,
+    attempts: &mut Attempts<'_>,
+) -> Result<Answered, End> {
     let mut avoid: Vec<EndpointId> = Vec::new();
+    // Held until the retry is answered, or the next one takes its place.
+    let mut permit: Option<RetryPermit> = None;
     loop {
         let number = attempts.start();
         if number > 1 {
@@ -54,42 +98,174 @@ pub(super) async fn attempt(
         );
         // The clock is read once for the first attempt and the request.
         let now = if number == 1 { x.started } else { clock::now() };
+        if let Some(expected) = x.timeouts.expected(x.elapsed(now)) {
+            let ms = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
+            x.request.headers.set(
+                HeaderId::XEnvoyExpectedRqTimeoutMs,
+                itoa::Buffer::new().format(ms).as_bytes(),
+            );
+        }
+        if let Some(per_try) = x.timeouts.per_try {
+            // Like the whole's, it counts from the end of the request.
+            let is_complete = x.is_at_hand || conn.is_body_done();
+            x.try_timer
+                .set(if is_complete { per_try } else { Duration::ZERO });
+        }
         let fresh = attempts.needs_fresh_connection();
         let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, now).await? {
-            Connected::No(lease, cause) => (
-                Some(lease),
-                Failure::Connect(cause),
-                BodyProgress {
-                    sent: false,
-                    replayable: true,
-                },
+            Connected::No(lease, cause) => (lease, Failure::Connect(cause), progress(conn, x, false)),
+            Connected::TooLate(lease) => (
+                lease,
+                Failure::TryTimeout { connected: false },
+                progress(conn, x, false),
             ),
             Connected::Refused(cause) => return Err(End::Reply(cause.into())),
             Connected::Yes(lease, mut upstream) => {
                 let began = if upstream.is_reused() { now } else { clock::now() };
                 match send(context, conn, x, cluster, &mut upstream, began).await? {
                     Sent::Answered(sent) => {
-                        return Ok(Answered {
-                            lease,
-                            upstream,
-                            sent,
-                        });
+                        let judged = judge(context, conn, x, cluster, attempts, &mut permit);
+                        let wait = match judged {
+                            Judged::PassOn(flags) => {
+                                x.outcome.flags = x.outcome.flags.with(flags);
+                                return Ok(Answered {
+                                    lease,
+                                    upstream,
+                                    sent,
+                                });
+                            }
+                            Judged::Retry(wait) => wait,
+                        };
+                        if policy.ignore_previous_hosts {
+                            avoid.push(lease.endpoint());
+                        }
+                        drop_answer(x, cluster, lease, upstream, sent).await;
+                        pause(context, conn, x, wait).await?;
+                        continue;
                     }
-                    Sent::Failed(failure, progress) => (Some(lease), failure, progress),
+                    Sent::Failed(failure, progress) => (lease, failure, progress),
                 }
             }
         };
-        if let Some(lease) = lease {
+        let now = clock::now();
+        if policy.ignore_previous_hosts {
             avoid.push(lease.endpoint());
-            lease.finish(None, clock::now());
         }
-        let verdict = attempts.failed(failure, progress, &mut context.random.borrow_mut());
+        lease.finish(None, now);
+        let verdict = {
+            let mut random = context.random.borrow_mut();
+            attempts.failed(failure, progress, &mut random, || {
+                admit(context, cluster, now, &mut permit)
+            })
+        };
         match verdict {
             Verdict::GiveUp(reply) => return Err(End::Reply(reply)),
             Verdict::Retry(wait) if wait.is_zero() => {}
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
     }
+}
+
+/// What is known of the request at the moment of a failure; `sent` tells whether the connection got any of it.
+fn progress(conn: &impl Downstream, x: &Exchange, sent: bool) -> BodyProgress {
+    let is_taken = !x.is_at_hand && (conn.body_bytes() > 0 || conn.is_body_done());
+    BodyProgress {
+        sent,
+        replayable: !is_taken || x.tee.is_whole(),
+    }
+}
+
+/// Asks the cluster for a retry. The one before it has ended.
+fn admit(context: &Context, cluster: &ClusterHandle, now: Instant, permit: &mut Option<RetryPermit>) -> bool {
+    *permit = None;
+    *permit = cluster.begin_retry(now);
+    if permit.is_none() {
+        context.stats.borrow_mut().counters.retry_overflows += 1;
+    }
+    permit.is_some()
+}
+
+fn judge(
+    context: &Context,
+    conn: &impl Downstream,
+    x: &Exchange,
+    cluster: &ClusterHandle,
+    attempts: &mut Attempts<'_>,
+    permit: &mut Option<RetryPermit>,
+) -> Judged {
+    // What has gone on in another protocol is nothing that could be judged.
+    if x.response.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Judged::PassOn(Flags::NONE);
+    }
+    let answer = Answer {
+        status: x.response.status,
+        headers: &x.response.headers,
+        replayable: progress(conn, x, true).replayable,
+        left: x.timeouts.total.map(|total| match x.timed_from {
+            None => total,
+            Some(_) if attempts.is_interested(x.response.status) => {
+                total.saturating_sub(x.elapsed(clock::now()))
+            }
+            Some(_) => total,
+        }),
+        wait_max: context.settings.retry_after_max,
+    };
+    let mut random = context.random.borrow_mut();
+    attempts.answered(answer, &mut random, || {
+        admit(context, cluster, clock::now(), permit)
+    })
+}
+
+/// Bytes of an answer that nobody gets which are read so that its connection can be kept.
+const DROPPED_BYTES: usize = 64 * 1024;
+
+/// Ends an attempt whose answer nobody gets. Its connection is kept when the answer has all come, as that of an error has.
+async fn drop_answer(
+    x: &Exchange,
+    cluster: &ClusterHandle,
+    lease: Lease,
+    mut upstream: Upstream,
+    sent: Sending,
+) {
+    let mut room = DROPPED_BYTES;
+    let is_whole = sent == Sending::Done
+        && x.response.keep_alive
+        && poll_fn(|cx| {
+            loop {
+                match upstream.poll_data(cx) {
+                    Poll::Ready(Ok(Chunk::Data(there))) if there <= room => {
+                        room -= there;
+                        upstream.take(there);
+                    }
+                    Poll::Ready(Ok(Chunk::End)) => return Poll::Ready(true),
+                    _ => return Poll::Ready(false),
+                }
+            }
+        })
+        .await;
+    let kept = is_whole.then(|| reusable(upstream, x, cluster)).flatten();
+    lease.finish(kept, clock::now());
+}
+
+/// The connection of an exchange that has ended well, if it can carry another.
+pub(super) fn reusable(
+    upstream: Upstream,
+    x: &Exchange,
+    cluster: &ClusterHandle,
+) -> Option<Box<upstream::Connection>> {
+    let Upstream::H1(mut connection) = upstream else {
+        return None;
+    };
+    // An upstream that sends a body where none may be would do so now.
+    connection.is_doubtful = x.request.method == Method::HEAD
+        || matches!(
+            x.response.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
+    let is_good =
+        !connection.is_for_one && !connection.reader.has_unread() && !cluster.is_used_up(connection.requests);
+    is_good.then_some(connection)
 }
 
 /// Waits before a retry, unless the client goes away or the time is over.
@@ -110,6 +286,40 @@ async fn pause(
     .await
 }
 
+/// The deadlines of a wait for an upstream.
+#[derive(Clone, Copy)]
+struct Timers<'x> {
+    route: &'x Timer,
+    /// None when attempts have no time of their own, so that nobody looks.
+    attempt: Option<&'x Timer>,
+}
+
+impl<'x> Timers<'x> {
+    fn of(route: &'x Timer, attempt: &'x Timer, timeouts: Timeouts) -> Self {
+        Self {
+            route,
+            attempt: timeouts.per_try.map(|_| attempt),
+        }
+    }
+
+    fn is_too_late(&self, cx: &mut TaskContext<'_>) -> bool {
+        self.attempt.is_some_and(|timer| timer.poll(cx).is_ready())
+    }
+
+    /// What ends the wait for a connection: None when it is the attempt's own time.
+    fn interrupted<T>(
+        &self,
+        conn: &mut impl Downstream,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<Option<T>, End>> {
+        let ended = interrupted(conn, self.route, cx);
+        if ended.is_pending() && self.is_too_late(cx) {
+            return Poll::Ready(Ok(None));
+        }
+        ended
+    }
+}
+
 /// What ends any wait for an upstream: the client is gone, or the route's time is over.
 fn interrupted<T>(
     conn: &mut impl Downstream,
@@ -127,6 +337,8 @@ fn interrupted<T>(
 enum Connected {
     Yes(Lease, Upstream),
     No(Lease, Cause),
+    /// The attempt's time was over before there was a connection.
+    TooLate(Lease),
     Refused(Cause),
 }
 
@@ -143,7 +355,8 @@ async fn connect(
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
     if cluster.version(x.request.version) == Version::Http2 {
-        let parts = (&mut x.outcome, &x.route_timer, !x.request.upgrade.is_empty());
+        let timers = Timers::of(&x.route_timer, &x.try_timer, x.timeouts);
+        let parts = (&mut x.outcome, timers, !x.request.upgrade.is_empty());
         return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
     }
     match cluster.start(avoid, fresh, careful, name, now, &context.random) {
@@ -171,13 +384,18 @@ async fn connect(
                 open,
             ));
             let mut connecting = pin!(connecting);
+            let timers = Timers::of(&x.route_timer, &x.try_timer, x.timeouts);
             let connected = poll_fn(|cx| {
                 if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
-                    return Poll::Ready(Ok(connected));
+                    return Poll::Ready(Ok(Some(connected)));
                 }
-                interrupted(conn, &x.route_timer, cx)
+                timers.interrupted(conn, cx)
             })
             .await?;
+            let Some(connected) = connected else {
+                context.stats.borrow_mut().counters.upstream_connect_failures += 1;
+                return Ok(Connected::TooLate(lease));
+            };
             let mut stats = context.stats.borrow_mut();
             match connected {
                 Ok(upstream) => {
@@ -197,7 +415,7 @@ async fn connect(
 async fn connect_stream(
     context: &Rc<Context>,
     conn: &mut impl Downstream,
-    (outcome, route_timer, is_upgrade): (&mut Outcome, &Timer, bool),
+    (outcome, timers, is_upgrade): (&mut Outcome, Timers<'_>, bool),
     cluster: &Rc<ClusterHandle>,
     avoid: &[EndpointId],
     name: Option<&str>,
@@ -226,11 +444,14 @@ async fn connect_stream(
     outcome.upstream_host = Some(connection.address);
     let ready = poll_fn(|cx| {
         if let Poll::Ready(ready) = connection.poll_ready(is_upgrade, cx) {
-            return Poll::Ready(Ok(ready));
+            return Poll::Ready(Ok(Some(ready)));
         }
-        interrupted(conn, route_timer, cx)
+        timers.interrupted(conn, cx)
     })
     .await?;
+    let Some(ready) = ready else {
+        return Ok(Connected::TooLate(lease));
+    };
     match ready {
         Ok(()) => {
             let stream = Box::new(upstream::h2::Stream::new(connection));
@@ -241,6 +462,16 @@ async fn connect_stream(
             Ok(Connected::No(lease, cause))
         }
     }
+}
+
+/// What the wait for an answer ends with.
+enum Event {
+    /// The upload could go on, but others must have their turn.
+    Turn,
+    /// The attempt's time is over.
+    TooLate,
+    /// A head of an answer, or a failure.
+    Read(Result<(), ReadError>),
 }
 
 enum Sent {
@@ -265,23 +496,28 @@ async fn send(
         upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
     }
     // A body that has come as a whole meanwhile is sent as one, and then its head says so.
-    if let (BodyLength::Chunked, Some(whole)) = (x.request.body, conn.whole_body()) {
-        x.request.body = BodyLength::Known(whole.len() as u64);
+    let is_untouched = conn.body_bytes() == 0 && !conn.is_body_done();
+    let whole = conn.whole_body().filter(|_| is_untouched).map(<[u8]>::len);
+    if let (BodyLength::Chunked, Some(length)) = (x.request.body, whole) {
+        x.request.body = BodyLength::Known(length as u64);
+    }
+    if let (Some(_), Some(body)) = (whole, conn.whole_body()) {
+        x.tee.record_whole(body);
     }
     x.to_upstream.reset();
     upstream.begin(&mut x.to_upstream, &x.request, |requests| {
         cluster.is_used_up(requests)
     });
-    // What a client says behind its wish for another protocol is for that one.
-    let mut sending = if is_upgrade || conn.is_body_done() || conn.whole_body().is_some() {
+    let mut sending = if x.is_at_hand || whole.is_some() {
         Sending::Whole(0)
     } else {
-        Sending::Streaming
+        Sending::Replaying(0)
     };
-    let streamed = sending == Sending::Streaming;
+    // Nothing waits for a clock where the request's time counts already, or not at all.
+    let mut is_timed = x.timeouts.total.is_none_or(|_| x.timed_from.is_some())
+        && x.timeouts.per_try.is_none_or(|_| x.try_timer.is_set());
     let mut interim = 0;
     let limit = context.settings.request_body_bytes;
-    let timeout = x.timeout.unwrap_or_default();
     // Who has to move next: the client with its body, or the upstream.
     let mut on_client = false;
     let mut invited = !x.request.expects_continue;
@@ -293,10 +529,15 @@ async fn send(
             trailers,
             to_upstream,
             route_timer,
+            try_timer,
+            timeouts,
+            tee,
             ..
         } = &mut *x;
+        let timers = Timers::of(route_timer, try_timer, *timeouts);
         let mut turn = TURN_BYTES;
-        let read = poll_fn(|cx| {
+        let mut is_all = false;
+        let event = poll_fn(|cx| {
             let mut has_more = false;
             match poll_request(
                 conn,
@@ -305,18 +546,20 @@ async fn send(
                 trailers,
                 &mut sending,
                 limit,
+                tee,
                 &mut turn,
                 cx,
             ) {
-                // Envoy counts a route's time from the end of the request; a retry does not count it anew.
-                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() => route_timer.set(timeout),
-                Poll::Ready(Ok(Moved::All)) => {}
+                Poll::Ready(Ok(Moved::All)) => is_all = true,
                 Poll::Ready(Ok(Moved::Turn)) => has_more = true,
                 Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
                 Poll::Pending => {}
             }
+            if is_all && !is_timed {
+                return Poll::Ready(Ok(Event::Turn));
+            }
             if let Poll::Ready(read) = upstream.poll_response(cx, &request.method, response) {
-                return Poll::Ready(Ok(Some(read)));
+                return Poll::Ready(Ok(Event::Read(read)));
             }
             // An interim response may still be on its way to the client.
             if let Poll::Ready(Err(_)) = conn.poll_flush(cx) {
@@ -329,8 +572,11 @@ async fn send(
             if may_be_gone && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
             }
-            if route_timer.poll(cx).is_ready() {
+            if timers.route.poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
+            }
+            if timers.is_too_late(cx) {
+                return Poll::Ready(Ok(Event::TooLate));
             }
             // Bytes that wait to be written mean that the upstream is slow, not the client; and a client that asked
             // whether it may go on waits for the upstream's word.
@@ -356,22 +602,35 @@ async fn send(
             }
             // The upload could go on; everything else has been looked at.
             if has_more {
-                Poll::Ready(Ok(None))
+                Poll::Ready(Ok(Event::Turn))
             } else {
                 Poll::Pending
             }
         })
         .await?;
-        let Some(read) = read else {
-            executor::turn().await;
-            continue;
+        let read = match event {
+            Event::Turn if is_all => {
+                // The request's time counts from its end, as Envoy counts it, and a retry does not count it anew.
+                is_timed = true;
+                let now = clock::now();
+                x.begin_time(now);
+                if let Some(per_try) = x.timeouts.per_try.filter(|_| !x.try_timer.is_set()) {
+                    x.try_timer.set(per_try);
+                }
+                continue;
+            }
+            Event::Turn => {
+                executor::turn().await;
+                continue;
+            }
+            Event::TooLate => {
+                let progress = progress(conn, x, upstream.has_sent(&x.to_upstream));
+                let failure = Failure::TryTimeout { connected: true };
+                return Ok(Sent::Failed(failure, progress));
+            }
+            Event::Read(read) => read,
         };
-        // Of a body that streams, what was taken from the client is gone, even if the upstream never got it.
-        let used = streamed && (conn.body_bytes() > 0 || conn.is_body_done());
-        let progress = BodyProgress {
-            sent: upstream.has_sent(&x.to_upstream) || used,
-            replayable: !used,
-        };
+        let progress = progress(conn, x, upstream.has_sent(&x.to_upstream));
         let failure = match read {
             Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
                 if upgrade::agree(x, upstream) {

@@ -4,13 +4,14 @@
 //! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
 //! on at the same time. Whatever happens ends in one [`Outcome`](super::exchange::Outcome), which is counted and logged once.
 
-use super::attempt::{Answered, attempt};
+use super::attempt::{Answered, attempt, reusable};
 use super::body::{
     Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
 };
 use super::exchange::{After, Exchange, Outcome};
 use super::fields;
 use super::local::{self, Answer};
+use super::mirror;
 use super::{Context, FoundHost, ListenerState};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease};
@@ -18,6 +19,7 @@ use crate::downstream::Downstream;
 use crate::io::{clock, executor};
 use crate::upstream::Upstream;
 use http::{Method, StatusCode};
+use isthmus_core::attempt::{Overrides, Timeouts};
 use isthmus_core::forwarded;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
@@ -32,7 +34,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 struct Active(Rc<Cell<u64>>);
 
@@ -58,9 +60,12 @@ pub async fn serve(
     x.original_path.clear();
     x.route_name.clear();
     x.route_timer.clear();
+    x.timed_from = None;
     x.started = started;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
+    x.try_timer.clear();
+    x.tee.clear();
     finish(context, conn, x, started);
     x.outcome.after
 }
@@ -171,13 +176,23 @@ async fn route(
         scheme: conn.scheme(),
         port: listener.key.port,
         trusted_proxies: context.settings.trusted_proxies,
+        trusted: &context.settings.trusted,
     };
     let client_cert = conn.secured().and_then(|secured| secured.client_cert.as_deref());
     context
         .settings
         .forward_client_cert
         .apply(&mut x.request.headers, client_cert);
-    x.client = forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
+    x.overrides = None;
+    x.client = forwarded::apply(
+        &mut x.request,
+        downstream,
+        &mut context.random.borrow_mut(),
+        &mut x.overrides,
+    );
+    if let Some(asked) = &mut x.overrides {
+        asked.limit(context.settings.override_limits());
+    }
 
     let found = listener.serving.borrow().find(conn.policy(), &x.request.host);
     let pin = match found {
@@ -277,8 +292,8 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
     }
 }
 
-/// How long the request may take: what the route says, and no longer than a gRPC client waits.
-fn timeout(request: &RequestHead, forward: &Forward) -> Option<Duration> {
+/// How long the request may take: what the route says, then a trusted caller, and no longer than a gRPC client waits.
+fn timeouts(request: &RequestHead, overrides: Option<&Overrides>, forward: &Forward) -> Timeouts {
     let is_call = request
         .headers
         .get(HeaderId::ContentType)
@@ -288,10 +303,7 @@ fn timeout(request: &RequestHead, forward: &Forward) -> Option<Duration> {
         .flatten()
         .and_then(grpc::parse_timeout)
         .filter(|asked| !asked.is_zero());
-    match (forward.timeout, asked) {
-        (Some(route), Some(asked)) => Some(route.min(asked)),
-        (route, asked) => route.or(asked),
-    }
+    Timeouts::new(forward.timeout, forward.retry.per_try_timeout, overrides, asked)
 }
 
 /// Makes the request what its destination is to get.
@@ -313,14 +325,7 @@ fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destinat
         request.set_authority(authority);
     }
     fields::change_request(conn, x, conn.scheme(), &destination.request_headers);
-    x.timeout = timeout(&x.request, forward);
-    if let Some(timeout) = x.timeout {
-        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        x.request.headers.set(
-            HeaderId::XEnvoyExpectedRqTimeoutMs,
-            itoa::Buffer::new().format(ms).as_bytes(),
-        );
-    }
+    x.timeouts = timeouts(&x.request, x.overrides.as_deref(), forward);
 }
 
 async fn forward_request(
@@ -339,9 +344,14 @@ async fn forward_request(
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
-        x.route_timer.set(x.timeout.unwrap_or_default());
+        x.begin_time(x.started);
     }
-    let attempted = attempt(context, conn, x, &cluster).await;
+    if !forward.mirrors.is_empty() {
+        mirror::start(context, conn, x, forward);
+    }
+    let _counted = cluster.begin_request(x.started);
+    let overrides = x.overrides.take();
+    let attempted = attempt(context, conn, x, &cluster, &forward.retry, overrides.as_deref()).await;
     match attempted {
         Ok(Answered {
             lease,
@@ -387,7 +397,7 @@ async fn pass_on(
     }
     let keep_alive = begin_response(context, conn, x, destination, sending);
     let upstream_keep_alive = x.response.keep_alive;
-    let timeout = x.timeout.unwrap_or_default();
+    let timeout = x.timeouts.total.unwrap_or_default();
     let tunnel = x.response.status == StatusCode::SWITCHING_PROTOCOLS;
     let mut limit = context.settings.request_body_bytes;
     if tunnel {
@@ -403,6 +413,7 @@ async fn pass_on(
         trailers,
         to_upstream,
         route_timer,
+        tee,
         ..
     } = &mut *x;
     let mut finished = false;
@@ -416,6 +427,7 @@ async fn pass_on(
                 trailers,
                 &mut sending,
                 limit,
+                tee,
                 up,
                 cx,
             ) {
@@ -472,23 +484,10 @@ async fn pass_on(
             if request_done {
                 drop_whole_body(conn);
             }
-            let reusable = match upstream {
-                Upstream::H1(mut connection) if upstream_keep_alive && request_done && !tunnel => {
-                    // An upstream that sends a body where none may be would do so now.
-                    connection.is_doubtful = x.request.method == Method::HEAD
-                        || matches!(
-                            x.response.status,
-                            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-                        );
-                    // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
-                    let is_good = !connection.is_for_one
-                        && !connection.reader.has_unread()
-                        && !cluster.is_used_up(connection.requests);
-                    is_good.then_some(connection)
-                }
-                Upstream::H1(_) | Upstream::H2(_) => None,
-            };
-            lease.finish(reusable, ended);
+            let kept = (upstream_keep_alive && request_done && !tunnel)
+                .then(|| reusable(upstream, x, cluster))
+                .flatten();
+            lease.finish(kept, ended);
             x.outcome.after = if keep_alive && request_done && !tunnel {
                 After::KeepAlive
             } else {

@@ -86,6 +86,9 @@ pub(super) fn start(context: &Rc<Context>, conn: &impl Downstream, x: &mut Excha
             peer: conn.peer(),
             local: conn.local_addr(),
             phase: context.wheel.timer(),
+            timeout: x.timeouts.total.unwrap_or(TIMEOUT),
+            deadline: context.wheel.timer(),
+            is_late: false,
         };
         let mut copy = Exchange::take(context);
         copy.request.clone_from(&x.request);
@@ -94,7 +97,7 @@ pub(super) fn start(context: &Rc<Context>, conn: &impl Downstream, x: &mut Excha
         copy.outcome = Outcome::default();
         copy.route_timer.clear();
         copy.timeouts = Timeouts {
-            total: Some(x.timeouts.total.unwrap_or(TIMEOUT)),
+            total: Some(source.timeout),
             per_try: None,
         };
         spawn::spawn(
@@ -114,14 +117,16 @@ async fn run(
     // The request itself goes first.
     executor::turn().await;
     x.started = clock::now();
-    x.timed_from = Some(x.started);
-    // From the beginning: a body that the client is slow to send must not keep the copy alive for ever.
-    x.route_timer.set(x.timeouts.total.unwrap_or(TIMEOUT));
+    x.timed_from = None;
+    if source.is_done {
+        let now = x.started;
+        x.begin_time(now);
+    }
     let once = RetryPolicy::off();
     let became = match attempt(&context, &mut source, &mut x, &cluster, &once, None).await {
         Ok(answered) => discard(&context, &mut source, &mut x, &cluster, answered).await,
         Err(End::Reply(reply)) => Mirrored::Failed(reply.cause.label()),
-        Err(End::ClientGone) => Mirrored::Dropped(source.pipe.reason().unwrap_or("incomplete")),
+        Err(End::ClientGone) => source.lost(),
     };
     if let Some(key) = cluster.key() {
         context.stats.borrow_mut().mirrored(key, became);
@@ -173,10 +178,7 @@ async fn discard(
                     Poll::Ready(Ok(Moved::Turn)) => return Poll::Ready(None),
                     Poll::Ready(Ok(Moved::All)) | Poll::Pending => {}
                     Poll::Ready(Err(End::Reply(_))) => sending = Sending::Stopped,
-                    Poll::Ready(Err(End::ClientGone)) => {
-                        let reason = source.pipe.reason().unwrap_or("incomplete");
-                        return Poll::Ready(Some(Mirrored::Dropped(reason)));
-                    }
+                    Poll::Ready(Err(End::ClientGone)) => return Poll::Ready(Some(source.lost())),
                 }
             }
             if route_timer.poll(cx).is_ready() {
@@ -218,6 +220,20 @@ struct Source {
     peer: SocketAddr,
     local: Option<SocketAddr>,
     phase: Timer,
+    /// How long the mirror may take for what is left of the body when the client has sent all of it.
+    timeout: Duration,
+    deadline: Timer,
+    is_late: bool,
+}
+
+impl Source {
+    /// Why the body did not come to its end.
+    fn lost(&self) -> Mirrored {
+        if self.is_late {
+            return Mirrored::Failed(Cause::UpstreamTimeout.label());
+        }
+        Mirrored::Dropped(self.pipe.reason().unwrap_or("incomplete"))
+    }
 }
 
 impl Downstream for Source {
@@ -256,7 +272,13 @@ impl Downstream for Source {
     fn poll_data(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<Chunk, ReadError>> {
         // A mirror that does not take what it has must learn that it was cut off.
         self.pipe.listen(cx);
-        if self.pipe.reason().is_some() {
+        if self.pipe.is_ended() {
+            if !self.deadline.is_set() {
+                self.deadline.set(self.timeout);
+            }
+            self.is_late = self.deadline.poll(cx).is_ready();
+        }
+        if self.is_late || self.pipe.reason().is_some() {
             return Poll::Ready(Err(ReadError::Closed { clean: false }));
         }
         if self.piece.is_empty() {

@@ -218,6 +218,11 @@ impl Pipe {
         }
     }
 
+    /// Whether everything that will ever be in it is or was in it.
+    pub(super) fn is_ended(&self) -> bool {
+        self.state.get() == State::Ended
+    }
+
     /// The next piece, or None at the end; an error when it was cut off.
     pub(super) fn poll_piece(&self, cx: &mut TaskContext<'_>) -> Poll<Result<Option<Bytes>, ()>> {
         if let Some(piece) = self.queue.borrow_mut().pop_front() {

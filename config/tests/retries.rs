@@ -203,3 +203,30 @@ fn load_that_nothing_bounds_is_told() {
     assert!(hints(many, "{retryBudget: {percent: 10}}").is_empty());
     assert!(hints(many, "{connectionPool: {http: {maxRetries: 10}}}").is_empty());
 }
+
+#[test]
+fn the_annotation_of_hedging_is_taken_or_told() {
+    let with = |annotation: &str| {
+        let text = format!(
+            "{BASE}apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: up, namespace: default, annotations: {{isthmus.dev/hedging: \"{annotation}\"}}}}
+spec: {{host: up.example, subsets: [{{name: a, labels: {{v: a}}}}]}}
+"
+        );
+        let name = "case.yaml".to_owned();
+        compile(&[Source { name, text }], &Options::default())
+    };
+    let good = with("per-try-timeout;max=1");
+    for subset in ["", "a"] {
+        let cluster = &good.snapshot.clusters[&ClusterKey::outbound(80, subset, "up.example")];
+        assert_eq!(cluster.retries.hedges.0, 1);
+    }
+    let bad = with("always");
+    let told = bad
+        .diagnostics
+        .iter()
+        .find(|found| found.code == "bad-value")
+        .unwrap();
+    assert_eq!((told.severity, told.line), (Severity::Error, 16));
+}

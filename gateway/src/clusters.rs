@@ -223,6 +223,11 @@ impl ClusterHandle {
         cluster.shared().retries.begin_retry(&cluster.spec().retries, now)
     }
 
+    /// How many attempts may be made beside one whose own time is over.
+    pub fn hedges(&self) -> u32 {
+        self.cluster.borrow().spec().retries.hedges.0
+    }
+
     /// How many copies of requests are under way to it.
     pub fn mirrors(&self) -> &Rc<Cell<u32>> {
         &self.mirrors

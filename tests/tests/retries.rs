@@ -547,3 +547,81 @@ fn max_retries_bounds_those_at_a_time_over_all_shards() {
     assert_eq!(bad.served() as f64, 80.0 + retries);
     gateway.stop();
 }
+
+/// A rule whose attempts have a tenth of a second, to a service with the annotation.
+fn hedging(endpoints: &[SocketAddr], rule: &str) -> Builder {
+    let rule_of_service = traffic_policy(UPSTREAM_HOST, "loadBalancer: {simple: ROUND_ROBIN}");
+    let annotated = rule_of_service.replace(
+        "namespace: default}",
+        "namespace: default, annotations: {isthmus.dev/hedging: per-try-timeout}}",
+    );
+    assert_ne!(annotated, rule_of_service);
+    before(endpoints, rule).resources("rule", &annotated)
+}
+
+const HEDGED: &str = "timeout: 30s\nretries: {attempts: 1, perTryTimeout: 100ms, retryOn: 5xx}";
+
+#[test]
+fn a_slow_attempt_goes_on_beside_another_and_the_first_good_answer_counts() {
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    // It answers only when the other endpoint has the request, too: the first attempt must have been kept.
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let slow = Upstream::start(move |_| {
+        let _opened = gate.lock().unwrap().recv();
+        Answer::ok("slow")
+    });
+    let gateway = hedging(&[silent.address(), slow.address()], HEDGED).start();
+    let mut client = gateway.client();
+    for round in 1..=6 {
+        client.send_get("h", "/");
+        eventually(SOON, "both have the request", || {
+            silent.open() == 1 && slow.served() == round
+        });
+        open.send(()).expect("the upstream waits");
+        let response = client.response();
+        assert_eq!((response.status, response.text()), (200, "slow"));
+        eventually(SOON, "the loser is cancelled", || silent.open() == 0);
+    }
+    assert_eq!(gateway.metric("isthmus_upstream_hedges_total"), Some(6.0));
+    drop(client);
+    gives_everything_back(&gateway);
+    gateway.stop();
+}
+
+#[test]
+fn a_hedge_that_fails_does_not_end_the_first_attempt() {
+    let refusing = RefusingPort::take();
+    // Several times, because which endpoint is first is chance.
+    for _ in 0..4 {
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let gate = std::sync::Mutex::new(gate);
+        let slow = Upstream::start(move |_| {
+            let _opened = gate.lock().unwrap().recv();
+            Answer::ok("slow")
+        });
+        let rule = HEDGED.replace("attempts: 1", "attempts: 2");
+        let gateway = hedging(&[slow.address(), refusing.address()], &rule).start();
+        let mut client = gateway.client();
+        client.send_get("h", "/");
+        eventually(SOON, "an attempt beside the slow one", || {
+            gateway.metric("isthmus_upstream_hedges_total") == Some(1.0)
+        });
+        open.send(()).expect("the upstream waits");
+        assert_eq!(client.response().status, 200);
+        drop(open);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_post_is_not_hedged_unless_it_may_be_sent_again_whatever_happens() {
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let rule = HEDGED.replace("5xx", "connect-failure");
+    let gateway = hedging(&[silent.address()], &rule).start();
+    let mut client = gateway.client();
+    assert_eq!(post(&mut client, "/post", b"once"), 504);
+    assert!(gateway.access_line("/post").has("UT"));
+    assert_eq!(silent.accepted(), 1);
+    gateway.stop();
+}

@@ -103,6 +103,7 @@ pub(crate) fn limits(blocks: &Blocks) -> RetryLimits {
                 .filter(|interval| !interval.is_zero())
                 .unwrap_or(BUDGET_INTERVAL),
         }),
+        hedges: blocks.hedges,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::duration_of;
 use super::retries::RetryBudget;
 use crate::yaml::Node;
+use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
 use std::collections::BTreeMap;
@@ -44,6 +45,8 @@ pub(crate) struct Blocks {
     pub(crate) tls: Option<ClientTls>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
     pub(crate) retry_budget: Option<RetryBudget>,
+    /// The annotation `isthmus.dev/hedging` of the whole rule.
+    pub(crate) hedges: Hedges,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -198,6 +201,7 @@ impl Blocks {
                 _ => ProxyVersion::V1,
             }),
             retry_budget: node.get("retryBudget").map(RetryBudget::read),
+            hedges: Hedges::default(),
             any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
                 .into_iter()
                 .any(written),

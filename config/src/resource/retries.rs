@@ -5,6 +5,9 @@ use super::virtual_service::Target;
 use crate::yaml::Node;
 use std::time::Duration;
 
+/// Annotation of a DestinationRule: a second attempt beside one whose own time is over.
+pub(crate) const HEDGING: &str = "isthmus.dev/hedging";
+
 /// `http[].retries`, and `defaultHttpRetryPolicy` of MeshConfig.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Retries {

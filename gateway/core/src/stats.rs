@@ -126,6 +126,8 @@ counters! {
     retries = "upstream_retries_total";
     /// Retries that were not made, because the cluster's budget had none left.
     retry_overflows = "upstream_retry_overflows_total";
+    /// Attempts that were made beside one whose own time was over.
+    hedges = "upstream_hedges_total";
     /// Request bodies that were longer than what is kept to be sent again.
     unreplayable_bodies = "unreplayable_bodies_total";
     /// Tasks that ended by a panic; their connection was closed.

@@ -21,11 +21,12 @@ use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
-use isthmus_core::message::{BodyLength, Version};
-use isthmus_core::reply::{Cause, Flags};
+use isthmus_core::message::{BodyLength, ResponseHead, Version};
+use isthmus_core::reply::{Cause, Flags, LocalReply};
 use isthmus_core::route::split_port;
 use isthmus_core::tls::Offer;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
@@ -87,6 +88,7 @@ async fn attempt_all(
     let mut avoid: Vec<EndpointId> = Vec::new();
     // Held until the retry is answered, or the next one takes its place.
     let mut permit: Option<RetryPermit> = None;
+    let mut parked: Option<Parked> = None;
     loop {
         let number = attempts.start();
         if number > 1 {
@@ -112,39 +114,86 @@ async fn attempt_all(
                 .set(if is_complete { per_try } else { Duration::ZERO });
         }
         let fresh = attempts.needs_fresh_connection();
-        let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, now).await? {
-            Connected::No(lease, cause) => (lease, Failure::Connect(cause), progress(conn, x, false)),
-            Connected::TooLate(lease) => (
-                lease,
-                Failure::TryTimeout { connected: false },
-                progress(conn, x, false),
-            ),
-            Connected::Refused(cause) => return Err(End::Reply(cause.into())),
-            Connected::Yes(lease, mut upstream) => {
-                let began = if upstream.is_reused() { now } else { clock::now() };
-                match send(context, conn, x, cluster, &mut upstream, began).await? {
-                    Sent::Answered(sent) => {
-                        let judged = judge(context, conn, x, cluster, attempts, &mut permit);
-                        let wait = match judged {
-                            Judged::PassOn(flags) => {
-                                x.outcome.flags = x.outcome.flags.with(flags);
-                                return Ok(Answered {
-                                    lease,
-                                    upstream,
-                                    sent,
-                                });
+        let method = x.request.method.clone();
+        let tried = {
+            let mut current = pin!(try_once(context, conn, x, cluster, &avoid, fresh, now));
+            match &mut parked {
+                None => current.await?,
+                Some(other) => {
+                    let mut is_over = false;
+                    let first = poll_fn(|cx| {
+                        if !is_over && let Poll::Ready(is_good) = other.poll(attempts, &method, cx) {
+                            if is_good {
+                                return Poll::Ready(None);
                             }
-                            Judged::Retry(wait) => wait,
-                        };
-                        if policy.ignore_previous_hosts {
-                            avoid.push(lease.endpoint());
+                            is_over = true;
                         }
-                        drop_answer(x, cluster, lease, upstream, sent).await;
-                        pause(context, conn, x, wait).await?;
-                        continue;
+                        current.as_mut().poll(cx).map(Some)
+                    })
+                    .await;
+                    match first {
+                        Some(tried) => {
+                            let tried = tried?;
+                            if is_over {
+                                parked = None;
+                            }
+                            tried
+                        }
+                        None => Tried::Outrun,
                     }
-                    Sent::Failed(failure, progress) => (lease, failure, progress),
                 }
+            }
+        };
+        let (lease, failure, progress) = match tried {
+            Tried::Outrun => match parked.take() {
+                Some(other) => return Ok(other.wins(x)),
+                None => continue,
+            },
+            Tried::Failed(lease, failure, progress) => (lease, failure, progress),
+            Tried::Refused(cause) => return outlast(conn, x, attempts, parked, cause.into()).await,
+            Tried::TooLate(lease, upstream, progress) => {
+                let now = clock::now();
+                let hedges = parked.is_none()
+                    && cluster.hedges() > 0
+                    && attempts.hedge(progress, || admit(context, cluster, now, &mut permit));
+                if hedges {
+                    context.stats.borrow_mut().counters.hedges += 1;
+                    if policy.ignore_previous_hosts {
+                        avoid.push(lease.endpoint());
+                    }
+                    parked = Some(Parked::new(lease, upstream, x));
+                    // Neither is given up any more before the whole's time is over: there is no third.
+                    x.timeouts.per_try = None;
+                    continue;
+                }
+                (lease, Failure::TryTimeout { connected: true }, progress)
+            }
+            Tried::Answered(lease, upstream, sent) => {
+                let judged = judge(context, conn, x, cluster, attempts, &mut permit);
+                let wait = match judged {
+                    // Spent: but the other may still do better.
+                    Judged::PassOn(flags) if !flags.is_empty() && parked.is_some() => {
+                        drop_answer(x, cluster, lease, upstream, sent).await;
+                        let mut reply = LocalReply::from(Cause::UpstreamReset);
+                        reply.flags = reply.flags.with(flags);
+                        return outlast(conn, x, attempts, parked, reply).await;
+                    }
+                    Judged::PassOn(flags) => {
+                        x.outcome.flags = x.outcome.flags.with(flags);
+                        return Ok(Answered {
+                            lease,
+                            upstream,
+                            sent,
+                        });
+                    }
+                    Judged::Retry(wait) => wait,
+                };
+                if policy.ignore_previous_hosts {
+                    avoid.push(lease.endpoint());
+                }
+                drop_answer(x, cluster, lease, upstream, sent).await;
+                pause(context, conn, x, wait).await?;
+                continue;
             }
         };
         let now = clock::now();
@@ -159,11 +208,137 @@ async fn attempt_all(
             })
         };
         match verdict {
-            Verdict::GiveUp(reply) => return Err(End::Reply(reply)),
+            Verdict::GiveUp(reply) => return outlast(conn, x, attempts, parked, reply).await,
             Verdict::Retry(wait) if wait.is_zero() => {}
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
     }
+}
+
+/// What one attempt has come to.
+enum Tried {
+    /// A final answer's head is in the exchange.
+    Answered(Lease, Upstream, Sending),
+    /// Its own time is over; the upstream has all of the request, and may still answer.
+    TooLate(Lease, Upstream, BodyProgress),
+    /// It has failed.
+    Failed(Lease, Failure, BodyProgress),
+    /// It could not begin.
+    Refused(Cause),
+    /// One that was made before it has a good answer.
+    Outrun,
+}
+
+async fn try_once(
+    context: &Rc<Context>,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    cluster: &Rc<ClusterHandle>,
+    avoid: &[EndpointId],
+    fresh: bool,
+    now: Instant,
+) -> Result<Tried, End> {
+    let (lease, mut upstream) = match connect(context, conn, x, cluster, avoid, fresh, now).await? {
+        Connected::Yes(lease, upstream) => (lease, upstream),
+        Connected::Refused(cause) => return Ok(Tried::Refused(cause)),
+        Connected::No(lease, cause) => {
+            let progress = progress(conn, x, false);
+            return Ok(Tried::Failed(lease, Failure::Connect(cause), progress));
+        }
+        Connected::TooLate(lease) => {
+            let failure = Failure::TryTimeout { connected: false };
+            return Ok(Tried::Failed(lease, failure, progress(conn, x, false)));
+        }
+    };
+    let began = if upstream.is_reused() { now } else { clock::now() };
+    Ok(
+        match send(context, conn, x, cluster, &mut upstream, began).await? {
+            Sent::Answered(sent) => Tried::Answered(lease, upstream, sent),
+            Sent::TooLate(Sending::Done, progress) => Tried::TooLate(lease, upstream, progress),
+            Sent::TooLate(_, progress) => {
+                Tried::Failed(lease, Failure::TryTimeout { connected: true }, progress)
+            }
+            Sent::Failed(failure, progress) => Tried::Failed(lease, failure, progress),
+        },
+    )
+}
+
+/// Interim answers that an attempt beside another may have; they go nowhere.
+const PARKED_INTERIM_MAX: u32 = 16;
+
+/// An attempt that has used its own time up, beside which another is made: the first good answer counts.
+struct Parked {
+    lease: Lease,
+    upstream: Upstream,
+    head: ResponseHead,
+    host: Option<SocketAddr>,
+    interim: u32,
+}
+
+impl Parked {
+    fn new(lease: Lease, upstream: Upstream, x: &Exchange) -> Self {
+        Self {
+            lease,
+            upstream,
+            head: ResponseHead::default(),
+            host: x.outcome.upstream_host,
+            interim: 0,
+        }
+    }
+
+    /// Ready when it has ended, with whether by a good answer.
+    fn poll(&mut self, attempts: &Attempts<'_>, method: &Method, cx: &mut TaskContext<'_>) -> Poll<bool> {
+        loop {
+            let read = std::task::ready!(self.upstream.poll_response(cx, method, &mut self.head));
+            if read.is_err() || self.head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Poll::Ready(false);
+            }
+            if !self.head.status.is_informational() {
+                return Poll::Ready(attempts.is_good(self.head.status, &self.head.headers));
+            }
+            self.interim += 1;
+            if self.interim > PARKED_INTERIM_MAX {
+                return Poll::Ready(false);
+            }
+        }
+    }
+
+    /// Its answer is that of the exchange.
+    fn wins(mut self, x: &mut Exchange) -> Answered {
+        std::mem::swap(&mut x.response, &mut self.head);
+        x.outcome.upstream_host = self.host;
+        x.outcome.upstream_local = self.upstream.local_addr();
+        x.outcome.upstream_time = Some(clock::now().saturating_duration_since(x.started));
+        Answered {
+            lease: self.lease,
+            upstream: self.upstream,
+            sent: Sending::Done,
+        }
+    }
+}
+
+/// No attempt is left but perhaps one whose own time is over: its good answer, or this reply.
+async fn outlast(
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    attempts: &Attempts<'_>,
+    parked: Option<Parked>,
+    reply: LocalReply,
+) -> Result<Answered, End> {
+    let Some(mut other) = parked else {
+        return Err(End::Reply(reply));
+    };
+    let is_good = poll_fn(|cx| {
+        if let Poll::Ready(is_good) = other.poll(attempts, &x.request.method, cx) {
+            return Poll::Ready(Ok(is_good));
+        }
+        interrupted(conn, &x.route_timer, cx)
+    })
+    .await?;
+    if is_good {
+        return Ok(other.wins(x));
+    }
+    Err(End::Reply(reply))
 }
 
 /// What is known of the request at the moment of a failure; `sent` tells whether the connection got any of it.
@@ -477,6 +652,8 @@ enum Event {
 enum Sent {
     /// A final response's head is in the exchange.
     Answered(Sending),
+    /// The attempt's time is over; so far the request was sent.
+    TooLate(Sending, BodyProgress),
     /// The attempt failed before that.
     Failed(Failure, BodyProgress),
 }
@@ -625,8 +802,7 @@ async fn send(
             }
             Event::TooLate => {
                 let progress = progress(conn, x, upstream.has_sent(&x.to_upstream));
-                let failure = Failure::TryTimeout { connected: true };
-                return Ok(Sent::Failed(failure, progress));
+                return Ok(Sent::TooLate(sending, progress));
             }
             Event::Read(read) => read,
         };

@@ -236,6 +236,21 @@ impl<'p> Attempts<'p> {
         }
     }
 
+    /// The attempt's own time is over and it goes on all the same: whether another may be made beside it, so that the
+    /// first good answer of both counts. Twice at work is only what is safe to be, or what the conditions send again
+    /// whatever became of it.
+    pub fn hedge(&mut self, progress: BodyProgress, admit: impl FnOnce() -> bool) -> bool {
+        let is_safe = self.idempotent || self.on.retries_no_answer();
+        let may = is_safe && progress.replayable && self.retries < self.retries_max && admit();
+        self.retries += u32::from(may);
+        may
+    }
+
+    /// Whether an answer is one that the client could get, with retries left or not.
+    pub fn is_good(&self, status: StatusCode, headers: &HeaderList) -> bool {
+        !self.is_bad(status, headers)
+    }
+
     /// Whether an answer is one that the conditions name.
     fn is_bad(&self, status: StatusCode, headers: &HeaderList) -> bool {
         let code = status.as_u16();
@@ -519,6 +534,20 @@ mod tests {
             judge(&mut fields, 200, &[("x-other", "1")], 1000),
             Judged::PassOn(Flags::NONE)
         );
+    }
+
+    #[test]
+    fn only_what_is_safe_is_hedged_and_within_the_budget() {
+        let default = RetryPolicy::default();
+        let mut get = attempts(&default, &Method::GET);
+        assert!(!get.hedge(STREAMED, || true), "its body is gone");
+        assert!(!get.hedge(SENT, || false), "beyond the budget");
+        assert!(get.hedge(SENT, || true) && get.hedge(SENT, || true));
+        assert!(!get.hedge(SENT, || true), "as many as there are retries");
+        assert!(!attempts(&default, &Method::POST).hedge(SENT, || true));
+        let asked = on("5xx");
+        assert!(attempts(&asked, &Method::POST).hedge(SENT, || true));
+        assert!(!attempts(&RetryPolicy::off(), &Method::GET).hedge(SENT, || true));
     }
 
     #[test]

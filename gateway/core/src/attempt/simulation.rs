@@ -82,6 +82,7 @@ impl World {
                 u32::MAX
             },
             budget: self.one_in(2).then_some(budget),
+            ..RetryLimits::default()
         }
     }
 

@@ -11,6 +11,7 @@
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::str::FromStr;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,6 +31,8 @@ pub struct RetryLimits {
     pub concurrent: u32,
     /// `retryBudget`.
     pub budget: Option<RetryBudget>,
+    /// Attempts that may be made beside one whose own time is over (`isthmus.dev/hedging`).
+    pub hedges: Hedges,
 }
 
 impl Default for RetryLimits {
@@ -38,6 +41,40 @@ impl Default for RetryLimits {
         Self {
             concurrent: u32::MAX,
             budget: None,
+            hedges: Hedges::default(),
+        }
+    }
+}
+
+/// How many attempts are made beside one whose `perTryTimeout` is over, in place of giving it up. The annotation
+/// `isthmus.dev/hedging` of a DestinationRule: `per-try-timeout`, or with `;max=` and a number behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Hedges(pub u32);
+
+impl Hedges {
+    /// Most that may be written: more attempts at a time than two help nobody.
+    const MAX: u32 = 1;
+}
+
+impl FromStr for Hedges {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTS: &str = "expected `per-try-timeout` or `per-try-timeout;max=1`";
+        let mut parts = text.split(';').map(str::trim);
+        if parts.next() != Some("per-try-timeout") {
+            return Err(EXPECTS);
+        }
+        let most = match parts.next() {
+            None => Self::MAX,
+            Some(part) => part
+                .strip_prefix("max=")
+                .and_then(|number| number.trim().parse().ok())
+                .ok_or(EXPECTS)?,
+        };
+        match (most, parts.next()) {
+            (1..=Self::MAX, None) => Ok(Self(most)),
+            _ => Err(EXPECTS),
         }
     }
 }
@@ -227,14 +264,34 @@ impl RetryCounts {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_annotation_is_read() {
+        for text in [
+            "per-try-timeout",
+            "per-try-timeout;max=1",
+            " per-try-timeout ; max= 1 ",
+        ] {
+            assert_eq!(text.parse(), Ok(Hedges(1)), "{text}");
+        }
+        for text in [
+            "",
+            "true",
+            "per-try-timeout;max=2",
+            "per-try-timeout;max=1;x",
+            "per-try-timeout;1",
+        ] {
+            assert!(text.parse::<Hedges>().is_err(), "{text}");
+        }
+    }
+
     fn budget(min: u32) -> RetryLimits {
         RetryLimits {
-            concurrent: u32::MAX,
             budget: Some(RetryBudget {
                 per_million: BUDGET_PER_MILLION,
                 min,
                 interval: BUDGET_INTERVAL,
             }),
+            ..RetryLimits::default()
         }
     }
 
@@ -244,7 +301,7 @@ mod tests {
         let now = Instant::now();
         let two = RetryLimits {
             concurrent: 2,
-            budget: None,
+            ..RetryLimits::default()
         };
         assert!(counts.begin_request(&two, now).is_none(), "nobody wants to know");
         let (a, b) = (counts.begin_retry(&two, now), counts.begin_retry(&two, now));
@@ -314,12 +371,12 @@ mod loom_tests {
             let counts = Arc::new(RetryCounts::default());
             let now = Instant::now();
             let limits = RetryLimits {
-                concurrent: u32::MAX,
                 budget: Some(RetryBudget {
                     per_million: 0,
                     min: 1,
                     interval: BUDGET_INTERVAL,
                 }),
+                ..RetryLimits::default()
             };
             let threads: Vec<_> = (0..2)
                 .map(|_| {

@@ -228,5 +228,5 @@ spec: {{host: up.example, subsets: [{{name: a, labels: {{v: a}}}}]}}
         .iter()
         .find(|found| found.code == "bad-value")
         .unwrap();
-    assert_eq!((told.severity, told.line), (Severity::Error, 16));
+    assert_eq!((told.severity, told.line), (Severity::Error, 17));
 }

@@ -164,6 +164,7 @@ async fn attempt_all(
                     parked = Some(Parked::new(lease, upstream, x));
                     // Neither is given up any more before the whole's time is over: there is no third.
                     x.timeouts.per_try = None;
+                    x.try_timer.clear();
                     continue;
                 }
                 (lease, Failure::TryTimeout { connected: true }, progress)

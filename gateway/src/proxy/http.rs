@@ -64,7 +64,9 @@ pub async fn serve(
     x.started = started;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
-    x.try_timer.clear();
+    if x.timeouts.per_try.is_some() {
+        x.try_timer.clear();
+    }
     x.tee.clear();
     finish(context, conn, x, started);
     x.outcome.after

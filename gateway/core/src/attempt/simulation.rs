@@ -129,6 +129,9 @@ impl World {
             sent,
             replayable: !self.one_in(4),
         };
+        if request.timeouts.per_try.is_some() && self.one_in(10) && self.hedge(request, progress) {
+            return true;
+        }
         let reused = self.one_in(2) && !request.attempts.needs_fresh_connection();
         let failure = match self.random.below(8) {
             0 => Failure::Connect(Cause::ConnectFailed),
@@ -166,6 +169,24 @@ impl World {
                 false
             }
         }
+    }
+
+    /// Another attempt beside the present one, which may be at work for as long as it likes.
+    fn hedge(&mut self, request: &mut Request<'_>, progress: BodyProgress) -> bool {
+        request.permit = None;
+        let (counts, limits, now) = (Arc::clone(&self.counts), self.limits, self.now);
+        let mut permit = None;
+        let hedges = request.attempts.hedge(progress, || {
+            permit = counts.begin_retry(&limits, now);
+            permit.is_some()
+        });
+        assert_eq!(hedges, permit.is_some());
+        if hedges {
+            assert!(progress.replayable);
+            request.worked_on += u32::from(progress.sent);
+            self.retry(request, permit, Duration::ZERO, ms(1));
+        }
+        hedges
     }
 
     fn answer(&mut self, request: &mut Request<'_>) -> bool {

@@ -160,6 +160,10 @@ pub(crate) fn merge(root: &HttpRoute, own: &HttpRoute) -> Option<HttpRoute> {
     fill(&mut merged.direct_response, &root.direct_response);
     fill(&mut merged.timeout, &root.timeout);
     fill(&mut merged.headers, &root.headers);
+    fill(&mut merged.retries, &root.retries);
+    if merged.mirrors.is_empty() {
+        merged.mirrors.clone_from(&root.mirrors);
+    }
     Some(merged)
 }
 

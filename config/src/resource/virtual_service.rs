@@ -3,6 +3,7 @@
 //! Only text matches are already what they mean, because a pattern that cannot be compiled is a mistake of writing.
 
 use super::duration_of;
+use super::retries::{Mirror, Retries};
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
@@ -36,6 +37,8 @@ pub(crate) struct HttpRoute {
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
     pub(crate) has_fault: bool,
+    pub(crate) retries: Option<Retries>,
+    pub(crate) mirrors: Vec<Mirror>,
 }
 
 /// `tls[]` or `tcp[]`: a rule for whole connections.
@@ -74,7 +77,11 @@ pub(crate) struct Target {
 impl Target {
     /// Reads the `destination` in `node`.
     fn read(node: &Node) -> Self {
-        let destination = node.get("destination").unwrap_or(&Node::Null);
+        Self::of(node.get("destination").unwrap_or(&Node::Null))
+    }
+
+    /// Reads a destination.
+    pub(crate) fn of(destination: &Node) -> Self {
         Self {
             host: destination.text("host").unwrap_or("").to_owned(),
             subset: destination.text("subset").unwrap_or("").to_owned(),
@@ -245,6 +252,8 @@ impl HttpRoute {
             }),
             is_empty: *node == Node::Null,
             has_fault: node.get("fault").is_some(),
+            retries: node.get("retries").map(Retries::read),
+            mirrors: Mirror::read_all(node),
         }
     }
 }

@@ -11,7 +11,7 @@ use isthmus_core::grpc;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderOperations};
 use isthmus_core::message::BodyLength;
-use isthmus_core::reply::{Flags, LocalReply};
+use isthmus_core::reply::{Cause, Flags, LocalReply};
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -42,7 +42,7 @@ pub(super) async fn refuse(
             .headers
             .append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
     }
-    if reply.flags.contains(Flags::UO) {
+    if reply.cause == Cause::Overflow {
         x.response.headers.append(b"x-envoy-overloaded", b"true");
     }
     let mut answer = Answer {

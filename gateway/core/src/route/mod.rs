@@ -16,6 +16,7 @@ pub use matcher::{
 
 pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
 
+use crate::attempt::RetryPolicy;
 use crate::header::HeaderOperations;
 use crate::message::RequestHead;
 use crate::name::{ClusterKey, HostIndex, HostPattern};
@@ -51,6 +52,19 @@ pub struct Forward {
     pub path: Option<PathRewrite>,
     /// For the whole exchange, retries included; None for no limit.
     pub timeout: Option<Duration>,
+    /// Whether and when a request is sent again.
+    pub retry: RetryPolicy,
+    /// Where copies of requests go.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A cluster that gets copies of requests; what it answers is nobody's (Istio `mirror`, `mirrors[]`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mirror {
+    /// The cluster.
+    pub cluster: ClusterKey,
+    /// How many of a million requests are copied; never 0.
+    pub per_million: u32,
 }
 
 impl Forward {
@@ -443,6 +457,8 @@ mod tests {
             destinations: vec![destination(3), destination(1)],
             path: None,
             timeout: None,
+            retry: RetryPolicy::default(),
+            mirrors: vec![],
         };
         let mut random = Random::from_seed(1);
         let first = (0..100_000)

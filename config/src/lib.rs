@@ -9,6 +9,7 @@
 //! No runtime, no sockets, no clock: the same text gives the same snapshot.
 #![forbid(unsafe_code)]
 
+mod analyze;
 mod compile;
 pub mod diagnostic;
 mod index;

@@ -2,7 +2,7 @@
 //! itself, which shards hold, knows nothing of files.
 
 use crate::Source;
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Severity, code_of};
 use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
 use isthmus_core::listener::ListenerKey;
@@ -140,7 +140,8 @@ impl Origins {
         let (line, column) = document.locate(&source.text, found.origin.item, &path)?;
         Some(Diagnostic {
             severity: Severity::Warning,
-            code,
+            code: code_of(code),
+            name: code,
             file: source.name.clone(),
             line,
             column,
@@ -148,6 +149,7 @@ impl Origins {
             field: path.to_string(),
             message,
             help: Some(help.to_owned()),
+            related: Vec::new(),
         })
     }
 

@@ -215,6 +215,11 @@ fn rules_compile_to_these_routes() {
 }
 
 #[test]
+fn rules_that_take_no_request_are_told() {
+    insta::assert_snapshot!("reach_told", told("reach.yaml", &Options::default()));
+}
+
+#[test]
 fn delegates_are_joined_with_their_roots() {
     let options = Options {
         hostname: "edge-1".to_owned(),

@@ -6,6 +6,7 @@
 //! it. Each module has one subject, finds its own with an index and never with all pairs, and is called from here.
 
 mod policy;
+pub(crate) mod reach;
 
 use crate::compile::Context;
 use crate::origins::Origins;
@@ -20,14 +21,13 @@ pub(crate) struct View<'a> {
     /// What names are looked up in.
     pub(crate) context: &'a Context<'a>,
     /// What it all means.
-    #[expect(dead_code, reason = "proofs of what no request reaches need it")]
     pub(crate) snapshot: &'a Snapshot,
     /// Where the routes of the snapshot were written.
-    #[expect(dead_code, reason = "proofs of what no request reaches need it")]
     pub(crate) origins: &'a Origins,
 }
 
 /// Reports what is noticed across resources.
 pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
     policy::check(view, report);
+    reach::finding::check(view, report);
 }

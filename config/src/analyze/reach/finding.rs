@@ -8,7 +8,7 @@ use super::search::Model;
 use super::{Analyzer, Verdict};
 use crate::analyze::View;
 use crate::compile::delegate;
-use crate::compile::route::{Site, action, route_match};
+use crate::compile::route::{Site, action, route_match, rule_origin};
 use crate::diagnostic::{Related, Severity};
 use crate::index::GatewayName;
 use crate::origins::{RouteOrigin, RuleOrigin};
@@ -33,7 +33,9 @@ const HOSTS_MAX: usize = 3;
 /// How plain it is that something is shadowed, from the plainest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// By one that asks for the same, or for nothing.
+    /// By one that asks for nothing.
+    Everything,
+    /// By one that asks for the same.
     Duplicate,
     /// By one whose prefix begins its own.
     Overlap,
@@ -56,12 +58,21 @@ type Judged = BTreeMap<RouteOrigin, Option<Shadow>>;
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let mut analyzer = Analyzer::new(view.context.options.mesh.path_normalization);
     let mut known: HashSet<RouteOrigin> = HashSet::new();
-    let mut told = Told::new(view);
+    let told = Told::new(view);
     for written in &view.resources.virtual_services {
-        let judged = alone(written, view, &mut analyzer);
-        known.extend(judged.iter().filter(|(_, shadow)| shadow.is_some()).map(|(at, _)| *at));
-        told.tell(&judged, None, report);
         streams(written, report);
+        // A delegate is looked at where it is joined.
+        if written.spec.hosts.is_empty() {
+            continue;
+        }
+        let judged = alone(written, view, &mut analyzer);
+        known.extend(
+            judged
+                .iter()
+                .filter(|(_, shadow)| shadow.is_some())
+                .map(|(at, _)| *at),
+        );
+        told.tell(&judged, None, report);
     }
     let (judged, hosts) = merged(view, &mut analyzer);
     let rest: Judged = judged.into_iter().filter(|(at, _)| !known.contains(at)).collect();
@@ -95,20 +106,38 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
         for (at, matched) in asked.iter().enumerate() {
             // A rule that leads nowhere is left out of every table.
             if matched.needs_claims()
-                || action(&rule.route, matched.uri.as_ref(), &rule.own.meta.namespace, &any, context).is_none()
+                || action(
+                    &rule.route,
+                    matched.uri.as_ref(),
+                    &rule.own.meta.namespace,
+                    &any,
+                    context,
+                )
+                .is_none()
             {
                 continue;
             }
             let at = (rule.root.is_none() && !rule.route.matches.is_empty()).then_some(at);
             entries.push(Entry {
-                origin: rule.origin(at),
+                origin: RouteOrigin {
+                    own: rule_origin(&rule.own, at),
+                    root: rule.root.as_ref().map(|root| rule_origin(root, None)),
+                },
                 written: (!rule.route.matches.is_empty()).then_some(matched),
                 matches: route_match(matched),
             });
         }
     }
     let mut judged: Judged = BTreeMap::new();
-    let mut open: HashSet<usize> = (0..entries.len()).collect();
+    // Behind what takes everything everywhere, nothing needs to be looked at.
+    let everywhere = |written: &HttpMatch| {
+        written.port.is_none() && written.gateways.is_empty() && !asks_for_client(written)
+    };
+    let last = entries
+        .iter()
+        .position(|entry| entry.written.is_none_or(everywhere) && asks_for_nothing(&entry.matches));
+    let behind = entries.split_off(last.map_or(entries.len(), |last| last + 1));
+    let mut reached: HashSet<usize> = HashSet::new();
     let mut shadows: HashMap<usize, Shadow> = HashMap::new();
     for sited in sites(written, &entries) {
         let matches: Vec<&RouteMatch> = sited
@@ -117,10 +146,12 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
             .collect();
         for (verdict, &at) in verdicts(&matches, analyzer).into_iter().zip(&sited) {
             let place = |by: usize| sited.get(by).copied();
-            let shadow = shadow_of(verdict, at, &place, &|at| entries.get(at).map(|entry| (entry.origin, &entry.matches)));
+            let shadow = shadow_of(verdict, at, &place, &|at| {
+                entries.get(at).map(|entry| (entry.origin, &entry.matches))
+            });
             match (shadow, shadows.get_mut(&at)) {
                 (None, _) => {
-                    open.insert(usize::MAX - at);
+                    reached.insert(at);
                 }
                 (Some(shadow), Some(known)) => {
                     known.kind = known.kind.max(shadow.kind);
@@ -133,12 +164,17 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
             }
         }
     }
-    for (at, shadow) in labelled(&entries) {
-        shadows.entry(at).or_insert(shadow);
-        open.remove(&(usize::MAX - at));
-    }
+    shadows.extend(labelled(&entries));
     for (at, entry) in entries.iter().enumerate() {
-        let shadow = (!open.contains(&(usize::MAX - at))).then(|| shadows.remove(&at)).flatten();
+        let shadow = shadows.remove(&at).filter(|_| !reached.contains(&at));
+        join(&mut judged, entry.origin, shadow);
+    }
+    for entry in &behind {
+        let shadow = entries.last().map(|last| Shadow {
+            kind: Kind::Everything,
+            by: BTreeSet::from([last.origin]),
+            but_asterisk: false,
+        });
         join(&mut judged, entry.origin, shadow);
     }
     judged
@@ -190,16 +226,27 @@ fn shadow_of<'a>(
 fn kind_of(first: &RouteMatch, own: &RouteMatch) -> Kind {
     let mut model = Model::new();
     let (a, b) = (model.add(first), model.add(own));
-    let nothing = RouteMatch {
-        path: own.path.clone(),
-        ..RouteMatch::ANY
-    };
     match (&first.path.text, &own.path.text) {
-        _ if model.same(a, b) || *first == RouteMatch::ANY => Kind::Duplicate,
+        _ if asks_for_nothing(first) => Kind::Everything,
+        _ if model.same(a, b) => Kind::Duplicate,
         (TextMatch::Prefix(_), TextMatch::Prefix(_)) => Kind::Overlap,
-        (TextMatch::Prefix(prefix), _) if &**prefix == "/" && *own == nothing => Kind::Duplicate,
         _ => Kind::Proven,
     }
+}
+
+/// Whether a match takes whatever has a path.
+fn asks_for_nothing(matches: &RouteMatch) -> bool {
+    let beyond = RouteMatch {
+        path: matches.path.clone(),
+        ..RouteMatch::ANY
+    };
+    let path = match &matches.path.text {
+        TextMatch::Present => true,
+        TextMatch::Prefix(prefix) => matches!(&**prefix, "" | "/"),
+        TextMatch::Regex(regex) => regex.pattern() == ".*",
+        TextMatch::Exact(_) => false,
+    };
+    path && *matches == beyond
 }
 
 /// Matches that ask for labels or the namespace of clients, and are there twice in the same words: no proof but this is
@@ -310,7 +357,11 @@ fn verdicts(matches: &[&RouteMatch], analyzer: &mut Analyzer) -> Vec<Verdict> {
         return plain;
     }
     let secure = analyzer.host(&table, 0, "https");
-    plain.into_iter().zip(secure).map(|(plain, secure)| either(plain, secure)).collect()
+    plain
+        .into_iter()
+        .zip(secure)
+        .map(|(plain, secure)| either(plain, secure))
+        .collect()
 }
 
 /// What is known when both may be the case.
@@ -408,7 +459,10 @@ impl<'v> Told<'v> {
             rules.map(move |(at, rule)| ((document, item, at), rule.matches.len()))
         });
         Self {
-            metas: all.iter().map(|written| (key(&written.meta), &written.meta)).collect(),
+            metas: all
+                .iter()
+                .map(|written| (key(&written.meta), &written.meta))
+                .collect(),
             matches: counts.collect(),
         }
     }
@@ -425,7 +479,12 @@ impl<'v> Told<'v> {
             places.push((origin, shadow));
         }
         for (rule, places) in by_rule {
-            self.tell_rule(&places, self.matches.get(&rule).copied().unwrap_or(0), hosts, report);
+            self.tell_rule(
+                &places,
+                self.matches.get(&rule).copied().unwrap_or(0),
+                hosts,
+                report,
+            );
         }
     }
 
@@ -433,11 +492,12 @@ impl<'v> Told<'v> {
         let always = |origin: &RouteOrigin| {
             hosts.is_none_or(|hosts| hosts.get(origin).is_some_and(|(_, always)| *always))
         };
-        let whole = places.len() >= matches && places.iter().all(|(at, shadow)| shadow.is_some() && always(at));
+        let complete = places.len() >= matches || places.iter().any(|(at, _)| at.own.matched.is_none());
+        let whole = complete && places.iter().all(|(at, shadow)| shadow.is_some() && always(at));
         let shadows = || places.iter().filter_map(|(_, shadow)| shadow.as_ref());
         let plainest = shadows().map(|shadow| shadow.kind).max();
         let of_rule = match (whole, plainest) {
-            (true, Some(Kind::Duplicate)) => Some("unreachable-rule"),
+            (true, Some(Kind::Everything | Kind::Duplicate)) => Some("unreachable-rule"),
             (true, Some(Kind::Proven)) => Some("shadowed-rule"),
             _ => None,
         };
@@ -458,6 +518,10 @@ impl<'v> Told<'v> {
         }
         for (origin, shadow) in places {
             let Some(shadow) = shadow else { continue };
+            if !always(origin) && shadow.by.is_empty() {
+                // What asks for the authority is meant for some of the hosts.
+                continue;
+            }
             let is_match = origin.own.matched.is_some();
             let of_one_rule = shadow.by.iter().all(|by| {
                 RuleOrigin {
@@ -481,8 +545,18 @@ impl<'v> Told<'v> {
                 (true, false) => "this match",
                 (false, _) => "this rule",
             };
-            let on = hosts.and_then(|hosts| hosts.get(origin)).filter(|(_, always)| !always);
-            self.report(name, severity, origin, shadow, what, on.map(|(names, _)| &names[..]), report);
+            let on = hosts
+                .and_then(|hosts| hosts.get(origin))
+                .filter(|(_, always)| !always);
+            self.report(
+                name,
+                severity,
+                origin,
+                shadow,
+                what,
+                on.map(|(names, _)| &names[..]),
+                report,
+            );
         }
     }
 
@@ -513,18 +587,36 @@ impl<'v> Told<'v> {
             Some(hosts) => {
                 let first: Vec<&str> = hosts.iter().take(HOSTS_MAX).map(String::as_str).collect();
                 let more = hosts.len() - first.len();
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let more = if more > 0 {
+                    format!(" and {more} more")
+                } else {
+                    String::new()
+                };
                 format!("on {}{more}, ", first.join(", "))
             }
         };
-        let but = if shadow.but_asterisk { " but `OPTIONS *`" } else { "" };
+        let root = origin.root.and_then(|root| Some((self.meta(&root)?, root.rule)));
+        let within = root.map_or_else(String::new, |(meta, rule)| {
+            format!(
+                "where `http[{rule}]` of {} delegates to it, ",
+                crate::index::name_of(meta)
+            )
+        });
+        let but = if shadow.but_asterisk {
+            " but `OPTIONS *`"
+        } else {
+            ""
+        };
         let reason = match &named[..] {
             [] => "nothing that comes to its hosts is what it asks for".to_owned(),
             [one] => format!("{one} takes all that it asks for"),
             several => {
                 let (first, rest) = several.split_at(several.len().min(NAMED_MAX));
-                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-                format!("{}{more} together take all that it asks for", first.join(", "))
+                let all = match (first, rest.len()) {
+                    ([first @ .., last], 0) => format!("{} and {last}", first.join(", ")),
+                    (_, more) => format!("{} and {more} more", first.join(", ")),
+                };
+                format!("{all} together take all that it asks for")
             }
         };
         let help = if named.is_empty() {
@@ -541,7 +633,7 @@ impl<'v> Told<'v> {
                     name,
                     &meta.origin,
                     path,
-                    format!("{on}{what} takes no request{but}: {reason}"),
+                    format!("{within}{on}{what} takes no request{but}: {reason}"),
                 )
             });
         });
@@ -589,7 +681,11 @@ fn streams(written: &Written<VirtualService>, report: &mut Report<'_>) {
             let matches = item.key("match");
             let before = rules.get(..at).unwrap_or(&[]);
             let nothing = [StreamMatch::default()];
-            let asked = if rule.matches.is_empty() { &nothing[..] } else { &rule.matches[..] };
+            let asked = if rule.matches.is_empty() {
+                &nothing[..]
+            } else {
+                &rule.matches[..]
+            };
             let mut all = true;
             let mut first = None;
             for (matched_at, matched) in asked.iter().enumerate() {
@@ -604,12 +700,14 @@ fn streams(written: &Written<VirtualService>, report: &mut Report<'_>) {
                 }
                 let path = matches.index(matched_at);
                 let other = list.index(earlier);
-                let message = format!("this match takes no connection: `{name}[{earlier}]` takes all that it asks for");
+                let message =
+                    format!("this match takes no connection: `{name}[{earlier}]` takes all that it asks for");
                 tell_stream("ineffective-match", &written.meta, &path, &other, message, report);
             }
             if let Some(earlier) = first.filter(|_| all) {
                 let other = list.index(earlier);
-                let message = format!("this rule takes no connection: `{name}[{earlier}]` takes all that it asks for");
+                let message =
+                    format!("this rule takes no connection: `{name}[{earlier}]` takes all that it asks for");
                 tell_stream("unreachable-rule", &written.meta, &item, &other, message, report);
             }
         }
@@ -649,7 +747,8 @@ fn covered(
     let here = |earlier: &StreamMatch| {
         (earlier.port.is_none() || earlier.port == matched.port)
             && (earlier.gateways.is_empty()
-                || (!matched.gateways.is_empty() && ids(&matched.gateways).is_subset(&ids(&earlier.gateways))))
+                || (!matched.gateways.is_empty()
+                    && ids(&matched.gateways).is_subset(&ids(&earlier.gateways))))
             && (earlier.source_namespace.is_empty() || earlier.source_namespace == matched.source_namespace)
             && earlier
                 .source_labels
@@ -666,7 +765,9 @@ fn covered(
         .chain(own.iter().map(|matched| (rule, matched)))
         .filter(|(_, earlier)| here(earlier))
         .collect();
-    let whole = before.iter().position(|rule| rule.matches.is_empty() && leads(rule));
+    let whole = before
+        .iter()
+        .position(|rule| rule.matches.is_empty() && leads(rule));
     if matched.sni_hosts.is_empty() {
         // Of connections without names, the first rule that applies takes all.
         return whole.or_else(|| {
@@ -678,9 +779,12 @@ fn covered(
     let mut last = None;
     for sni in &matched.sni_hosts {
         let name = HostPattern::parse(sni);
-        let known = earlier
-            .iter()
-            .find(|(_, earlier)| earlier.sni_hosts.iter().any(|other| HostPattern::parse(other) == name));
+        let known = earlier.iter().find(|(_, earlier)| {
+            earlier
+                .sni_hosts
+                .iter()
+                .any(|other| HostPattern::parse(other) == name)
+        });
         last = last.max(Some(known?.0));
     }
     last

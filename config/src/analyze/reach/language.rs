@@ -82,7 +82,12 @@ fn authorities(pattern: &HostPattern) -> Option<TextMatch> {
     const HOST_BYTE: &str = r"[A-Za-z0-9\-._~%!$&']";
     let quoted = |text: &str| -> String {
         text.chars()
-            .flat_map(|c| (!c.is_ascii_alphanumeric()).then_some('\\').into_iter().chain([c]))
+            .flat_map(|c| {
+                (!c.is_ascii_alphanumeric())
+                    .then_some('\\')
+                    .into_iter()
+                    .chain([c])
+            })
             .collect()
     };
     let host = match pattern {
@@ -176,7 +181,9 @@ impl Space {
                 let (raw, merged) = match mode {
                     PathNormalization::None => (true, false),
                     PathNormalization::Base => (false, false),
-                    PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes => (false, true),
+                    PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes => {
+                        (false, true)
+                    }
                 };
                 match (state, byte) {
                     (0, b'/') => Some(1),
@@ -344,9 +351,7 @@ impl Languages {
             .any(|demand| demand.holds && matches!(demand.text, TextMatch::Regex(_)));
         if let Space::Authority(authority) = space {
             let sample = authority.sample.as_bytes();
-            return self
-                .meets_all(space, demands, sample)
-                .then(|| sample.to_vec());
+            return self.meets_all(space, demands, sample).then(|| sample.to_vec());
         }
         if patterns && !matches!(space, Space::Token) {
             return None;
@@ -412,7 +417,10 @@ impl Languages {
             self.automata.clear();
         }
         for part in parts {
-            if let Part::Pattern { automaton, pattern, .. } = part {
+            if let Part::Pattern {
+                automaton, pattern, ..
+            } = part
+            {
                 self.automata.insert(pattern.to_owned(), automaton);
             }
         }
@@ -457,9 +465,7 @@ fn contradict(demands: &[Demand<'_>]) -> bool {
         return false;
     };
     let longest = longest.as_bytes();
-    let case = demands
-        .iter()
-        .any(|demand| demand.holds && demand.ignore_case);
+    let case = demands.iter().any(|demand| demand.holds && demand.ignore_case);
     demands.iter().any(|demand| match (demand.text, demand.holds) {
         // Every text that begins as the longest does begins as a shorter one does, or none does.
         (TextMatch::Prefix(text), true) => !begins(longest, text.as_bytes(), case || demand.ignore_case),
@@ -607,7 +613,10 @@ impl Walk<'_, '_> {
         };
         self.space.special().iter().for_each(|byte| mark(*byte));
         for part in self.parts.iter() {
-            if let Part::Literal { text, ignore_case, .. } = part {
+            if let Part::Literal {
+                text, ignore_case, ..
+            } = part
+            {
                 for byte in text.iter() {
                     mark(*byte);
                     if *ignore_case {

@@ -6,6 +6,7 @@
 //! method, fields and parameters, `language` decides what texts there are. What would cost too much is
 //! [`Verdict::Unknown`], and nothing is said about it. `finding` turns verdicts into what `check` shows.
 
+pub(crate) mod finding;
 pub(crate) mod language;
 pub(crate) mod search;
 
@@ -198,7 +199,10 @@ pub(crate) fn samples(pattern: &HostPattern) -> Vec<String> {
     match pattern {
         HostPattern::Exact(name) => vec![name.to_string()],
         HostPattern::Suffix(suffix) => LABELS.iter().map(|label| format!("{label}{suffix}")).collect(),
-        HostPattern::Any => LABELS.iter().map(|label| format!("{label}.example.com")).collect(),
+        HostPattern::Any => LABELS
+            .iter()
+            .map(|label| format!("{label}.example.com"))
+            .collect(),
     }
 }
 

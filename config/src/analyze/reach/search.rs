@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 const CLAUSES_MAX: usize = 256;
 /// Most steps of one search.
 const NODES_MAX: usize = 4_000;
+/// What one step costs, in transitions of automata.
+const NODE_WORK: u64 = 50;
 /// Most rules of a proof of which each is tested whether it is needed.
 const MINIMIZED_MAX: usize = 48;
 
@@ -156,10 +158,7 @@ impl<'a> Model<'a> {
 
     /// Whether any rule is about the authority.
     pub(crate) fn asks_for_authority(&self) -> bool {
-        self.rules
-            .iter()
-            .flatten()
-            .any(|atom| atom.variable == AUTHORITY)
+        self.rules.iter().flatten().any(|atom| atom.variable == AUTHORITY)
     }
 
     /// Whether a look shows already that two rules take no request together.
@@ -179,7 +178,8 @@ impl<'a> Model<'a> {
                 && one.ignore_case == other.ignore_case
                 && one.inverted == other.inverted
         };
-        let within = |a: &[Atom<'_>], b: &[Atom<'_>]| a.iter().all(|one| b.iter().any(|other| equal(one, other)));
+        let within =
+            |a: &[Atom<'_>], b: &[Atom<'_>]| a.iter().all(|one| b.iter().any(|other| equal(one, other)));
         within(a, b) && within(b, a)
     }
 }
@@ -286,7 +286,10 @@ impl<'s, 'a> Search<'s, 'a> {
             Step::Unknown => Outcome::Unknown,
             Step::Nothing => {
                 let proof = self.clauses.iter().zip(&self.used);
-                let proof = proof.filter(|(_, used)| **used).map(|(clause, _)| *clause).collect();
+                let proof = proof
+                    .filter(|(_, used)| **used)
+                    .map(|(clause, _)| *clause)
+                    .collect();
                 Outcome::Nothing(self.minimize(taken, proof))
             }
         }
@@ -324,13 +327,18 @@ impl<'s, 'a> Search<'s, 'a> {
     /// Goes on from values that meet all demands.
     fn descend(&mut self, ask: Ask<'_>) -> Step {
         self.nodes = self.nodes.saturating_sub(1);
+        let cost = NODE_WORK + self.clauses.len() as u64;
+        self.languages.work = self.languages.work.saturating_sub(cost);
         if self.nodes == 0 || self.languages.work == 0 {
             return Step::Unknown;
         }
         let mut met: Option<(usize, usize)> = None;
         let model = self.model;
         for at in 0..self.clauses.len() {
-            let atoms = self.clauses.get(at).map_or(&[][..], |clause| model.atoms(*clause));
+            let atoms = self
+                .clauses
+                .get(at)
+                .map_or(&[][..], |clause| model.atoms(*clause));
             if met.is_none_or(|(_, fewest)| atoms.len() < fewest)
                 && atoms.iter().all(|atom| self.is_met(atom))
             {
@@ -348,7 +356,9 @@ impl<'s, 'a> Search<'s, 'a> {
                         self.found = Some(Box::new(head));
                         return Step::Found;
                     }
-                    Reply::Taken(rule) if !self.clauses.contains(&rule) && self.clauses.len() < CLAUSES_MAX => {
+                    Reply::Taken(rule)
+                        if !self.clauses.contains(&rule) && self.clauses.len() < CLAUSES_MAX =>
+                    {
                         self.clauses.push(rule);
                         self.used.push(false);
                         self.clauses.len() - 1
@@ -553,7 +563,8 @@ impl<'s, 'a> Search<'s, 'a> {
         head.host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         head.set_authority(&authority);
         for (variable, value) in &self.values {
-            if let (Some(Variable::Header(name)), Some(value)) = (self.model.variables.get(*variable), value) {
+            if let (Some(Variable::Header(name)), Some(value)) = (self.model.variables.get(*variable), value)
+            {
                 head.headers.append(name.as_str().as_bytes(), value);
             }
         }

@@ -12,6 +12,7 @@
 mod analyze;
 mod compile;
 pub mod diagnostic;
+pub mod diff;
 mod index;
 pub mod mesh;
 mod origins;

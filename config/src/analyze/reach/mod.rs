@@ -19,9 +19,9 @@ use search::{Model, Outcome, Reply, Search, Universe};
 use std::collections::BTreeSet;
 
 /// Transitions and comparisons that one question may cost.
-pub(crate) const WORK_MAX: u64 = 2_000_000;
+const WORK_MAX: u64 = 2_000_000;
 /// Those that all questions of one run may cost.
-pub(crate) const WORK_ALL_MAX: u64 = 200_000_000;
+const WORK_ALL_MAX: u64 = 200_000_000;
 /// Most hosts of a virtual host, and of those that are more specific, that are looked at one by one.
 const PATTERNS_MAX: usize = 32;
 
@@ -44,8 +44,8 @@ pub(crate) enum Verdict {
 
 /// Answers questions about virtual hosts, with a limit to the work for all of them.
 pub(crate) struct Analyzer {
-    pub(crate) languages: Languages,
-    pub(crate) scratch: Scratch,
+    languages: Languages,
+    scratch: Scratch,
     pub(crate) normalization: PathNormalization,
     left: u64,
 }
@@ -60,6 +60,15 @@ impl Analyzer {
         }
     }
 
+    /// Asks one question, and counts what it costs.
+    pub(crate) fn ask(&mut self, question: impl FnOnce(&mut Languages, &mut Scratch) -> Outcome) -> Outcome {
+        let granted = WORK_MAX.min(self.left);
+        self.languages.work = granted;
+        let outcome = question(&mut self.languages, &mut self.scratch);
+        self.left -= granted - self.languages.work;
+        outcome
+    }
+
     /// What is known about each rule of a virtual host of a table.
     pub(crate) fn host(&mut self, table: &RouteTable, at: usize, scheme: &str) -> Vec<Verdict> {
         let Some(host) = table.virtual_hosts().get(at) else {
@@ -69,13 +78,36 @@ impl Analyzer {
         for route in host.routes() {
             model.add(&route.matches);
         }
-        let spaces = authorities(table, at, &model);
-        let universes: Vec<Universe> = spaces
-            .into_iter()
-            .map(|authority| universe(authority, scheme, self.normalization))
-            .collect();
+        let universes = self.universes(table, at, scheme, &model);
         (0..host.routes().len())
             .map(|rule| self.rule((table, at, host), scheme, &model, &universes, rule))
+            .collect()
+    }
+
+    /// A request that one rule takes, if there is one and it is found.
+    pub(crate) fn witness(
+        &mut self,
+        table: &RouteTable,
+        at: usize,
+        scheme: &str,
+        rule: usize,
+    ) -> Option<Box<RequestHead>> {
+        let host = table.virtual_hosts().get(at)?;
+        let mut model = Model::new();
+        for route in host.routes() {
+            model.add(&route.matches);
+        }
+        let universes = self.universes(table, at, scheme, &model);
+        match self.rule((table, at, host), scheme, &model, &universes, rule) {
+            Verdict::Reached(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    fn universes(&self, table: &RouteTable, at: usize, scheme: &str, model: &Model<'_>) -> Vec<Universe> {
+        authorities(table, at, model)
+            .into_iter()
+            .map(|authority| universe(authority, scheme, self.normalization))
             .collect()
     }
 
@@ -100,22 +132,20 @@ impl Analyzer {
             if unknown || (asterisk && !is_path) {
                 continue;
             }
-            let scratch = &mut self.scratch;
             let normalization = self.normalization;
-            let ask = &mut |head: &RequestHead| {
-                if table.find_host(&head.host) != Some(at) || !is_normal(head, normalization) {
-                    return Reply::Stuck;
-                }
-                match host.position(head, scheme, scratch) {
-                    Some(taken) if taken == rule => Reply::Accepted,
-                    Some(taken) if taken < rule => Reply::Taken(taken),
-                    _ => Reply::Stuck,
-                }
-            };
-            self.languages.work = WORK_MAX.min(self.left);
-            let before = self.languages.work;
-            let outcome = Search::new(model, &mut self.languages, universe).run(&[rule], &[], ask);
-            self.left -= before - self.languages.work;
+            let outcome = self.ask(|languages, scratch| {
+                let ask = &mut |head: &RequestHead| {
+                    if table.find_host(&head.host) != Some(at) || !is_normal(head, normalization) {
+                        return Reply::Stuck;
+                    }
+                    match host.position(head, scheme, scratch) {
+                        Some(taken) if taken == rule => Reply::Accepted,
+                        Some(taken) if taken < rule => Reply::Taken(taken),
+                        _ => Reply::Stuck,
+                    }
+                };
+                Search::new(model, languages, universe).run(&[rule], &[], ask)
+            });
             match outcome {
                 Outcome::Found(head) if is_path => return Verdict::Reached(head),
                 Outcome::Found(_) => asterisk = true,
@@ -153,7 +183,7 @@ pub(crate) fn universe(authority: Space, scheme: &str, normalization: PathNormal
 }
 
 /// The one request without a path to the same.
-fn asterisk_only(universe: &Universe) -> Universe {
+pub(crate) fn asterisk_only(universe: &Universe) -> Universe {
     Universe {
         path: Space::Only("*".into()),
         method: Space::Only("OPTIONS".into()),
@@ -207,4 +237,4 @@ pub(crate) fn samples(pattern: &HostPattern) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

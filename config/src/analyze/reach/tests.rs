@@ -74,6 +74,7 @@ pub(crate) struct Oracle {
 }
 
 /// One rule: what is compiled, and what it means.
+#[derive(Clone)]
 pub(crate) struct PlainRule {
     pub(crate) matches: RouteMatch,
     demands: Vec<PlainDemand>,

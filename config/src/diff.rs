@@ -13,15 +13,19 @@ pub use fields::FieldChange;
 
 use crate::analyze::reach::{Analyzer, samples};
 use crate::{Compiled, Source};
+use isthmus_core::cluster::ClusterSpec;
+use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::limits::PathNormalization;
 use isthmus_core::listener::{Accepts, Chain, ChainAction, Listener, SniTable, TcpRoute};
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::{ClusterKey, HostIndex, HostPattern};
 use isthmus_core::route::{Action, Route, RouteTable, Scratch, VirtualHost};
+use isthmus_core::snapshot::content_hash;
 use rules::Region;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 /// Most differences of one host that are shown; the rest are counted.
 const MOVED_MAX: usize = 100;
@@ -185,6 +189,9 @@ struct Comparison<'a> {
     seen: BTreeSet<(String, Option<usize>, Option<usize>)>,
 }
 
+/// Positions before and after; None where there is nothing.
+type Pair = (Option<usize>, Option<usize>);
+
 /// A listener before or after, for places of its rules.
 #[derive(Clone, Copy)]
 struct Door<'a> {
@@ -217,15 +224,7 @@ impl<'a> Comparison<'a> {
     fn listeners(&mut self) {
         let of = |side: Side<'a>| {
             let all = side.compiled.snapshot.listeners.iter();
-            all.map(move |listener| {
-                (
-                    listener.key.clone(),
-                    Door {
-                        side,
-                        listener: &**listener,
-                    },
-                )
-            })
+            all.map(move |listener| (listener.key.clone(), Door { side, listener }))
         };
         let old: BTreeMap<_, Door<'a>> = of(self.old).collect();
         let new: BTreeMap<_, Door<'a>> = of(self.new).collect();
@@ -256,17 +255,11 @@ impl<'a> Comparison<'a> {
             tables: _,
         } = new.listener;
         let before = old.listener;
-        let mut changed = fields::changes(
-            &(&before.proxy_protocol, &before.upgrades),
-            &(proxy_protocol, upgrades),
+        let mut changed = named(
+            "proxyProtocol",
+            fields::changes(&before.proxy_protocol, proxy_protocol),
         );
-        for (change, field) in changed.iter_mut().zip(["proxyProtocol", "upgrades"]) {
-            if before.proxy_protocol == *proxy_protocol {
-                change.field = "upgrades".to_owned();
-            } else {
-                change.field = field.to_owned();
-            }
-        }
+        changed.extend(named("upgrades", fields::changes(&before.upgrades, upgrades)));
         if !changed.is_empty() {
             self.change(Kind::ListenerChanged, &name).fields = changed;
         }
@@ -320,7 +313,7 @@ impl<'a> Comparison<'a> {
         let name = name_of(new.listener);
         let patterns: BTreeSet<&HostPattern> =
             a.names().iter().chain(b.names()).map(|(name, _)| name).collect();
-        let mut regions: BTreeMap<(Option<usize>, Option<usize>), Vec<String>> = BTreeMap::new();
+        let mut regions: BTreeMap<Pair, Vec<String>> = BTreeMap::new();
         for (pattern, sample) in self.sampled(&patterns, &name) {
             let pair = (a.find(Some(&sample)), b.find(Some(&sample)));
             if pair != (None, None) {
@@ -350,7 +343,7 @@ impl<'a> Comparison<'a> {
         {
             let change = self.change(Kind::ListenerChanged, name);
             change.hosts = hosts.to_vec();
-            change.fields = prefixed("tls", fields::changes(before, after));
+            change.fields = named("tls", fields::changes(before, after));
         }
         match (&a.action, &b.action) {
             (ChainAction::Http { table: a, .. }, ChainAction::Http { table: b, .. }) => {
@@ -438,8 +431,7 @@ impl<'a> Comparison<'a> {
         };
         let patterns = |table: &'a RouteTable| table.virtual_hosts().iter().flat_map(|host| &host.domains);
         let all: BTreeSet<&HostPattern> = patterns(before).chain(patterns(after)).collect();
-        let mut regions: BTreeMap<(Option<usize>, Option<usize>), Vec<(&HostPattern, String)>> =
-            BTreeMap::new();
+        let mut regions: BTreeMap<Pair, Vec<(&HostPattern, String)>> = BTreeMap::new();
         for (pattern, sample) in self.sampled(&all, &name) {
             let pair = (before.find_host(&sample), after.find_host(&sample));
             regions.entry(pair).or_default().push((pattern, sample));
@@ -618,13 +610,15 @@ impl<'a> Comparison<'a> {
         for key in all {
             let (kind, fields) = match (before.clusters.get(&key), after.clusters.get(&key)) {
                 (Some(old), Some(new)) => {
-                    // The service's namespace is a label of metrics.
-                    let mut renamed = (**old).clone();
-                    renamed.namespace.clone_from(&new.namespace);
-                    if renamed == **new {
+                    let (old, new) = (behaviour(old), behaviour(new));
+                    if old == new {
                         continue;
                     }
-                    (Kind::ClusterChanged, fields::changes(&renamed, &**new))
+                    let mut fields = fields::changes(&old, &new);
+                    for change in &mut fields {
+                        change.field = change.field.replacen("endpoints.endpoints", "endpoints", 1);
+                    }
+                    (Kind::ClusterChanged, fields)
                 }
                 (Some(_), None) => (Kind::ClusterLost, Vec::new()),
                 (None, Some(_)) => (Kind::ClusterNew, Vec::new()),
@@ -697,6 +691,17 @@ impl<'a> Comparison<'a> {
     }
 }
 
+/// A cluster without what makes no difference to a request: the order of its endpoints, and the namespace of its
+/// service, which is a label of metrics.
+fn behaviour(spec: &ClusterSpec) -> ClusterSpec {
+    let mut spec = spec.clone();
+    let mut endpoints = spec.endpoints.endpoints.clone();
+    endpoints.sort_by_cached_key(|endpoint| (endpoint.address, content_hash(endpoint)));
+    spec.endpoints = Arc::new(EndpointSet { endpoints });
+    spec.namespace = "".into();
+    spec
+}
+
 fn to_https() -> Decision {
     Decision {
         outcome: "redirect 301 to https".to_owned(),
@@ -746,10 +751,10 @@ fn used(side: Side<'_>) -> BTreeSet<ClusterKey> {
     let mut add =
         |leaves: Vec<String>| names.extend(leaves.into_iter().filter(|leaf| leaf.starts_with("outbound|")));
     for listener in &snapshot.listeners {
-        let mut seen: HashMap<*const Action, ()> = HashMap::new();
+        let mut seen: HashSet<*const Action> = HashSet::new();
         for host in listener.tables.iter().flat_map(|table| table.virtual_hosts()) {
             for route in host.routes() {
-                if seen.insert(std::sync::Arc::as_ptr(&route.action), ()).is_none() {
+                if seen.insert(Arc::as_ptr(&route.action)) {
                     add(fields::leaves(&*route.action));
                 }
             }
@@ -772,9 +777,15 @@ fn used(side: Side<'_>) -> BTreeSet<ClusterKey> {
     names.iter().filter_map(key).collect()
 }
 
-fn prefixed(prefix: &str, mut changes: Vec<FieldChange>) -> Vec<FieldChange> {
+/// Changes of the fields of one with a name.
+fn named(name: &str, mut changes: Vec<FieldChange>) -> Vec<FieldChange> {
     for change in &mut changes {
-        change.field = format!("{prefix}.{}", change.field);
+        let dot = if change.field.is_empty() || change.field.starts_with('[') {
+            ""
+        } else {
+            "."
+        };
+        change.field = format!("{name}{dot}{}", change.field);
     }
     changes
 }
@@ -782,12 +793,10 @@ fn prefixed(prefix: &str, mut changes: Vec<FieldChange>) -> Vec<FieldChange> {
 /// The fields by which two routes do different things.
 fn what_differs(old: &Route, new: &Route) -> Vec<FieldChange> {
     let mut changes = fields::changes(&*old.action, &*new.action);
-    let both = fields::changes(&old.response_headers, &new.response_headers);
-    changes.extend(both.into_iter().map(|mut change| {
-        change.field = format!("responseHeaders{}", change.field);
-        change
-    }));
-    changes.retain(|change| !matches!(change.field.as_str(), ""));
+    // Another kind of action is told by its outcome.
+    changes.retain(|change| !change.field.is_empty());
+    let headers = fields::changes(&old.response_headers, &new.response_headers);
+    changes.extend(named("responseHeaders", headers));
     changes
 }
 

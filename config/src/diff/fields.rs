@@ -230,9 +230,12 @@ fn compare(path: &str, old: &Tree, new: &Tree, found: &mut Vec<FieldChange>) {
 /// Lists of one length are compared item by item; of others, what is gone and what is new is told.
 fn compare_lists(path: &str, old: &[Tree], new: &[Tree], found: &mut Vec<FieldChange>) {
     if old.len() == new.len() {
-        let same_items = old.iter().all(|item| new.contains(item));
-        if !same_items {
-            for (at, (old, new)) in old.iter().zip(new).enumerate() {
+        // What is in both is left aside, wherever it stands.
+        let all = old.iter().enumerate();
+        let gone: Vec<(usize, &Tree)> = all.filter(|(_, item)| !new.contains(item)).collect();
+        let come: Vec<&Tree> = new.iter().filter(|item| !old.contains(item)).collect();
+        if gone.len() == come.len() && !gone.is_empty() {
+            for ((at, old), new) in gone.into_iter().zip(come) {
                 compare(&format!("{path}[{at}]"), old, new, found);
             }
             return;

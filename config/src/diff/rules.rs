@@ -10,8 +10,9 @@ use crate::analyze::reach::search::{Model, Outcome, Reply, Search, Universe};
 use crate::analyze::reach::{Analyzer, asterisk_only, is_normal, universe};
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::HostPattern;
-use isthmus_core::route::{Route, RouteMatch, RouteTable, VirtualHost};
+use isthmus_core::route::{Action, Destination, Route, RouteMatch, RouteTable, VirtualHost};
 use isthmus_core::snapshot::content_hash;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// Most pairs of rules of one host that are looked at.
@@ -56,7 +57,8 @@ pub(super) fn does_the_same(old: Option<&Route>, new: Option<&Route>) -> bool {
     }
 }
 
-/// Everything that a route does: what it is called and what it asks for is no part of that.
+/// Everything that a route does: what it is called and what it asks for is no part of that, nor is the order of its
+/// destinations.
 fn effect(route: &Route) -> impl PartialEq + std::hash::Hash + '_ {
     let Route {
         name: _,
@@ -65,7 +67,16 @@ fn effect(route: &Route) -> impl PartialEq + std::hash::Hash + '_ {
         action,
         response_headers,
     } = route;
-    (action, response_headers)
+    let sorted = match &**action {
+        Action::Forward(forward) if forward.destinations.len() > 1 => {
+            let mut forward = forward.clone();
+            let key = |one: &Destination| (one.cluster.clone(), one.weight, content_hash(one));
+            forward.destinations.sort_by_cached_key(key);
+            Cow::Owned(Action::Forward(forward))
+        }
+        other => Cow::Borrowed(other),
+    };
+    (sorted, response_headers)
 }
 
 /// One of the rules of a host that can take a request at all, in order; the last stands for 404.
@@ -78,6 +89,10 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
+    #[allow(
+        clippy::mutable_key_type,
+        reason = "patterns are hashed and compared by their text"
+    )]
     fn new(host: &'a VirtualHost) -> Self {
         let mut seen: HashSet<&RouteMatch> = HashSet::new();
         let routes = host.routes().iter().enumerate();
@@ -413,5 +428,40 @@ mod tests {
         );
         assert!(same > tables / 20 && moved > tables / 2);
         assert!(undecided * 1000 <= moved);
+    }
+    #[test]
+    fn a_change_among_ten_thousand_rules_is_found() {
+        let rules = crate::analyze::reach::tests::large(10_000);
+        let mut others = rules.clone();
+        others.remove(7_000);
+        others.swap(20, 9_000);
+        let status = |rules: &[PlainRule], at: usize| 200 + (content_hash(&rules[at].matches) % 300) as u16;
+        let old = table(&rules, |at| status(&rules, at));
+        let new = table(&others, |at| match at {
+            5_000 => 599,
+            at => status(&others, at),
+        });
+        let pattern = HostPattern::parse("*.h");
+        let region = Region {
+            old: (&old, 0),
+            new: (&new, 0),
+            scheme: "http",
+            patterns: vec![(&pattern, Vec::new(), "a.h".to_owned())],
+        };
+        let began = std::time::Instant::now();
+        let compared = compare(&region, &mut Analyzer::new(PathNormalization::Base));
+        println!(
+            "10000 rules, a few changed: {} differences, {:?}",
+            compared.moved.len(),
+            began.elapsed()
+        );
+        assert!(compared.undecided.is_empty() && !compared.incomplete);
+        assert!(
+            compared
+                .moved
+                .iter()
+                .any(|moved| (moved.old, moved.new) == (Some(5_000), Some(5_000)))
+        );
+        assert!(compared.moved.iter().any(|moved| moved.old == Some(7_000)));
     }
 }

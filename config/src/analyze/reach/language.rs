@@ -115,7 +115,7 @@ pub(crate) enum Found {
 #[derive(Default)]
 pub(crate) struct Languages {
     scratch: Scratch,
-    automata: HashMap<String, Automaton>,
+    automata: HashMap<String, Box<Automaton>>,
     /// Patterns that have none.
     opaque: HashSet<String>,
     /// Transitions that may still be tried.
@@ -275,7 +275,7 @@ enum Part<'a> {
         holds: bool,
     },
     Pattern {
-        automaton: Automaton,
+        automaton: Box<Automaton>,
         pattern: &'a str,
         holds: bool,
     },
@@ -428,7 +428,7 @@ impl Languages {
     }
 
     /// The automaton of a pattern; it is put back after the walk. None for a pattern that has none.
-    fn take_automaton(&mut self, pattern: &str) -> Option<Automaton> {
+    fn take_automaton(&mut self, pattern: &str) -> Option<Box<Automaton>> {
         if self.opaque.contains(pattern) {
             return None;
         }
@@ -436,7 +436,7 @@ impl Languages {
             return Some(known);
         }
         self.work = self.work.saturating_sub(AUTOMATON_WORK);
-        let automaton = Automaton::new(pattern);
+        let automaton = Automaton::new(pattern).map(Box::new);
         if automaton.is_none() {
             self.opaque.insert(pattern.to_owned());
         }

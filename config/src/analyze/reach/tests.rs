@@ -9,6 +9,7 @@ use isthmus_core::route::{
     Action, DirectResponse, HeaderMatch, HeaderSubject, PathMatch, QueryMatch, Regex, Route, RouteMatch,
     TextMatch,
 };
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Patterns with what they mean, in plain words.
@@ -62,11 +63,15 @@ fn pick<T: Copy>(random: &mut Random, list: &[T]) -> T {
     list[random.below(list.len() as u64) as usize]
 }
 
+/// Whether a value is good enough; None is one that is not there.
+type Takes = Rc<dyn Fn(Option<&str>) -> bool>;
+type TakesText = Rc<dyn Fn(&str) -> bool>;
+
 /// A demand as the oracle sees it.
 #[derive(Clone)]
 struct PlainDemand {
     dimension: usize,
-    takes: Arc<dyn Fn(Option<&str>) -> bool>,
+    takes: Takes,
 }
 
 pub(crate) struct Oracle {
@@ -95,34 +100,27 @@ impl Oracle {
         Self { paths }
     }
 
-    fn text(
-        random: &mut Random,
-        literals: &[&'static str],
-        patterns: &[Plain],
-    ) -> (TextMatch, Arc<dyn Fn(&str) -> bool>) {
+    fn text(random: &mut Random, literals: &[&'static str], patterns: &[Plain]) -> (TextMatch, TakesText) {
         match random.below(8) {
             0..3 => {
                 let text = pick(random, literals);
-                (
-                    TextMatch::Exact(text.into()),
-                    Arc::new(move |value| value == text),
-                )
+                (TextMatch::Exact(text.into()), Rc::new(move |value| value == text))
             }
             3..6 => {
                 let text = pick(random, literals);
                 (
                     TextMatch::Prefix(text.into()),
-                    Arc::new(move |value| value.starts_with(text)),
+                    Rc::new(move |value| value.starts_with(text)),
                 )
             }
             6 => {
                 let (pattern, plain) = pick(random, patterns);
                 (
                     TextMatch::Regex(Regex::new(pattern).unwrap()), // What is no UTF-8 is no text to a pattern.
-                    Arc::new(move |value| !value.contains('\u{FFFD}') && plain(value)),
+                    Rc::new(move |value| !value.contains('\u{FFFD}') && plain(value)),
                 )
             }
-            _ => (TextMatch::Present, Arc::new(|_| true)),
+            _ => (TextMatch::Present, Rc::new(|_| true)),
         }
     }
 
@@ -135,7 +133,7 @@ impl Oracle {
             let (text, plain) = Self::text(random, &paths, &PATTERNS);
             let ignore_case = random.below(5) == 0;
             let (wanted, folded) = (text.clone(), ignore_case && !matches!(text, TextMatch::Regex(_)));
-            let takes: Arc<dyn Fn(Option<&str>) -> bool> = Arc::new(move |path| {
+            let takes: Takes = Rc::new(move |path| {
                 let path = path.unwrap();
                 match &wanted {
                     TextMatch::Exact(text) if folded => path.to_lowercase() == text.to_lowercase(),
@@ -157,7 +155,7 @@ impl Oracle {
                     let (text, plain) = Self::text(random, &["GET", "POST", "G"], &METHOD_PATTERNS);
                     demands.push(PlainDemand {
                         dimension,
-                        takes: Arc::new(move |value| plain(value.unwrap())),
+                        takes: Rc::new(move |value| plain(value.unwrap())),
                     });
                     if random.below(2) == 0 {
                         matches.method = Some(text);
@@ -174,7 +172,7 @@ impl Oracle {
                         Self::text(random, &["a.h", "b.h", "b", "other"], &AUTHORITY_PATTERNS);
                     demands.push(PlainDemand {
                         dimension,
-                        takes: Arc::new(move |value| plain(value.unwrap())),
+                        takes: Rc::new(move |value| plain(value.unwrap())),
                     });
                     matches.authority = Some(text);
                 }
@@ -184,7 +182,7 @@ impl Oracle {
                     let present = text == TextMatch::Present;
                     demands.push(PlainDemand {
                         dimension,
-                        takes: Arc::new(move |value| match (value, inverted) {
+                        takes: Rc::new(move |value| match (value, inverted) {
                             (Some(value), false) => plain(value),
                             (Some(value), true) => !plain(value),
                             (None, false) => false,
@@ -202,7 +200,7 @@ impl Oracle {
                     let (text, plain) = Self::text(random, &["1", "11", "2", ""], &VALUE_PATTERNS);
                     demands.push(PlainDemand {
                         dimension,
-                        takes: Arc::new(move |value| value.is_some_and(|value| plain(value))),
+                        takes: Rc::new(move |value| value.is_some_and(|value| plain(value))),
                     });
                     matches.query.push(QueryMatch {
                         name: "q".into(),
@@ -397,7 +395,7 @@ fn no_verdict_is_false() {
 
 /// A virtual host as large ones are: prefixes and exact paths of many services, some by method, field or parameter,
 /// patterns for versions and ids, each service with a rule that takes the rest, and now and then a mistake.
-pub(crate) fn large(rules: usize) -> RouteTable {
+pub(crate) fn large(rules: usize) -> Vec<PlainRule> {
     let mut random = Random::from_seed(7);
     let field = |name: &str| HeaderSubject::Field(FieldName::parse(name).unwrap());
     let mut all = Vec::new();
@@ -465,19 +463,17 @@ pub(crate) fn large(rules: usize) -> RouteTable {
     }
     all.truncate(rules - 1);
     all.push(RouteMatch::ANY);
-    let rules: Vec<PlainRule> = all
-        .into_iter()
+    all.into_iter()
         .map(|matches| PlainRule {
             matches,
             demands: Vec::new(),
         })
-        .collect();
-    table(&rules, |_| 200)
+        .collect()
 }
 
 #[test]
 fn ten_thousand_rules_of_one_host_are_judged() {
-    let table = large(10_000);
+    let table = table(&large(10_000), |_| 200);
     let began = std::time::Instant::now();
     let verdicts = Analyzer::new(PathNormalization::Base).host(&table, 0, "http");
     let took = began.elapsed();

@@ -40,8 +40,11 @@ impl fmt::Display for Severity {
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
-    /// What kind of problem, in kebab case; stable, so that tools may rely on it.
+    /// What kind of problem: Istio's code where Istio has the same one, else its name; stable, so that tools may rely
+    /// on it.
     pub code: &'static str,
+    /// Name of the kind, in kebab case; stable as well.
+    pub name: &'static str,
     /// Name of the [`Source`].
     pub file: String,
     /// Line, counted from 1.
@@ -56,6 +59,75 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
+    /// The other places that have a part in it.
+    pub related: Vec<Related>,
+}
+
+/// Another place that has a part in a problem.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Related {
+    /// Name of the [`Source`].
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column in characters, counted from 1.
+    pub column: usize,
+    /// `Kind namespace/name`.
+    pub resource: String,
+    /// Path of the field; may be empty.
+    pub field: String,
+    /// What part it has.
+    pub message: String,
+}
+
+/// Names of problems, and the code and name of Istio's message that means the same (`istioctl analyze`).
+const ISTIO: [(&str, &str, &str); 20] = [
+    ("unknown-gateway", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-host", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-port", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-subset", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-delegate", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-credential", "IST0101", "ReferencedResourceNotFound"),
+    ("unknown-workload", "IST0101", "ReferencedResourceNotFound"),
+    (
+        "mesh-host-conflict",
+        "IST0109",
+        "ConflictingMeshGatewayVirtualServiceHosts",
+    ),
+    (
+        "port-required",
+        "IST0112",
+        "VirtualServiceDestinationPortSelectorRequired",
+    ),
+    (
+        "no-verification",
+        "IST0128",
+        "NoServerCertificateVerificationDestinationLevel",
+    ),
+    (
+        "no-port-verification",
+        "IST0129",
+        "NoServerCertificateVerificationPortLevel",
+    ),
+    ("unreachable-rule", "IST0130", "VirtualServiceUnreachableRule"),
+    ("ineffective-match", "IST0131", "VirtualServiceIneffectiveMatch"),
+    ("unserved-host", "IST0132", "VirtualServiceHostNotFoundInGateway"),
+    ("duplicate-certificate", "IST0138", "GatewayDuplicateCertificate"),
+    ("subset-without-effect", "IST0140", "IngressRouteRulesNotAffected"),
+    ("gateway-conflict", "IST0145", "ConflictingGateways"),
+    (
+        "claims-unauthenticated",
+        "IST0149",
+        "JwtClaimBasedRoutingWithoutRequestAuthN",
+    ),
+    ("bad-credential", "IST0161", "InvalidGatewayCredential"),
+    ("port-not-on-service", "IST0162", "GatewayPortNotDefinedOnService"),
+];
+
+/// The code by which a kind of problem is shown.
+pub(crate) fn code_of(name: &'static str) -> &'static str {
+    let istio = ISTIO.iter().find(|(known, ..)| *known == name);
+    istio.map_or(name, |(_, code, _)| code)
 }
 
 impl fmt::Display for Diagnostic {
@@ -235,6 +307,7 @@ mod tests {
         Diagnostic {
             severity: Severity::Error,
             code: "unknown-field",
+            name: "unknown-field",
             file: "a.yaml".into(),
             line,
             column,
@@ -242,6 +315,7 @@ mod tests {
             field: "spec.hosst".into(),
             message: "unknown field `hosst`".into(),
             help: Some("did you mean `hosts`?".into()),
+            related: Vec::new(),
         }
     }
 

@@ -9,8 +9,10 @@
 //! No runtime, no sockets, no clock: the same text gives the same snapshot.
 #![forbid(unsafe_code)]
 
+mod analyze;
 mod compile;
 pub mod diagnostic;
+pub mod diff;
 mod index;
 pub mod keep;
 pub mod mesh;

@@ -13,7 +13,7 @@ use crate::yaml::{Node, Path};
 use isthmus_core::attempt::RetryPolicy;
 use isthmus_core::cluster::CONNECT_TIMEOUT;
 use isthmus_core::cluster::TcpKeepalive;
-use isthmus_core::limits::{SettingValue, Settings};
+use isthmus_core::limits::{PathNormalization, SettingValue, Settings};
 use std::time::Duration;
 
 /// What of MeshConfig the compiler needs; the rest goes into the settings.
@@ -35,6 +35,8 @@ pub struct MeshConfig {
     pub virtual_service_export_to: Vec<String>,
     /// The same of DestinationRules (`defaultDestinationRuleExportTo`).
     pub destination_rule_export_to: Vec<String>,
+    /// How the process normalizes paths before rules see them (`pathNormalization`), for what is said about rules.
+    pub path_normalization: PathNormalization,
 }
 
 impl Default for MeshConfig {
@@ -48,6 +50,7 @@ impl Default for MeshConfig {
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
             destination_rule_export_to: Vec::new(),
+            path_normalization: PathNormalization::default(),
         }
     }
 }
@@ -132,6 +135,7 @@ fn read(node: &Node, loaded: &mut Loaded) {
         let _valid = loaded
             .settings
             .set("pathNormalization", &SettingValue::Text(form.clone()));
+        loaded.mesh.path_normalization = loaded.settings.path_normalization;
     }
     let topology = below("defaultConfig", "gatewayTopology");
     if let Some(Node::Text(form)) = topology.and_then(|node| node.get("forwardClientCertDetails")) {
@@ -150,7 +154,6 @@ fn read(node: &Node, loaded: &mut Loaded) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isthmus_core::limits::PathNormalization;
 
     const TEXT: &str = "connectTimeout: 3s\nrootNamespace: root\npathNormalization:\n  normalization: 3\n\
                         defaultConfig:\n  gatewayTopology: {numTrustedProxies: 2}\ndefaultServiceExportTo: [.]\n\

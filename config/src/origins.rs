@@ -2,7 +2,7 @@
 //! itself, which shards hold, knows nothing of files.
 
 use crate::Source;
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Severity, code_of};
 use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
 use isthmus_core::listener::ListenerKey;
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A rule in its document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RuleOrigin {
     /// Position among the documents of the run.
     pub(crate) document: usize,
@@ -24,7 +24,7 @@ pub(crate) struct RuleOrigin {
 }
 
 /// Where one route comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RouteOrigin {
     pub(crate) own: RuleOrigin,
     /// The rule that delegates to it.
@@ -140,7 +140,8 @@ impl Origins {
         let (line, column) = document.locate(&source.text, found.origin.item, &path)?;
         Some(Diagnostic {
             severity: Severity::Warning,
-            code,
+            code: code_of(code),
+            name: code,
             file: source.name.clone(),
             line,
             column,
@@ -148,6 +149,7 @@ impl Origins {
             field: path.to_string(),
             message,
             help: Some(help.to_owned()),
+            related: Vec::new(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! positions only when the first problem in it is reported.
 
 use crate::Source;
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
 use crate::yaml::{Document, Path, Positions};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -35,6 +35,48 @@ pub(crate) struct Origin {
     pub(crate) item: Option<usize>,
     /// `Kind namespace/name`.
     pub(crate) resource: Arc<str>,
+}
+
+/// A problem that is about to be reported.
+pub(crate) struct Finding<'a> {
+    /// How bad it is.
+    pub(crate) severity: Severity,
+    /// Its kind in kebab case; [`code_of`] finds Istio's code of it.
+    pub(crate) name: &'static str,
+    /// The resource that is pointed at.
+    pub(crate) origin: &'a Origin,
+    /// The field that is pointed at.
+    pub(crate) path: &'a Path<'a>,
+    /// Whether its key is meant, and not its value.
+    pub(crate) of_key: bool,
+    /// What is wrong.
+    pub(crate) message: String,
+    /// What to do about it.
+    pub(crate) help: Option<String>,
+    /// The other places that have a part in it, from [`Report::related`].
+    pub(crate) related: Vec<Related>,
+}
+
+impl<'a> Finding<'a> {
+    /// A problem with one value.
+    pub(crate) fn new(
+        severity: Severity,
+        name: &'static str,
+        origin: &'a Origin,
+        path: &'a Path<'a>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity,
+            name,
+            origin,
+            path,
+            of_key: false,
+            message: message.into(),
+            help: None,
+            related: Vec::new(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +199,7 @@ impl<'a> Report<'a> {
                     Diagnostic {
                         severity,
                         code: error.code,
+                        name: error.code,
                         file: source.name.clone(),
                         line: error.line,
                         column: error.column,
@@ -164,6 +207,7 @@ impl<'a> Report<'a> {
                         field: String::new(),
                         message: cut(error.message),
                         help: error.help.map(cut),
+                        related: Vec::new(),
                     },
                 ));
             }
@@ -283,7 +327,10 @@ impl<'a> Report<'a> {
         message: impl Into<String>,
         help: Option<String>,
     ) {
-        self.push(severity, code, origin, path, message.into(), help, false);
+        self.tell(Finding {
+            help,
+            ..Finding::new(severity, code, origin, path, message)
+        });
     }
 
     /// Reports a problem with the key at `path`.
@@ -296,7 +343,11 @@ impl<'a> Report<'a> {
         message: impl Into<String>,
         help: Option<String>,
     ) {
-        self.push(severity, code, origin, path, message.into(), help, true);
+        self.tell(Finding {
+            help,
+            of_key: true,
+            ..Finding::new(severity, code, origin, path, message)
+        });
     }
 
     /// Reports an error without help.
@@ -321,21 +372,37 @@ impl<'a> Report<'a> {
         self.add(Severity::Warning, code, origin, path, message, None);
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one private place that all the others lead to"
-    )]
-    fn push(
+    /// A place that has a part in a problem, which [`Finding::related`] takes.
+    pub(crate) fn related(
         &mut self,
-        severity: Severity,
-        code: &'static str,
         origin: &Origin,
         path: &Path<'_>,
-        message: String,
-        help: Option<String>,
-        of_key: bool,
-    ) {
-        if self.incomplete && ABSENCES.contains(&code) {
+        message: impl Into<String>,
+    ) -> Related {
+        let (file, line, column) = self.locate(origin, path, false);
+        Related {
+            file: file.to_owned(),
+            line,
+            column,
+            resource: cut(origin.resource.to_string()),
+            field: path.to_string(),
+            message: cut(message.into()),
+        }
+    }
+
+    /// Reports a problem.
+    pub(crate) fn tell(&mut self, finding: Finding<'_>) {
+        let Finding {
+            severity,
+            name,
+            origin,
+            path,
+            of_key,
+            message,
+            help,
+            related,
+        } = finding;
+        if self.incomplete && ABSENCES.contains(&name) {
             return;
         }
         let full = self
@@ -383,7 +450,8 @@ impl<'a> Report<'a> {
         let (message, help) = (cut(message), help.map(cut));
         let diagnostic = Diagnostic {
             severity,
-            code,
+            code: code_of(name),
+            name,
             file,
             line,
             column,
@@ -391,6 +459,7 @@ impl<'a> Report<'a> {
             field,
             message,
             help,
+            related,
         };
         self.found.push((source, diagnostic));
     }
@@ -410,6 +479,7 @@ impl<'a> Report<'a> {
                     Diagnostic {
                         severity,
                         code: "too-many",
+                        name: "too-many",
                         file: entry.file.to_owned(),
                         line: entry.document.line + 1,
                         column: 1,
@@ -417,6 +487,7 @@ impl<'a> Report<'a> {
                         field: String::new(),
                         message: format!("{more} more problems in this document are not shown"),
                         help: None,
+                        related: Vec::new(),
                     },
                 ));
             }

@@ -10,6 +10,7 @@
 
 use isthmus_config::diagnostic::render;
 use isthmus_config::{Options, compile, read_paths};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 fn corpus() -> Option<PathBuf> {
@@ -178,4 +179,59 @@ fn samples_and_documentation_load_and_name_what_is_not_executed() {
     }
     eprintln!("{loaded} documents load; in {named} something is named that is not executed");
     assert!(loaded > 400 && named > 50, "{loaded} {named}");
+}
+
+/// Istio's messages about rules that no request reaches name the same resources here.
+#[test]
+fn unreachable_rules_are_those_of_istio() {
+    let Some(corpus) = corpus() else { return };
+    let folder = corpus.join("analyzers");
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let names = ["VirtualServiceUnreachableRule", "VirtualServiceIneffectiveMatch"];
+    let mut compared = 0;
+    for case in &cases {
+        let files = case["files"].as_array().unwrap().iter();
+        let paths: Vec<PathBuf> = files.map(|file| folder.join(file.as_str().unwrap())).collect();
+        let expected: BTreeSet<(String, String)> = case["expected"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|message| names.contains(&message["code"].as_str().unwrap()))
+            .map(|message| {
+                let code = message["code"].as_str().unwrap();
+                (
+                    code.to_owned(),
+                    with_namespace(message["resource"].as_str().unwrap()),
+                )
+            })
+            .collect();
+        if expected.is_empty() {
+            continue;
+        }
+        let compiled = compile(&read_paths(&paths).unwrap(), &Options::default());
+        let found: BTreeSet<(String, String)> = compiled
+            .diagnostics
+            .iter()
+            .filter_map(|found| {
+                let name = match found.code {
+                    "IST0130" => names[0],
+                    "IST0131" => names[1],
+                    _ => return None,
+                };
+                Some((name.to_owned(), found.resource.clone()))
+            })
+            .collect();
+        assert_eq!(found, expected, "{}", case["name"]);
+        compared += expected.len();
+    }
+    assert!(compared >= 15, "{compared}");
+}
+
+/// `Kind namespace/name`, where the corpus leaves the default namespace out.
+fn with_namespace(resource: &str) -> String {
+    match resource.split_once(' ') {
+        Some((kind, name)) if !name.contains('/') => format!("{kind} default/{name}"),
+        _ => resource.to_owned(),
+    }
 }

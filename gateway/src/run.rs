@@ -166,6 +166,7 @@ pub(crate) fn load_process(
             Err(found) => refuse(&source, &found)?,
         }
     }
+    mesh.path_normalization = base.path_normalization;
     Ok((mesh, base))
 }
 

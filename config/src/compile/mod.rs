@@ -13,6 +13,7 @@ pub(crate) mod stream;
 pub(crate) mod tls;
 
 use crate::Options;
+use crate::analyze::View;
 use crate::index::Rules;
 use crate::origins::Origins;
 use crate::registry::Registry;
@@ -71,5 +72,12 @@ pub(crate) fn compile(
             .chain(tls::uses(&resources.destination_rules, &context))
             .collect(),
     };
+    let view = View {
+        resources,
+        context: &context,
+        snapshot: &snapshot,
+        origins: &origins,
+    };
+    crate::analyze::analyze(&view, report);
     (snapshot, origins)
 }

@@ -128,7 +128,7 @@ pub(crate) fn compile(
     routes
 }
 
-fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {
+pub(crate) fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {
     RuleOrigin {
         document: source.meta.origin.document,
         item: source.meta.origin.item,
@@ -190,7 +190,7 @@ pub(crate) fn is_catch_all(route: &Route) -> bool {
         && query.is_empty()
 }
 
-fn route_match(matched: &HttpMatch) -> RouteMatch {
+pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
     let header = |inverted| {
         move |(name, text): &(String, TextMatch)| {
             let subject = match name.to_ascii_lowercase().as_str() {
@@ -228,7 +228,8 @@ fn route_match(matched: &HttpMatch) -> RouteMatch {
     }
 }
 
-fn action(
+/// What a rule does with what it takes; None when it leads nowhere and is left out.
+pub(crate) fn action(
     rule: &HttpRoute,
     path: Option<&TextMatch>,
     namespace: &str,

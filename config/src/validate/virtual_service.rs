@@ -64,36 +64,7 @@ impl Validate for VirtualService {
         for (at, rule) in self.http.iter().enumerate() {
             rule.validate(&list.index(at), meta, report);
         }
-        let all = self
-            .http
-            .iter()
-            .position(|rule| rule.delegate.is_none() && takes_everything(rule));
-        if let Some(all) = all.filter(|all| all + 1 < self.http.len()) {
-            let message =
-                format!("http[{all}] takes every request: this rule and those behind it are never reached");
-            report.warn("unreachable-rule", origin, &list.index(all + 1), message);
-        }
     }
-}
-
-/// Whether a rule takes every request at every gateway and port: it has no match, or one that asks for nothing.
-fn takes_everything(rule: &HttpRoute) -> bool {
-    let asks_nothing = |matched: &HttpMatch| {
-        let path = match &matched.uri {
-            None | Some(TextMatch::Present) => true,
-            Some(TextMatch::Prefix(prefix)) => matches!(&**prefix, "" | "/"),
-            Some(TextMatch::Regex(regex)) => regex.pattern() == ".*",
-            Some(TextMatch::Exact(_)) => false,
-        };
-        let named = HttpMatch {
-            name: matched.name.clone(),
-            uri: matched.uri.clone(),
-            ignore_uri_case: matched.ignore_uri_case,
-            ..HttpMatch::default()
-        };
-        path && *matched == named
-    };
-    rule.matches.is_empty() || rule.matches.iter().any(asks_nothing)
 }
 
 impl VirtualService {

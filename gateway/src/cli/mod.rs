@@ -1,6 +1,7 @@
 //! The command line: what an operator types, turned into options of a run.
 
 mod check;
+mod diff;
 mod help;
 mod reload;
 mod secrets;
@@ -47,6 +48,15 @@ enum Command {
                       answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
     )]
     Reload(reload::Args),
+    /// Say what would change for requests between two sets of resources, with a request that shows each change.
+    #[command(
+        mut_arg("files", |arg| arg.required(false).env(None).help(
+            "Files or directories that both sets have, such as services"
+        )),
+        after_help = "Exit status: 0 proven to be no change, 1 changes or undecided, 2 usage, or a set that cannot be \
+                      loaded.\n\nExample:\n  isthmus diff ./before ./after -f ./services -o json"
+    )]
+    Diff(diff::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(secrets::Args),
@@ -296,6 +306,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::Reload(args) => return reload::run(&args),
+        Command::Diff(args) => return diff::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));

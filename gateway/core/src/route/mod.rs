@@ -244,15 +244,19 @@ impl VirtualHost {
 
     /// The first route that takes the request; `scheme` is the listener's.
     pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        let found = self.index.find(
+        self.routes.get(self.position(request, scheme, scratch)?)
+    }
+
+    /// Its position in [`Self::routes`].
+    pub fn position(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<usize> {
+        self.index.find(
             request.path_only().as_bytes(),
             &self.routes,
             |route, ask| match ask {
                 Ask::All => route.matches.matches(request, scheme, scratch),
                 Ask::BeyondPath => route.matches.matches_beyond_path(request, scheme, scratch),
             },
-        );
-        self.routes.get(found?)
+        )
     }
 }
 

@@ -169,6 +169,7 @@ fn reason(document: &Document, sources: &[Source], diagnostics: &[Diagnostic]) -
     found.cloned().unwrap_or_else(|| Diagnostic {
         severity: Severity::Error,
         code: "not-read",
+        name: "not-read",
         file: name.to_owned(),
         line: *lines.start(),
         column: 1,
@@ -176,6 +177,7 @@ fn reason(document: &Document, sources: &[Source], diagnostics: &[Diagnostic]) -
         field: String::new(),
         message: "the document has errors".to_owned(),
         help: None,
+        related: Vec::new(),
     })
 }
 
@@ -341,7 +343,7 @@ impl<'a> Keeper<'a> {
             .diagnostics
             .iter()
             .rev()
-            .filter(|found| self.may_be_held(found.code))
+            .filter(|found| self.may_be_held(found.name))
             .map(|found| (found.resource.as_str(), found))
             .collect();
         if missing.is_empty() {
@@ -367,8 +369,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// Whether what a reference asks for may be in a document that is held.
-    fn may_be_held(&self, code: &str) -> bool {
-        let Some((_, kinds)) = ABSENCES.iter().find(|(absence, _)| *absence == code) else {
+    fn may_be_held(&self, name: &str) -> bool {
+        let Some((_, kinds)) = ABSENCES.iter().find(|(absence, _)| *absence == name) else {
             return false;
         };
         let of_kind = |resource: &str| kinds.contains(&resource.split(' ').next().unwrap_or(""));

@@ -607,7 +607,11 @@ async fn send(
     let reused = upstream.is_reused();
     let is_upgrade = !x.request.upgrade.is_empty();
     if is_upgrade {
-        upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
+        upgrade::ask(
+            &mut x.request,
+            upstream.version(),
+            &mut context.random.borrow_mut(),
+        );
     }
     // A body that has come as a whole meanwhile is sent as one, and then its head says so.
     if let (BodyLength::Chunked, Some(whole)) = (x.request.body, conn.whole_body()) {
@@ -719,7 +723,7 @@ async fn send(
         };
         let failure = match read {
             Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
-                if upgrade::agree(x, upstream) {
+                if upgrade::agree(&x.request, &mut x.response, upstream.version()) {
                     x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
                     x.outcome.upstream_local = upstream.local_addr();
                     return Ok(Sent::Answered(Sending::Streaming));

@@ -7,7 +7,7 @@ mod fields;
 pub mod http;
 mod local;
 pub mod tcp;
-mod upgrade;
+pub mod upgrade;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;

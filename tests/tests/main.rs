@@ -9,6 +9,7 @@
 )]
 
 mod bookinfo;
+mod browser;
 mod environment;
 mod faults;
 mod framing;

@@ -671,7 +671,11 @@ async fn send(
     let reused = upstream.is_reused();
     let is_upgrade = !x.request.upgrade.is_empty();
     if is_upgrade {
-        upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
+        upgrade::ask(
+            &mut x.request,
+            upstream.version(),
+            &mut context.random.borrow_mut(),
+        );
     }
     // A body that has come as a whole meanwhile is sent as one, and then its head says so.
     let is_untouched = conn.body_bytes() == 0 && !conn.is_body_done();
@@ -810,7 +814,7 @@ async fn send(
         let progress = progress(conn, x, upstream.has_sent(&x.to_upstream));
         let failure = match read {
             Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
-                if upgrade::agree(x, upstream) {
+                if upgrade::agree(&x.request, &mut x.response, upstream.version()) {
                     x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
                     x.outcome.upstream_local = upstream.local_addr();
                     return Ok(Sent::Answered(Sending::Streaming));

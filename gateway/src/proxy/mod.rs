@@ -10,7 +10,7 @@ mod local;
 mod mirror;
 pub mod tcp;
 mod tee;
-mod upgrade;
+pub mod upgrade;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;

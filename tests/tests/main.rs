@@ -21,6 +21,7 @@ mod h2_pool;
 mod limits;
 mod mirror;
 mod nginx_upstream;
+mod reload;
 mod retries;
 mod routing;
 mod tcp;

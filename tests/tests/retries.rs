@@ -625,3 +625,44 @@ fn a_post_is_not_hedged_unless_it_may_be_sent_again_whatever_happens() {
     assert_eq!(silent.accepted(), 1);
     gateway.stop();
 }
+
+#[test]
+fn an_upload_over_http2_is_sent_again_whole() {
+    for upgraded in [false, true] {
+        let policy = if upgraded { "UPGRADE" } else { "DO_NOT_UPGRADE" };
+        let policy = format!("connectionPool: {{http: {{h2UpgradePolicy: {policy}}}}}");
+        let ends = AtomicUsize::new(0);
+        let over_http2 = Server::start(&[], move |peer, event| {
+            if let Event::End(stream) = event {
+                if ends.fetch_add(1, Ordering::SeqCst) == 0 {
+                    return peer.answer(stream, 503, &[], b"no");
+                }
+                echo(peer, event);
+            }
+        });
+        let fails_once = AtomicUsize::new(0);
+        let over_http1 = Upstream::start(move |request| match fails_once.fetch_add(1, Ordering::SeqCst) {
+            0 => Answer::status(503).body("no"),
+            _ => Answer::ok(request.body.clone()),
+        });
+        let address = if upgraded {
+            over_http2.address()
+        } else {
+            over_http1.address()
+        };
+        let gateway = before(&[address], "retries: {attempts: 1, retryOn: \"503\"}")
+            .resources("rule", &traffic_policy(UPSTREAM_HOST, &policy))
+            .start();
+        let body: Vec<u8> = (0..300_000_u32).map(|at| (at % 253) as u8).collect();
+        let mut client = Connection::open(Target::cleartext(gateway.address())).unwrap();
+        client.handshake(&[]).unwrap();
+        let stream = client.post("/upload");
+        client.upload(stream, &body).unwrap();
+        let answer = client.answered(stream, 200).unwrap();
+        assert!(answer.body == body, "{}", answer.body.len());
+        assert_eq!(gateway.metric("isthmus_upstream_retries_total"), Some(1.0));
+        over_http1.assert_no_violation();
+        over_http2.assert_no_violation();
+        gateway.stop();
+    }
+}

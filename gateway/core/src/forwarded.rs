@@ -71,12 +71,12 @@ pub struct Downstream<'t> {
     pub port: u16,
     /// Proxies in front of this gateway that are trusted.
     pub trusted_proxies: u32,
-    /// Peers that may steer their own requests.
+    /// Clients that may steer their own requests.
     pub trusted: &'t TrustedRanges,
 }
 
-/// Writes the fields, and answers the client's address as far as it can be trusted. What a trusted peer asks for its
-/// request is put into `overrides`.
+/// Writes the fields, and answers the client's address as far as it can be trusted. What a trusted client asks for its
+/// request is put into `overrides`; one behind a trusted proxy is none, only because the proxy is.
 pub fn apply(
     head: &mut RequestHead,
     downstream: Downstream<'_>,
@@ -125,7 +125,7 @@ pub fn apply(
     let mut is_trusted = None;
     headers.retain(|_, name, value| {
         let is_internal = is_internal(name);
-        if is_internal && *is_trusted.get_or_insert_with(|| downstream.trusted.contains(downstream.peer)) {
+        if is_internal && *is_trusted.get_or_insert_with(|| downstream.trusted.contains(client)) {
             overrides.get_or_insert_default().read(name, value);
         }
         !is_internal
@@ -349,6 +349,16 @@ mod tests {
             !left.contains("max-retries") && !left.contains("attempt-count"),
             "{left}"
         );
+        // A stranger behind a trusted proxy.
+        let mut asked = None;
+        head.headers.append(b"x-envoy-max-retries", b"4");
+        head.headers.set(HeaderId::XForwardedFor, b"203.0.113.9");
+        let behind = Downstream {
+            trusted_proxies: 1,
+            ..downstream
+        };
+        apply(&mut head, behind, &mut Random::from_seed(1), &mut asked);
+        assert_eq!(asked, None);
     }
 
     #[test]

@@ -7,8 +7,6 @@
 
 pub mod overrides;
 pub mod policy;
-#[cfg(test)]
-mod simulation;
 
 pub use overrides::{OverrideLimits, Overrides, Timeouts};
 pub use policy::{RetryOn, RetryPolicy};

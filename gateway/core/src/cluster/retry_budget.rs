@@ -260,133 +260,138 @@ impl RetryCounts {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_annotation_is_read() {
-        for text in [
-            "per-try-timeout",
-            "per-try-timeout;max=1",
-            " per-try-timeout ; max= 1 ",
-        ] {
-            assert_eq!(text.parse(), Ok(Hedges(1)), "{text}");
+    #[cfg(not(loom))]
+    mod counts {
+        use super::*;
+
+        #[test]
+        fn the_annotation_is_read() {
+            for text in [
+                "per-try-timeout",
+                "per-try-timeout;max=1",
+                " per-try-timeout ; max= 1 ",
+            ] {
+                assert_eq!(text.parse(), Ok(Hedges(1)), "{text}");
+            }
+            for text in [
+                "",
+                "true",
+                "per-try-timeout;max=2",
+                "per-try-timeout;max=1;x",
+                "per-try-timeout;1",
+            ] {
+                assert!(text.parse::<Hedges>().is_err(), "{text}");
+            }
         }
-        for text in [
-            "",
-            "true",
-            "per-try-timeout;max=2",
-            "per-try-timeout;max=1;x",
-            "per-try-timeout;1",
-        ] {
-            assert!(text.parse::<Hedges>().is_err(), "{text}");
-        }
-    }
 
-    fn budget(min: u32) -> RetryLimits {
-        RetryLimits {
-            budget: Some(RetryBudget {
-                per_million: BUDGET_PER_MILLION,
-                min,
-                interval: BUDGET_INTERVAL,
-            }),
-            ..RetryLimits::default()
-        }
-    }
-
-    #[test]
-    fn retries_at_a_time_are_limited_and_come_back() {
-        let counts = Arc::new(RetryCounts::default());
-        let now = Instant::now();
-        let two = RetryLimits {
-            concurrent: 2,
-            ..RetryLimits::default()
-        };
-        assert!(counts.begin_request(&two, now).is_none(), "nobody wants to know");
-        let (a, b) = (counts.begin_retry(&two, now), counts.begin_retry(&two, now));
-        assert!(a.is_some() && b.is_some() && counts.begin_retry(&two, now).is_none());
-        drop(a);
-        assert!(counts.begin_retry(&two, now).is_some());
-        drop(b);
-        assert_eq!(counts.retries(), 0);
-        assert!(!two.is_unlimited() && RetryLimits::default().is_unlimited());
-    }
-
-    #[test]
-    fn a_budget_is_a_part_of_what_is_under_way_and_of_what_began() {
-        let counts = Arc::new(RetryCounts::default());
-        let start = Instant::now();
-        let limits = budget(3);
-        let live: Vec<_> = (0..50).map(|_| counts.begin_request(&limits, start)).collect();
-        let mut retries: Vec<_> = std::iter::from_fn(|| counts.begin_retry(&limits, start)).collect();
-        assert_eq!(retries.len(), 10, "a fifth of those under way");
-        retries.clear();
-        let more = std::iter::from_fn(|| counts.begin_retry(&limits, start)).count();
-        assert_eq!(more, 3, "a fifth of those that began, and three");
-        drop(live);
-        assert_eq!((counts.requests(), counts.retries()), (0, 0));
-        let later = start + BUDGET_INTERVAL;
-        assert_eq!(
-            std::iter::from_fn(|| counts.begin_retry(&limits, later)).count(),
-            3
-        );
-        assert!(
-            counts.begin_retry(&limits, start).is_none(),
-            "an earlier clock opens no window"
-        );
-    }
-
-    #[test]
-    fn a_window_is_one_word() {
-        for window in [
-            Window {
-                number: 0,
-                requests: 0,
-                retries: 0,
-            },
-            Window {
-                number: u16::MAX,
-                requests: (1 << Window::REQUESTS_BITS) - 1,
-                retries: (1 << Window::RETRIES_BITS) - 1,
-            },
-            Window {
-                number: 7,
-                requests: 5,
-                retries: 3,
-            },
-        ] {
-            assert_eq!(Window::unpack(window.pack()), window);
-        }
-    }
-}
-
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use super::*;
-
-    #[test]
-    fn two_shards_never_exceed_a_budget_together() {
-        loom::model(|| {
-            let counts = Arc::new(RetryCounts::default());
-            let now = Instant::now();
-            let limits = RetryLimits {
+        fn budget(min: u32) -> RetryLimits {
+            RetryLimits {
                 budget: Some(RetryBudget {
-                    per_million: 0,
-                    min: 1,
+                    per_million: BUDGET_PER_MILLION,
+                    min,
                     interval: BUDGET_INTERVAL,
                 }),
                 ..RetryLimits::default()
+            }
+        }
+
+        #[test]
+        fn retries_at_a_time_are_limited_and_come_back() {
+            let counts = Arc::new(RetryCounts::default());
+            let now = Instant::now();
+            let two = RetryLimits {
+                concurrent: 2,
+                ..RetryLimits::default()
             };
-            let threads: Vec<_> = (0..2)
-                .map(|_| {
-                    let counts = Arc::clone(&counts);
-                    loom::thread::spawn(move || u32::from(counts.begin_retry(&limits, now).is_some()))
-                })
-                .collect();
-            let retries: u32 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
-            assert!(retries <= 1);
+            assert!(counts.begin_request(&two, now).is_none(), "nobody wants to know");
+            let (a, b) = (counts.begin_retry(&two, now), counts.begin_retry(&two, now));
+            assert!(a.is_some() && b.is_some() && counts.begin_retry(&two, now).is_none());
+            drop(a);
+            assert!(counts.begin_retry(&two, now).is_some());
+            drop(b);
             assert_eq!(counts.retries(), 0);
-        });
+            assert!(!two.is_unlimited() && RetryLimits::default().is_unlimited());
+        }
+
+        #[test]
+        fn a_budget_is_a_part_of_what_is_under_way_and_of_what_began() {
+            let counts = Arc::new(RetryCounts::default());
+            let start = Instant::now();
+            let limits = budget(3);
+            let live: Vec<_> = (0..50).map(|_| counts.begin_request(&limits, start)).collect();
+            let mut retries: Vec<_> = std::iter::from_fn(|| counts.begin_retry(&limits, start)).collect();
+            assert_eq!(retries.len(), 10, "a fifth of those under way");
+            retries.clear();
+            let more = std::iter::from_fn(|| counts.begin_retry(&limits, start)).count();
+            assert_eq!(more, 3, "a fifth of those that began, and three");
+            drop(live);
+            assert_eq!((counts.requests(), counts.retries()), (0, 0));
+            let later = start + BUDGET_INTERVAL;
+            assert_eq!(
+                std::iter::from_fn(|| counts.begin_retry(&limits, later)).count(),
+                3
+            );
+            assert!(
+                counts.begin_retry(&limits, start).is_none(),
+                "an earlier clock opens no window"
+            );
+        }
+
+        #[test]
+        fn a_window_is_one_word() {
+            for window in [
+                Window {
+                    number: 0,
+                    requests: 0,
+                    retries: 0,
+                },
+                Window {
+                    number: u16::MAX,
+                    requests: (1 << Window::REQUESTS_BITS) - 1,
+                    retries: (1 << Window::RETRIES_BITS) - 1,
+                },
+                Window {
+                    number: 7,
+                    requests: 5,
+                    retries: 3,
+                },
+            ] {
+                assert_eq!(Window::unpack(window.pack()), window);
+            }
+        }
+    }
+
+    #[cfg(loom)]
+    mod loom_tests {
+        use super::*;
+
+        #[test]
+        fn two_shards_never_exceed_a_budget_together() {
+            loom::model(|| {
+                let counts = Arc::new(RetryCounts::default());
+                let now = Instant::now();
+                let limits = RetryLimits {
+                    budget: Some(RetryBudget {
+                        per_million: 0,
+                        min: 1,
+                        interval: BUDGET_INTERVAL,
+                    }),
+                    ..RetryLimits::default()
+                };
+                let threads: Vec<_> = (0..2)
+                    .map(|_| {
+                        let counts = Arc::clone(&counts);
+                        loom::thread::spawn(move || u32::from(counts.begin_retry(&limits, now).is_some()))
+                    })
+                    .collect();
+                let retries: u32 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+                assert!(retries <= 1);
+                assert_eq!(counts.retries(), 0);
+            });
+        }
     }
 }

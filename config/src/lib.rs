@@ -68,6 +68,9 @@ pub struct Options {
     pub mesh: mesh::MeshConfig,
     /// Name of this machine, for `%HOSTNAME%`.
     pub hostname: String,
+    /// Whether rules that no request reaches are looked for: some seconds for ten thousand rules, which a gateway that
+    /// loads changed files has not.
+    pub proofs: bool,
     /// Version of the snapshot.
     pub version: u64,
 }
@@ -81,6 +84,7 @@ impl Default for Options {
             lenient: false,
             mesh: mesh::MeshConfig::default(),
             hostname: String::new(),
+            proofs: true,
             version: 1,
         }
     }

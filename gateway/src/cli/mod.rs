@@ -42,12 +42,6 @@ enum Command {
                             isthmus check -f ./resources -o json"
     )]
     Check(check::Args),
-    /// Have a running gateway load its files again, and say what became of them.
-    #[command(
-        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
-                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
-    )]
-    Reload(reload::Args),
     /// Say what would change for requests between two sets of resources, with a request that shows each change.
     #[command(
         mut_arg("files", |arg| arg.required(false).env(None).help(
@@ -57,6 +51,12 @@ enum Command {
                       loaded.\n\nExample:\n  isthmus diff ./before ./after -f ./services -o json"
     )]
     Diff(diff::Args),
+    /// Have a running gateway load its files again, and say what became of them.
+    #[command(
+        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
+                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
+    )]
+    Reload(reload::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(secrets::Args),
@@ -118,6 +118,7 @@ impl ResourceArgs {
             lenient: self.lenient,
             mesh: isthmus_config::mesh::MeshConfig::default(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            proofs: true,
             version: 1,
         }
     }
@@ -233,7 +234,10 @@ impl RunArgs {
     fn options(&self) -> run::Options {
         run::Options {
             paths: self.resources.files.clone(),
-            compile: self.resources.compile_options(),
+            compile: isthmus_config::Options {
+                proofs: false,
+                ..self.resources.compile_options()
+            },
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
             credentials: self.resources.credentials.clone(),
@@ -305,8 +309,8 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
-        Command::Reload(args) => return reload::run(&args),
         Command::Diff(args) => return diff::run(&args),
+        Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));

@@ -59,13 +59,17 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let mut analyzer = Analyzer::new(view.context.options.mesh.path_normalization);
     let mut known: HashSet<RouteOrigin> = HashSet::new();
     let told = Told::new(view);
+    let mut settled: HashSet<String> = HashSet::new();
     for written in &view.resources.virtual_services {
         streams(written, report);
         // A delegate is looked at where it is joined.
         if written.spec.hosts.is_empty() {
             continue;
         }
-        let judged = alone(written, view, &mut analyzer);
+        let (judged, is_settled) = alone(written, view, &mut analyzer);
+        if is_settled {
+            settled.insert(written.meta.id());
+        }
         known.extend(
             judged
                 .iter()
@@ -74,7 +78,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
         );
         told.tell(&judged, None, report);
     }
-    let (judged, hosts) = merged(view, &mut analyzer);
+    let (judged, hosts) = merged(view, &mut analyzer, &known, &settled);
     let rest: Judged = judged.into_iter().filter(|(at, _)| !known.contains(at)).collect();
     told.tell(&rest, Some(&hosts), report);
 }
@@ -86,8 +90,9 @@ struct Entry<'a> {
     matches: RouteMatch,
 }
 
-/// What its own rules shadow of a VirtualService, at every gateway and port.
-fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Analyzer) -> Judged {
+/// What its own rules shadow of a VirtualService, at every gateway and port; and whether that is all that there is to
+/// say where no other has a part.
+fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Analyzer) -> (Judged, bool) {
     let context = view.context;
     let any = Site {
         gateway: "",
@@ -137,6 +142,10 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
         .iter()
         .position(|entry| entry.written.is_none_or(everywhere) && asks_for_nothing(&entry.matches));
     let behind = entries.split_off(last.map_or(entries.len(), |last| last + 1));
+    let everyone = entries
+        .iter()
+        .chain(&behind)
+        .all(|entry| entry.written.is_none_or(everywhere) && !asks_for_place(&entry.matches));
     let mut reached: HashSet<usize> = HashSet::new();
     let mut shadows: HashMap<usize, Shadow> = HashMap::new();
     for sited in sites(written, &entries) {
@@ -177,7 +186,7 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
         });
         join(&mut judged, entry.origin, shadow);
     }
-    judged
+    (judged, everyone)
 }
 
 /// Adds what is known of one of the routes of a place: the place is shadowed if all of them are.
@@ -247,6 +256,15 @@ fn asks_for_nothing(matches: &RouteMatch) -> bool {
         TextMatch::Exact(_) => false,
     };
     path && *matches == beyond
+}
+
+/// Whether a match is about the host or the listener that a request comes to.
+fn asks_for_place(matches: &RouteMatch) -> bool {
+    use isthmus_core::route::HeaderSubject::{Authority, Scheme};
+    let mut headers = matches.headers.iter();
+    matches.authority.is_some()
+        || matches.scheme.is_some()
+        || headers.any(|header| matches!(header.subject, Authority | Scheme))
 }
 
 /// Matches that ask for labels or the namespace of clients, and are there twice in the same words: no proof but this is
@@ -390,7 +408,13 @@ fn either(one: Verdict, other: Verdict) -> Verdict {
 type Hosts = HashMap<RouteOrigin, (Vec<String>, bool)>;
 
 /// What is shadowed on virtual hosts, whoever's rules they have.
-fn merged(view: &View<'_>, analyzer: &mut Analyzer) -> (Judged, Hosts) {
+/// Where one VirtualService is alone and `settled`, it is not looked at again: what is `known` holds.
+fn merged(
+    view: &View<'_>,
+    analyzer: &mut Analyzer,
+    known: &HashSet<RouteOrigin>,
+    settled: &HashSet<String>,
+) -> (Judged, Hosts) {
     let mut all: Judged = BTreeMap::new();
     let mut hosts: Hosts = HashMap::new();
     let mut seen = HashSet::new();
@@ -406,6 +430,15 @@ fn merged(view: &View<'_>, analyzer: &mut Analyzer) -> (Judged, Hosts) {
             for ((at, host), origins) in table.virtual_hosts().iter().enumerate().zip(origins) {
                 // Every request is redirected before a rule is asked.
                 if host.https_redirect || !seen.insert((host.content(), scheme, origins.clone())) {
+                    continue;
+                }
+                let owner = host.routes().first().map_or("", |route| &route.virtual_service);
+                if settled.contains(owner)
+                    && host.routes().iter().all(|route| *route.virtual_service == *owner)
+                {
+                    for origin in origins.iter().filter(|origin| !known.contains(origin)) {
+                        hosts.entry(*origin).or_insert_with(|| (Vec::new(), true)).1 = false;
+                    }
                     continue;
                 }
                 let entry = |at: usize| Some((*origins.get(at)?, &host.routes().get(at)?.matches));

@@ -474,13 +474,11 @@ pub(crate) fn large(rules: usize) -> Vec<PlainRule> {
 #[test]
 fn ten_thousand_rules_of_one_host_are_judged() {
     let table = table(&large(10_000), |_| 200);
-    let began = std::time::Instant::now();
     let verdicts = Analyzer::new(PathNormalization::Base).host(&table, 0, "http");
-    let took = began.elapsed();
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| wanted(verdict)).count();
     let shadowed = count(|verdict| matches!(verdict, Verdict::Shadowed { .. }));
     let unknown = count(|verdict| matches!(verdict, Verdict::Unknown));
-    println!("10000 rules: {shadowed} shadowed, {unknown} unknown, {took:?}");
+    println!("10000 rules: {shadowed} shadowed, {unknown} unknown");
     assert_eq!(verdicts.len(), 10_000);
     assert!(shadowed > 500 && unknown == 0);
 }

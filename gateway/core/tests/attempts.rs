@@ -21,7 +21,7 @@ use isthmus_core::reply::{Cause, Flags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const SEEDS: u64 = 20_000;
+const SEEDS: u64 = 4_000;
 const REQUESTS: usize = 40;
 
 const fn ms(ms: u64) -> Duration {

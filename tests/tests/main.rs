@@ -9,7 +9,9 @@
 )]
 
 mod bookinfo;
+mod cors;
 mod environment;
+mod fault;
 mod faults;
 mod framing;
 mod grpc;
@@ -21,6 +23,8 @@ mod h2_pool;
 mod limits;
 mod nginx_upstream;
 mod routing;
+mod seed_examples;
+mod substitutions;
 mod tcp;
 mod tls;
 mod tls_hello;

@@ -5,6 +5,7 @@
 
 use super::Context;
 use super::delegate::{self, Broken};
+use super::policy;
 use crate::Defaults;
 use crate::diagnostic::Severity;
 use crate::index::{GatewayName, expand, name_of, selects};
@@ -108,6 +109,7 @@ pub(crate) fn compile(
                 name: format!("{}{separator}{}", rule.name, matched.name).into(),
                 virtual_service: owner.clone(),
                 matches: route_match(matched),
+                stat_prefix: matched.stat_prefix.as_str().into(),
                 action,
                 response_headers,
             };
@@ -273,6 +275,14 @@ fn action(
         destinations,
         path: rewrite,
         timeout,
+        fault: rule
+            .fault
+            .as_ref()
+            .and_then(|fault| policy::fault(fault, context.options.defaults)),
+        cors: rule
+            .cors_policy
+            .as_ref()
+            .map(|written| Box::new(policy::cors(written))),
     }))
 }
 

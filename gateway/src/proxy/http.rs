@@ -10,7 +10,7 @@ use super::body::{
 use super::exchange::{After, Exchange, Outcome};
 use super::fields;
 use super::local::{self, Answer};
-use super::{Context, FoundHost, ListenerState, upgrade};
+use super::{Context, FoundHost, ListenerState, cors, fault, upgrade};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
@@ -30,7 +30,7 @@ use isthmus_core::message::{BodyLength, RequestHead, Version};
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward, split_port};
-use isthmus_core::stats::Finished;
+use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -59,11 +59,8 @@ pub async fn serve(
         context.active.set(context.active.get() + 1);
         Active(Rc::clone(&context.active))
     };
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     x.route_timer.clear();
-    x.started = started;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
     finish(context, conn, x, started);
@@ -73,10 +70,7 @@ pub async fn serve(
 /// Answers bytes that are no request, and counts and logs them as one.
 pub async fn refuse(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, cause: Cause) -> After {
     let started = clock::now();
-    x.started = started;
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) && x.request.version != Version::Http2 {
         // The head may be half of this request's and half of the last one's: the log shows that it is not known.
         x.request.clear();
@@ -98,10 +92,17 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
         request_bytes,
         response_bytes: outcome.response_bytes,
     };
-    context
-        .stats
-        .borrow_mut()
-        .finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
+    let answer = StatsAnswer {
+        status: outcome.status.map_or(0, |status| status.as_u16()),
+        flags: outcome.flags,
+        protocol: protocol(x),
+    };
+    let mut stats = context.stats.borrow_mut();
+    stats.finish(outcome.cluster_key(), answer, facts);
+    if !x.stat_prefix.is_empty() {
+        stats.finish_route(&x.stat_prefix, answer.status, facts.duration_us);
+    }
+    drop(stats);
     if context.log.is_on() {
         let wall = clock::wall();
         context.log.write(&Record {
@@ -124,6 +125,23 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
             route: &x.route_name,
         });
     }
+}
+
+/// What the request spoke, and of a call how it ended: what its answer says, in the trailers or in the head, else what
+/// the answer's status means to gRPC (Envoy's `getGrpcStatus`).
+fn protocol(x: &Exchange) -> RequestProtocol {
+    let kind = x.request.headers.get(HeaderId::ContentType);
+    if !kind.is_some_and(grpc::is_call) || !x.request.upgrade.is_empty() {
+        return RequestProtocol::Http;
+    }
+    let said = x.outcome.grpc_status.or_else(|| {
+        let status = x.outcome.status?;
+        Some(match x.response.headers.get(HeaderId::GrpcStatus) {
+            Some(said) => grpc::Status::parse(said),
+            None => Some(grpc::Status::of_http(status)),
+        })
+    });
+    RequestProtocol::Grpc(said.flatten())
 }
 
 async fn route(
@@ -206,6 +224,7 @@ async fn route(
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
+    x.stat_prefix.push_str(&route.stat_prefix);
     match &*route.action {
         Action::Redirect(to) => {
             let location = to.location(&x.request, conn.scheme(), listener.key.port);
@@ -337,11 +356,29 @@ async fn forward_request(
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
-    let Some(cluster) = context.clusters.get(&destination.cluster) else {
-        x.outcome.unknown_cluster = Some(destination.cluster.clone());
-        return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
+    let operations = &destination.response_headers[..];
+    let cluster = context.clusters.get(&destination.cluster);
+    match &cluster {
+        Some(cluster) => x.outcome.cluster = Some(Rc::clone(cluster)),
+        None => x.outcome.unknown_cluster = Some(destination.cluster.clone()),
+    }
+    // Boxed: faults are rare, and their state would make every request's larger.
+    if let Some(fault) = &forward.fault
+        && Box::pin(fault::inject(context, conn, x, fault, operations))
+            .await
+            .is_break()
+    {
+        return;
+    }
+    if let Some(policy) = &forward.cors
+        && Box::pin(cors::meet(context, conn, x, policy)).await.is_break()
+    {
+        return;
+    }
+    let Some(cluster) = cluster else {
+        let reply = Cause::NoCluster.into();
+        return local::refuse_with(context, conn, x, reply, operations, false).await;
     };
-    x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
         x.route_timer.set(x.timeout.unwrap_or_default());
@@ -361,14 +398,9 @@ async fn forward_request(
                 reply.cause,
                 Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout
             );
-            local::refuse(context, conn, x, reply, broken).await;
+            local::refuse_with(context, conn, x, reply, operations, broken).await;
         }
-        Err(End::ClientGone) => {
-            context.count_cause(Cause::ClientGone);
-            x.outcome.flags = Flags::DC;
-            x.outcome.detail = Cause::ClientGone.detail();
-            x.outcome.after = After::Abort;
-        }
+        Err(End::ClientGone) => x.outcome.leave(context),
     }
 }
 
@@ -398,7 +430,7 @@ async fn attempt(
             itoa::Buffer::new().format(number).as_bytes(),
         );
         // The clock is read once for the first attempt and the request.
-        let now = if number == 1 { x.started } else { clock::now() };
+        let now = if number == 1 { x.forwarded } else { clock::now() };
         let fresh = attempts.needs_fresh_connection();
         let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, now).await? {
             Connected::No(lease, cause) => (
@@ -801,6 +833,7 @@ async fn pass_on(
         trailers,
         to_upstream,
         route_timer,
+        outcome,
         ..
     } = &mut *x;
     let mut finished = false;
@@ -828,7 +861,13 @@ async fn pass_on(
                 Poll::Pending => {}
             }
         }
-        match poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx) {
+        let was_finished = finished;
+        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx);
+        if finished && !was_finished {
+            // Later they may be the request's.
+            outcome.grpc_status = trailers.get(HeaderId::GrpcStatus).map(grpc::Status::parse);
+        }
+        match moved {
             Poll::Ready(Ok(Moved::Turn)) => has_more = true,
             // The upstream's side of a tunnel has ended, and the client's has not.
             Poll::Ready(Ok(Moved::All))
@@ -917,6 +956,7 @@ fn begin_response(
 ) -> bool {
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
+    cors::mark(&x.cors, &mut head.headers);
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }

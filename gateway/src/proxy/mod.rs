@@ -2,7 +2,9 @@
 //! and the upstream's side meet.
 
 mod body;
+mod cors;
 pub mod exchange;
+mod fault;
 mod fields;
 pub mod http;
 mod local;

@@ -162,6 +162,10 @@ pub(crate) fn merge(root: &HttpRoute, own: &HttpRoute) -> Option<HttpRoute> {
     fill(&mut merged.fault, &root.fault);
     fill(&mut merged.cors_policy, &root.cors_policy);
     fill(&mut merged.headers, &root.headers);
+    fill(&mut merged.retries, &root.retries);
+    if merged.mirrors.is_empty() {
+        merged.mirrors.clone_from(&root.mirrors);
+    }
     Some(merged)
 }
 

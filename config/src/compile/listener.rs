@@ -5,6 +5,7 @@
 //! VirtualServices for one host follow each other in the order of precedence. Ports that carry bytes, and names whose
 //! TLS passes through, take the rules of `stream`.
 
+use super::retry::check_amplification;
 use super::route::{Site, check_destinations, is_catch_all};
 use super::{Context, delegate, policy, stream, tls};
 use crate::Options;
@@ -343,6 +344,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         let id = (written.meta.namespace.as_str(), written.meta.name.as_str());
         if used.contains(&at) || used_delegates.contains(&id) {
             check_destinations(written, context, report);
+            check_amplification(written, context, report);
         }
     }
     check_overlaps(&drafts, &bindings, report);

@@ -6,6 +6,7 @@
 use super::Context;
 use super::delegate::{self, Broken};
 use super::policy;
+use super::retry;
 use crate::Defaults;
 use crate::diagnostic::Severity;
 use crate::index::{GatewayName, expand, name_of, selects};
@@ -283,6 +284,8 @@ fn action(
             .cors_policy
             .as_ref()
             .map(|written| Box::new(policy::cors(written))),
+        retry: retry::policy(rule.retries.as_ref(), &context.options.mesh.retry),
+        mirrors: retry::mirrors(rule, namespace, site, context),
     }))
 }
 
@@ -439,6 +442,7 @@ pub(crate) fn check_destinations(
             context,
             report,
         );
+        retry::check_mirrors(rule, meta, &rule_path, context, report);
     }
     for (name, rules) in [("tls", &spec.tls), ("tcp", &spec.tcp)] {
         let list = Path::SPEC.key(name);
@@ -461,53 +465,63 @@ fn check_targets<'a>(
     let routes = rule.key("route");
     for (at, target) in targets.enumerate() {
         let item = routes.index(at);
-        let path = item.key("destination");
-        let host = expand(&target.host, &meta.namespace);
-        let Some(service) = context.registry.find(&host, &meta.namespace) else {
-            if ["ServiceEntry", "Service"]
-                .iter()
-                .any(|kind| context.has_refused(kind))
-            {
-                continue;
-            }
-            let message = format!("no service is named `{host}`: {outcome}");
-            report.warn("unknown-host", &meta.origin, &path.key("host"), message);
-            continue;
-        };
-        let number = target.port.and_then(|port| u16::try_from(port).ok());
-        if let Some(port) = number
-            && !service.ports.iter().any(|candidate| candidate.number == port)
+        check_target(target, meta, &item.key("destination"), outcome, context, report);
+    }
+}
+
+pub(crate) fn check_target(
+    target: &Target,
+    meta: &Meta,
+    path: &Path<'_>,
+    outcome: &str,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+) {
+    let host = expand(&target.host, &meta.namespace);
+    let Some(service) = context.registry.find(&host, &meta.namespace) else {
+        if ["ServiceEntry", "Service"]
+            .iter()
+            .any(|kind| context.has_refused(kind))
         {
-            let message = format!("`{host}` has no port {port}: {outcome}");
-            report.warn(
-                "unknown-port",
-                &meta.origin,
-                &path.key("port").key("number"),
-                message,
-            );
+            return;
         }
-        let rule = context.rules.find(&service.host, service.namespace);
-        let known = rule.is_some_and(|rule| rule.has_subset(&target.subset));
-        if !target.subset.is_empty() && !known && !context.has_refused("DestinationRule") {
-            let message = format!(
-                "no DestinationRule gives `{host}` a subset `{}`: {outcome}",
-                target.subset
-            );
-            let names = rule
-                .map_or(&[][..], |rule| &rule.subsets[..])
-                .iter()
-                .map(|subset| subset.name.as_str());
-            let near = crate::diagnostic::nearest(&target.subset, names);
-            let help = near.map(|name| format!("did you mean `{name}`?"));
-            report.add(
-                Severity::Warning,
-                "unknown-subset",
-                &meta.origin,
-                &path.key("subset"),
-                message,
-                help,
-            );
-        }
+        let message = format!("no service is named `{host}`: {outcome}");
+        report.warn("unknown-host", &meta.origin, &path.key("host"), message);
+        return;
+    };
+    let number = target.port.and_then(|port| u16::try_from(port).ok());
+    if let Some(port) = number
+        && !service.ports.iter().any(|candidate| candidate.number == port)
+    {
+        let message = format!("`{host}` has no port {port}: {outcome}");
+        report.warn(
+            "unknown-port",
+            &meta.origin,
+            &path.key("port").key("number"),
+            message,
+        );
+    }
+    let rule = context.rules.find(&service.host, service.namespace);
+    let known = rule.is_some_and(|rule| rule.has_subset(&target.subset));
+    if !target.subset.is_empty() && !known && !context.has_refused("DestinationRule") {
+        let message = format!(
+            "no DestinationRule gives `{host}` a subset `{}`: {outcome}",
+            target.subset
+        );
+        let names = rule
+            .map_or(&[][..], |rule| &rule.subsets[..])
+            .iter()
+            .map(|subset| subset.name.as_str());
+        let near = crate::diagnostic::nearest(&target.subset, names);
+        let help = near.map(|name| format!("did you mean `{name}`?"));
+        report.add(
+            Severity::Warning,
+            "unknown-subset",
+            &meta.origin,
+            &path.key("subset"),
+            message,
+            help,
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::cors::CorsPolicy;
 use super::fault::{ABORT, Fault};
+use super::retries::{Mirror, Retries};
 use super::{Meta, duration_of};
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
@@ -39,6 +40,8 @@ pub(crate) struct HttpRoute {
     pub(crate) is_empty: bool,
     pub(crate) fault: Option<Fault>,
     pub(crate) cors_policy: Option<CorsPolicy>,
+    pub(crate) retries: Option<Retries>,
+    pub(crate) mirrors: Vec<Mirror>,
 }
 
 /// `tls[]` or `tcp[]`: a rule for whole connections.
@@ -77,7 +80,11 @@ pub(crate) struct Target {
 impl Target {
     /// Reads the `destination` in `node`.
     fn read(node: &Node) -> Self {
-        let destination = node.get("destination").unwrap_or(&Node::Null);
+        Self::of(node.get("destination").unwrap_or(&Node::Null))
+    }
+
+    /// Reads a destination.
+    pub(crate) fn of(destination: &Node) -> Self {
         Self {
             host: destination.text("host").unwrap_or("").to_owned(),
             subset: destination.text("subset").unwrap_or("").to_owned(),
@@ -261,6 +268,8 @@ impl HttpRoute {
             cors_policy: node
                 .get("corsPolicy")
                 .map(|cors| CorsPolicy::read(cors, &path.key("corsPolicy"), origin, report)),
+            retries: node.get("retries").map(Retries::read),
+            mirrors: Mirror::read_all(node),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
 
+use crate::attempt::OverrideLimits;
 use crate::forwarded::ForwardClientCert;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -350,6 +351,20 @@ settings! {
     "http2TinyData" http2_tiny_data: u32 = 2000;
     /// WINDOW_UPDATE frames of an HTTP/2 client, beyond twenty for each DATA frame that it gets. Envoy's proportion, for clients that give leave in small steps.
     "http2WindowUpdates" http2_window_updates: u32 = 1000;
+    /// Bytes of a request's body that are kept while it streams, when it may have to be sent again; a longer one is sent once. Envoy's size.
+    "retryBufferBytes" retry_buffer_bytes: usize = 1024 * 1024;
+    /// The same for all requests of one shard together: beyond it bodies are sent once.
+    "retryBufferTotalBytes" retry_buffer_total_bytes: usize = 64 * 1024 * 1024;
+    /// Longest wait that an upstream may ask for with Retry-After and its like before a request is sent again; an answer that asks for more goes to the client.
+    "retryAfterMax" retry_after_max: Duration = Duration::from_secs(10);
+    /// Longest time that a trusted caller may ask for its request with x-envoy-upstream-rq-timeout-ms. 0 for no limit.
+    "overrideTimeoutMax" override_timeout_max: Duration = Duration::from_secs(3600);
+    /// Most retries that a trusted caller may ask for its request with x-envoy-max-retries.
+    "overrideRetriesMax" override_retries_max: u32 = 10;
+    /// Bytes of a body that wait for a slow mirror; one that falls behind further gets no more, and the request that is copied never waits.
+    "mirrorBufferBytes" mirror_buffer_bytes: usize = 1024 * 1024;
+    /// Copies of requests that one shard has under way to one cluster; more are not made.
+    "mirrorsInFlight" mirrors_in_flight: u32 = 100;
     /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
     "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
     /// How paths are normalized before routing (MeshConfig pathNormalization).
@@ -423,6 +438,14 @@ impl Settings {
             header_count: self.header_count.min(HEADER_COUNT_MAX),
             trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
             chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+        }
+    }
+
+    /// What trusted callers may ask for.
+    pub fn override_limits(&self) -> OverrideLimits {
+        OverrideLimits {
+            timeout: Some(self.override_timeout_max).filter(|most| !most.is_zero()),
+            retries: self.override_retries_max,
         }
     }
 

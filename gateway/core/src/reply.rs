@@ -122,6 +122,8 @@ pub enum Cause {
     UpstreamInterim,
     /// The upstream's answer did not come, or not end, in time.
     UpstreamTimeout,
+    /// The time of one attempt is over, and it is not made again.
+    PerTryTimeout,
     /// A limit of the cluster is reached.
     Overflow,
     /// The request's head is refused.
@@ -178,7 +180,7 @@ impl Cause {
             | Self::UpstreamBrokeOff
             | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
-            Self::UpstreamTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
+            Self::UpstreamTimeout | Self::PerTryTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestHead(error) => error.status(),
             Self::RequestPath | Self::RequestBody(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -207,7 +209,7 @@ impl Cause {
             Self::ConnectFailed | Self::ConnectTimeout => Flags::UF,
             Self::UpstreamReset | Self::UpstreamBrokeOff => Flags::UC,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
-            Self::UpstreamTimeout => Flags::UT,
+            Self::UpstreamTimeout | Self::PerTryTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
             Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => {
                 Flags::DPE
@@ -241,6 +243,7 @@ impl Cause {
             Self::UpstreamBody(_) => "upstream_reset_after_response_started{protocol_error}",
             Self::UpstreamInterim => "upstream_reset_before_response_started{too_many_interim_responses}",
             Self::UpstreamTimeout => "upstream_response_timeout",
+            Self::PerTryTimeout => "upstream_per_try_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
             Self::RequestHead(error) => error.detail(),
             Self::RequestPath => "path_normalization_failed",
@@ -276,7 +279,7 @@ impl Cause {
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => {
                 "the upstream's answer is not valid HTTP (UPE)\n"
             }
-            Self::UpstreamTimeout => "the upstream did not answer in time (UT)\n",
+            Self::UpstreamTimeout | Self::PerTryTimeout => "the upstream did not answer in time (UT)\n",
             Self::Overflow => "the upstream is overloaded (UO)\n",
             Self::RequestHead(_) => "the request is not valid (DPE)\n",
             Self::RequestPath => "the request's path is not valid (DPE)\n",
@@ -315,6 +318,7 @@ impl Cause {
             Self::UpstreamBrokeOff => "upstream_broke_off",
             Self::UpstreamInterim => "interim_responses",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::PerTryTimeout => "per_try_timeout",
             Self::Overflow => "overflow",
             Self::RequestPath => "path",
             Self::RequestTooLarge => "request_too_large",

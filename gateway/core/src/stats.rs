@@ -83,6 +83,28 @@ pub struct Finished {
     pub response_bytes: u64,
 }
 
+/// What became of a copy of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mirrored {
+    /// It was sent and answered, whatever the answer was.
+    Sent,
+    /// It was not made, or not finished, so that the request itself does not suffer.
+    Dropped(&'static str),
+    /// The mirror failed it: the label of the cause.
+    Failed(&'static str),
+}
+
+impl Mirrored {
+    /// The result and its reason, as labels of the metric.
+    pub const fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sent => ("sent", ""),
+            Self::Dropped(reason) => ("dropped", reason),
+            Self::Failed(reason) => ("failed", reason),
+        }
+    }
+}
+
 /// Connections of bytes of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpSeries {
@@ -133,6 +155,12 @@ counters! {
     retries = "upstream_retries_total";
     /// Requests that their route held up on purpose.
     fault_delays = "fault_delays_total";
+    /// Retries that were not made, because the cluster's budget had none left.
+    retry_overflows = "upstream_retry_overflows_total";
+    /// Attempts that were made beside one whose own time was over.
+    hedges = "upstream_hedges_total";
+    /// Request bodies that were longer than what is kept to be sent again.
+    unreplayable_bodies = "unreplayable_bodies_total";
     /// Tasks that ended by a panic; their connection was closed.
     task_panics = "task_panics_total";
 }
@@ -183,6 +211,8 @@ pub struct ShardStats {
     pub tcp: HashMap<Option<ClusterKey>, TcpSeries>,
     /// Refused requests and broken answers by cause label.
     pub causes: HashMap<(&'static str, Flags), u64>,
+    /// Copies of requests by the cluster that got them and what became of them.
+    pub mirrored: HashMap<(ClusterKey, Mirrored), u64>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -225,6 +255,11 @@ impl ShardStats {
                 duration_us: Histogram::new(2).ok()?,
             })),
         }
+    }
+
+    /// Counts a copy of a request that has ended, or was not made.
+    pub fn mirrored(&mut self, cluster: &ClusterKey, became: Mirrored) {
+        *self.mirrored.entry((cluster.clone(), became)).or_default() += 1;
     }
 
     fn tcp_series(&mut self, cluster: &Option<ClusterKey>) -> &mut TcpSeries {
@@ -290,6 +325,9 @@ impl ShardStats {
         }
         for (cause, count) in &other.causes {
             *self.causes.entry(*cause).or_default() += count;
+        }
+        for (mirrored, count) in &other.mirrored {
+            *self.mirrored.entry(mirrored.clone()).or_default() += count;
         }
         self.counters.merge(&other.counters);
         self.gauges.merge(&other.gauges);

@@ -101,6 +101,20 @@ impl Metrics {
                 metrics::counter!("isthmus_causes_total", "cause" => cause, "response_flags" => flags.to_string())
                     .increment(count);
             }
+            metrics::describe_counter!(
+                "isthmus_mirrored_requests_total",
+                "Copies of requests by what became of them."
+            );
+            for ((cluster, became), &count) in &stats.mirrored {
+                let (result, reason) = became.labels();
+                metrics::counter!(
+                    "isthmus_mirrored_requests_total",
+                    "cluster" => cluster.to_string(),
+                    "result" => result,
+                    "reason" => reason
+                )
+                .increment(count);
+            }
             for (cluster, series) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {

@@ -4,11 +4,13 @@
 //! is counted and logged at the end. Its buffers serve one exchange after the other.
 
 use super::Context;
+use super::tee::Tee;
 use crate::clusters::ClusterHandle;
 use crate::io::clock;
 use crate::io::h1::MessageWriter;
 use crate::io::timer::Timer;
 use http::StatusCode;
+use isthmus_core::attempt::{Overrides, Timeouts};
 use isthmus_core::grpc;
 use isthmus_core::header::HeaderList;
 use isthmus_core::message::{RequestHead, ResponseHead};
@@ -84,10 +86,21 @@ pub struct Exchange {
     pub(super) outcome: Outcome,
     pub(super) trailers: HeaderList,
     pub(super) to_upstream: MessageWriter,
-    /// How long the request may take, over all attempts; None for no limit.
-    pub(super) timeout: Option<Duration>,
-    /// The deadline that follows from it.
+    /// What a trusted caller asks for its request.
+    pub(super) overrides: Option<Box<Overrides>>,
+    /// How long the request and each attempt may take.
+    pub(super) timeouts: Timeouts,
+    /// Since when the request's time counts, once it does.
+    pub(super) timed_from: Option<Instant>,
+    /// The deadline that follows, over all attempts.
     pub(super) route_timer: Timer,
+    /// The deadline of the present attempt.
+    pub(super) try_timer: Timer,
+    /// Whether the request's body, if any, had all come before the first attempt: then it stays where it is until the
+    /// answer, and is no affair of the tee.
+    pub(super) is_at_hand: bool,
+    /// Copies of the request's body.
+    pub(super) tee: Tee,
     /// When the request began.
     pub(super) started: Instant,
     /// When it was ready to be sent on: the same, unless its route held it up on purpose.
@@ -125,12 +138,29 @@ impl Exchange {
         kept.unwrap_or_else(|| Box::new(Self::new(context)))
     }
 
+    /// Begins the time that the request may take at `now`, unless it has begun.
+    pub(super) fn begin_time(&mut self, now: Instant) {
+        if let (Some(total), None) = (self.timeouts.total, self.timed_from) {
+            self.timed_from = Some(now);
+            self.route_timer.set(total);
+        }
+    }
+
+    /// How much of the request's time is over.
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        self.timed_from
+            .map(|from| now.saturating_duration_since(from))
+            .unwrap_or_default()
+    }
+
     /// Gives the buffers to the next exchange.
     pub fn give_back(mut self: Box<Self>, context: &Context) {
         self.request.headers.shrink(KEPT_BYTES);
         self.response.headers.shrink(KEPT_BYTES);
         // What the outcome names may be on its way out of the configuration.
         self.outcome = Outcome::default();
+        self.tee.clear();
+        self.overrides = None;
         let mut exchanges = context.exchanges.borrow_mut();
         if exchanges.len() < EXCHANGES_KEPT {
             exchanges.push(self);
@@ -145,8 +175,13 @@ impl Exchange {
             outcome: Outcome::default(),
             trailers: HeaderList::default(),
             to_upstream: MessageWriter::default(),
-            timeout: None,
+            overrides: None,
+            timeouts: Timeouts::default(),
+            timed_from: None,
             route_timer: context.wheel.timer(),
+            try_timer: context.wheel.timer(),
+            is_at_hand: false,
+            tee: Tee::new(context),
             started: clock::now(),
             forwarded: clock::now(),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -53,7 +53,7 @@ pub(super) async fn refuse_with(
             .headers
             .append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
     }
-    if reply.flags.contains(Flags::UO) {
+    if reply.cause == Cause::Overflow {
         x.response.headers.append(b"x-envoy-overloaded", b"true");
     }
     let mut answer = Answer {

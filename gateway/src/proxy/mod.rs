@@ -1,6 +1,7 @@
 //! The proxy: what happens between a request's head and its answer's last byte. The only room where the client's side
 //! and the upstream's side meet.
 
+mod attempt;
 mod body;
 mod cors;
 pub mod exchange;
@@ -8,7 +9,9 @@ mod fault;
 mod fields;
 pub mod http;
 mod local;
+mod mirror;
 pub mod tcp;
+mod tee;
 mod upgrade;
 
 use crate::access_log::AccessLog;
@@ -52,6 +55,8 @@ pub struct Context {
     pub stats: RefCell<ShardStats>,
     /// Buffers of exchanges that have ended, for those of HTTP/2, whose tasks live no longer than one exchange.
     pub exchanges: RefCell<Vec<Box<exchange::Exchange>>>,
+    /// Bytes of request bodies that are kept to be sent again.
+    pub kept_bytes: Rc<Cell<usize>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
     /// The access log.

@@ -76,6 +76,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         scratch: RefCell::default(),
         stats: RefCell::default(),
         exchanges: RefCell::default(),
+        kept_bytes: Rc::default(),
         active: Rc::default(),
         log: AccessLog::new(start.log),
     });

@@ -21,6 +21,7 @@ pub use matcher::{
 
 pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
 
+use crate::attempt::RetryPolicy;
 use crate::header::HeaderOperations;
 use crate::message::RequestHead;
 use crate::name::{ClusterKey, HostIndex, HostPattern};
@@ -60,6 +61,19 @@ pub struct Forward {
     pub fault: Option<Fault>,
     /// What browsers are told.
     pub cors: Option<Box<Cors>>,
+    /// Whether and when a request is sent again.
+    pub retry: RetryPolicy,
+    /// Where copies of requests go.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A cluster that gets copies of requests; what it answers is nobody's (Istio `mirror`, `mirrors[]`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mirror {
+    /// The cluster.
+    pub cluster: ClusterKey,
+    /// How many of a million requests are copied; never 0.
+    pub per_million: u32,
 }
 
 impl Forward {
@@ -456,6 +470,8 @@ mod tests {
             timeout: None,
             fault: None,
             cors: None,
+            retry: RetryPolicy::default(),
+            mirrors: vec![],
         };
         let mut random = Random::from_seed(1);
         let first = (0..100_000)

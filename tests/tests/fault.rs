@@ -4,7 +4,7 @@ use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
-use isthmus_tests::h2::frame::{Code, Frame};
+use isthmus_tests::h2::frame::{Code, Frame, flag};
 use isthmus_tests::resources::{
     Endpoint, UPSTREAM_HOST, gateway, one_route, route_to, service, virtual_service,
 };
@@ -256,6 +256,27 @@ fn a_reset_breaks_the_connection_and_over_http2_the_stream() {
     connection.until_over_or_closed(stream).expect("an end");
     assert_eq!(connection.answer(stream).reset, Some(Code::INTERNAL_ERROR));
     gateway.assert_causes("fault_reset", 2);
+    assert_eq!(upstream.served(), 0);
+    gateway.stop();
+}
+
+#[test]
+fn an_abort_with_success_promises_no_tunnel() {
+    let upstream = Upstream::echo("up");
+    let gateway = with_fault(&upstream, "{abort: {percentage: {value: 100}, httpStatus: 200}}");
+    let mut connection = Connection::open(target(&gateway)).expect("a connection");
+    connection.handshake(&[]).expect("a handshake");
+    let stream = connection.next_stream();
+    let head = connection
+        .head("CONNECT", "/tunnel")
+        .field(":protocol", "websocket");
+    connection.send(&Frame::headers(flag::END_HEADERS, stream, head));
+    connection.until_over_or_closed(stream).expect("an end");
+    let answer = connection.answer(stream);
+    assert_eq!((answer.status, answer.reset), (None, Some(Code::INTERNAL_ERROR)));
+    // Any other request gets what it says.
+    let stream = connection.get("/plain");
+    connection.answered(stream, 200).expect("an answer");
     assert_eq!(upstream.served(), 0);
     gateway.stop();
 }

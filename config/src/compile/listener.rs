@@ -343,6 +343,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         policy::check(written, options.defaults, report);
         let id = (written.meta.namespace.as_str(), written.meta.name.as_str());
         if used.contains(&at) || used_delegates.contains(&id) {
+            policy::check_sources(written, options, report);
             check_destinations(written, context, report);
             check_amplification(written, context, report);
         }

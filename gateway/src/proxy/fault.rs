@@ -6,6 +6,7 @@ use crate::downstream::Downstream;
 use crate::io::clock;
 use http::StatusCode;
 use isthmus_core::header::HeaderOperations;
+use isthmus_core::message::Version;
 use isthmus_core::reply::{Cause, Flags, LocalReply};
 use isthmus_core::route::{AbortWith, Fault};
 use std::future::poll_fn;
@@ -38,13 +39,15 @@ pub(super) async fn inject(
         Some(AbortWith::Status(status)) => (status, Cause::FaultAbort(None)),
         Some(AbortWith::Grpc(status)) => (StatusCode::OK, Cause::FaultAbort(Some(status))),
         Some(AbortWith::Reset) => {
-            context.count_cause(Cause::FaultReset);
-            x.outcome.flags = x.outcome.flags.with(Flags::FI);
-            x.outcome.detail = Cause::FaultReset.detail();
-            x.outcome.after = After::Abort;
+            reset(context, x);
             return ControlFlow::Break(());
         }
     };
+    if status.is_success() && !x.request.upgrade.is_empty() && x.request.version == Version::Http2 {
+        // To a request for a tunnel, a success would say that there is one (RFC 8441, 5).
+        reset(context, x);
+        return ControlFlow::Break(());
+    }
     let reply = LocalReply {
         status,
         flags: cause.flag(),
@@ -52,6 +55,14 @@ pub(super) async fn inject(
     };
     local::refuse_with(context, conn, x, reply, operations, false).await;
     ControlFlow::Break(())
+}
+
+/// Ends the exchange without an answer.
+fn reset(context: &Context, x: &mut Exchange) {
+    context.count_cause(Cause::FaultReset);
+    x.outcome.flags = x.outcome.flags.with(Flags::FI);
+    x.outcome.detail = Cause::FaultReset.detail();
+    x.outcome.after = After::Abort;
 }
 
 /// Waits; Break when the client goes away meanwhile. What it sends waits with it.

@@ -9,6 +9,7 @@ use isthmus_tests::corpus;
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::fault::{Fault, FaultPeer};
 use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
+use isthmus_tests::port::HeldPort;
 use isthmus_tests::resources::{Endpoint, service, subsets};
 use isthmus_tests::upstream::Upstream;
 use std::fs;
@@ -163,6 +164,45 @@ fn example_03_ends_requests_after_ten_seconds_and_others_after_fifteen() {
             });
         }
     });
+}
+
+#[test]
+fn example_04_tries_again_three_times_for_two_seconds_each_unless_a_trusted_caller_asks_otherwise() {
+    let Some(corpus) = corpus::find() else { return };
+    let text = example(&corpus, "04-retries");
+    let ask = |gateway: &Gateway, path: &str, fields: &str| {
+        let started = Instant::now();
+        let mut client = gateway.client();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: ratings\r\n{fields}\r\n");
+        (client.send(request).response().status, started.elapsed())
+    };
+    let nobody = HeldPort::take();
+    let gateway = at_the_door(&text, &named("ratings", &[("v1", nobody.address())])).start();
+    let retries = || gateway.metric("isthmus_upstream_retries_total");
+    assert_eq!(ask(&gateway, "/refused", "").0, 503);
+    assert_eq!(retries(), Some(3.0));
+    let line = gateway.access_line("/refused");
+    assert!(line.has("UF") && line.has("URX"), "{line:?}");
+    assert_eq!(ask(&gateway, "/once", "x-envoy-max-retries: 1\r\n").0, 503);
+    assert_eq!(retries(), Some(4.0));
+    gateway.stop();
+
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let gateway = at_the_door(&text, &named("ratings", &[("v1", silent.address())])).start();
+    for (path, fields, ms) in [
+        ("/silent", "", 2000),
+        ("/hurried", "x-envoy-upstream-rq-timeout-ms: 500\r\n", 500),
+    ] {
+        let (status, took) = ask(&gateway, path, fields);
+        let wanted = Duration::from_millis(ms);
+        assert_eq!(status, 504);
+        assert!(
+            took >= wanted && took < wanted + Duration::from_millis(1400),
+            "{took:?}"
+        );
+        assert!(gateway.access_line(path).has("UT"));
+    }
+    gateway.stop();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::attempt::{Answered, attempt, reusable};
 use super::body::{
     Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
 };
-use super::exchange::{After, Exchange, Outcome};
+use super::exchange::{After, Exchange};
 use super::fields;
 use super::local::{self, Answer};
 use super::mirror;

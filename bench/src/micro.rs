@@ -183,6 +183,7 @@ fn route(path: String) -> Route {
     Route {
         name: "".into(),
         virtual_service: "default/bench".into(),
+        stat_prefix: "".into(),
         matches: RouteMatch {
             path: PathMatch {
                 text: TextMatch::Prefix(path.into()),

@@ -10,7 +10,9 @@
 
 mod bookinfo;
 mod browser;
+mod cors;
 mod environment;
+mod fault;
 mod faults;
 mod framing;
 mod grpc;
@@ -25,6 +27,8 @@ mod nginx_upstream;
 mod reload;
 mod retries;
 mod routing;
+mod seed_examples;
+mod substitutions;
 mod tcp;
 mod tls;
 mod tls_hello;

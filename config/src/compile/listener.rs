@@ -7,13 +7,13 @@
 
 use super::retry::check_amplification;
 use super::route::{Site, check_destinations, is_catch_all};
-use super::{Context, delegate, stream, tls};
+use super::{Context, delegate, policy, stream, tls};
 use crate::Options;
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
 use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
 use crate::report::Report;
-use crate::resource::gateway::{Server, UPGRADES};
+use crate::resource::gateway::{MESH_DOOR, Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::{is_http, is_tls};
@@ -28,9 +28,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Annotation that makes a Gateway the door of mesh clients.
-pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
 
 /// Annotation that says whether a PROXY header comes first: `accept` or `require`.
 const PROXY_PROTOCOL: &str = "isthmus.dev/proxy-protocol";
@@ -343,8 +340,10 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         })
         .collect();
     for (at, written) in bindings.all.iter().enumerate() {
+        policy::check(written, options.defaults, report);
         let id = (written.meta.namespace.as_str(), written.meta.name.as_str());
         if used.contains(&at) || used_delegates.contains(&id) {
+            policy::check_sources(written, options, report);
             check_destinations(written, context, report);
             check_amplification(written, context, report);
         }

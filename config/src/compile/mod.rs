@@ -7,6 +7,7 @@
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;
+mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod stream;

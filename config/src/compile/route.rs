@@ -5,6 +5,7 @@
 
 use super::Context;
 use super::delegate::{self, Broken};
+use super::policy;
 use super::retry;
 use crate::Defaults;
 use crate::diagnostic::Severity;
@@ -109,6 +110,7 @@ pub(crate) fn compile(
                 name: format!("{}{separator}{}", rule.name, matched.name).into(),
                 virtual_service: owner.clone(),
                 matches: route_match(matched),
+                stat_prefix: matched.stat_prefix.as_str().into(),
                 action,
                 response_headers,
             };
@@ -275,6 +277,14 @@ pub(crate) fn action(
         destinations,
         path: rewrite,
         timeout,
+        fault: rule
+            .fault
+            .as_ref()
+            .and_then(|fault| policy::fault(fault, context.options.defaults)),
+        cors: rule
+            .cors_policy
+            .as_ref()
+            .map(|written| Box::new(policy::cors(written))),
         retry: retry::policy(rule.retries.as_ref(), &context.options.mesh.retry),
         mirrors: retry::mirrors(rule, namespace, site, context),
     }))

@@ -3,7 +3,9 @@
 //! [`read_all`] takes the documents one after the other, checks each against the [`schema`], and keeps the resources
 //! that are free of errors, in their order of precedence. What is not a resource of ours is counted by kind.
 
+pub(crate) mod cors;
 pub(crate) mod destination_rule;
+pub(crate) mod fault;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
 pub(crate) mod retries;
@@ -314,7 +316,7 @@ fn read(
             meta,
             before,
             report,
-            |meta, report| VirtualService::read(spec, &meta.origin, report),
+            |meta, report| VirtualService::read(spec, meta, report),
         ),
         "DestinationRule" => {
             keep(

@@ -64,6 +64,12 @@ known_names! {
     XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
     XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
     GrpcTimeout = "grpc-timeout",
+    GrpcStatus = "grpc-status",
+    Origin = "origin",
+    AccessControlRequestMethod = "access-control-request-method",
+    AccessControlAllowOrigin = "access-control-allow-origin",
+    AccessControlAllowCredentials = "access-control-allow-credentials",
+    AccessControlExposeHeaders = "access-control-expose-headers",
     XIsthmusCause = "x-isthmus-cause",
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Response flags and details are Envoy's, because operators search their logs for them.
 
+use crate::grpc;
 use crate::h1::{BodyError, HeadError};
 use crate::h2::Misbehaviour;
 use crate::tls::HandshakeFailure;
@@ -11,7 +12,7 @@ use std::fmt;
 
 /// A set of Envoy's response flags, as the access log writes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub struct Flags(u16);
+pub struct Flags(u32);
 
 macro_rules! flags {
     ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal;)*) => {
@@ -51,6 +52,10 @@ flags! {
     DT = 12;
     /// No server of the port has the name that the client asked for.
     NFCF = 13;
+    /// The request was held up on purpose.
+    DI = 14;
+    /// The request was aborted on purpose.
+    FI = 15;
 }
 
 impl Flags {
@@ -155,6 +160,11 @@ pub enum Cause {
     ProxyHeader,
     /// The client floods its HTTP/2 connection, or breaks the rules of the protocol on it.
     Http2(Misbehaviour),
+    /// The route aborts some requests on purpose (`fault.abort`): with a status of gRPC, or with one of HTTP that comes
+    /// with the reply.
+    FaultAbort(Option<grpc::Status>),
+    /// The route breaks some requests' connections on purpose.
+    FaultReset,
 }
 
 impl Cause {
@@ -177,6 +187,7 @@ impl Cause {
             Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::UpstreamTls => StatusCode::SERVICE_UNAVAILABLE,
+            Self::FaultAbort(_) => StatusCode::OK,
             // These concern whole connections: nothing is answered.
             Self::NoChain
             | Self::NoKeys
@@ -184,6 +195,7 @@ impl Cause {
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
             | Self::ProxyHeader
+            | Self::FaultReset
             | Self::Http2(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -212,6 +224,7 @@ impl Cause {
             Self::Handshake(HandshakeFailure::Timeout) => Flags::DT,
             Self::Handshake(_) | Self::ProxyHeader | Self::Http2(_) => Flags::DPE,
             Self::NoKeys | Self::ConnectionTooOld => Flags::NONE,
+            Self::FaultAbort(_) | Self::FaultReset => Flags::FI,
         }
     }
 
@@ -249,6 +262,8 @@ impl Cause {
             Self::ConnectionTooOld => "max_connection_duration_reached",
             Self::ProxyHeader => "proxy_protocol_error",
             Self::Http2(misbehaviour) => misbehaviour.detail(),
+            Self::FaultAbort(_) => "fault_filter_abort",
+            Self::FaultReset => "fault_filter_reset",
         }
     }
 
@@ -281,7 +296,10 @@ impl Cause {
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
             | Self::ProxyHeader
+            | Self::FaultReset
             | Self::Http2(_) => "",
+            // Envoy's words, which scripts of tests look for.
+            Self::FaultAbort(_) => "fault filter abort",
         }
     }
 
@@ -317,6 +335,8 @@ impl Cause {
             Self::ConnectionTooOld => "connection_too_old",
             Self::ProxyHeader => "proxy_header",
             Self::Http2(misbehaviour) => misbehaviour.label(),
+            Self::FaultAbort(_) => "fault_abort",
+            Self::FaultReset => "fault_reset",
         }
     }
 }

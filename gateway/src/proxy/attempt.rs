@@ -99,7 +99,7 @@ async fn attempt_all(
             itoa::Buffer::new().format(number).as_bytes(),
         );
         // The clock is read once for the first attempt and the request.
-        let now = if number == 1 { x.started } else { clock::now() };
+        let now = if number == 1 { x.forwarded } else { clock::now() };
         if let Some(expected) = x.timeouts.expected(x.elapsed(now)) {
             let ms = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
             x.request.headers.set(
@@ -309,7 +309,7 @@ impl Parked {
         std::mem::swap(&mut x.response, &mut self.head);
         x.outcome.upstream_host = self.host;
         x.outcome.upstream_local = self.upstream.local_addr();
-        x.outcome.upstream_time = Some(clock::now().saturating_duration_since(x.started));
+        x.outcome.upstream_time = Some(clock::now().saturating_duration_since(x.forwarded));
         Answered {
             lease: self.lease,
             upstream: self.upstream,

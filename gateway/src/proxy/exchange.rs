@@ -11,10 +11,11 @@ use crate::io::h1::MessageWriter;
 use crate::io::timer::Timer;
 use http::StatusCode;
 use isthmus_core::attempt::{Overrides, Timeouts};
+use isthmus_core::grpc;
 use isthmus_core::header::HeaderList;
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::ClusterKey;
-use isthmus_core::reply::Flags;
+use isthmus_core::reply::{Cause, Flags};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub struct Outcome {
     pub upstream_host: Option<SocketAddr>,
     /// This end of the upstream connection.
     pub upstream_local: Option<SocketAddr>,
+    /// What the answer's trailers say of a call: None when they say nothing, and when there are none.
+    pub(super) grpc_status: Option<Option<grpc::Status>>,
     /// The cluster, when the registry knows it.
     pub(super) cluster: Option<Rc<ClusterHandle>>,
     /// The name of a cluster that the registry does not know.
@@ -63,6 +66,14 @@ impl Outcome {
         self.cluster
             .as_ref()
             .map_or(&self.unknown_cluster, |handle| handle.key())
+    }
+
+    /// Notes that the client went away before there was an answer.
+    pub(super) fn leave(&mut self, context: &Context) {
+        context.count_cause(Cause::ClientGone);
+        self.flags = self.flags.with(Flags::DC);
+        self.detail = Cause::ClientGone.detail();
+        self.after = After::Abort;
     }
 }
 
@@ -92,10 +103,16 @@ pub struct Exchange {
     pub(super) tee: Tee,
     /// When the request began.
     pub(super) started: Instant,
+    /// When it was ready to be sent on: the same, unless its route held it up on purpose.
+    pub(super) forwarded: Instant,
     /// The client's address, as far as it can be trusted.
     pub(super) client: IpAddr,
     pub(super) original_path: String,
     pub(super) route_name: String,
+    /// `statPrefix` of the route's match.
+    pub(super) stat_prefix: String,
+    /// What the answer must say to a browser, when the request is of an origin that its route allows.
+    pub(super) cors: HeaderList,
 }
 
 /// The largest header section whose buffer is kept.
@@ -104,6 +121,17 @@ const KEPT_BYTES: usize = 8 * 1024;
 const EXCHANGES_KEPT: usize = 128;
 
 impl Exchange {
+    /// Forgets the exchange before; `started` is when the new one began.
+    pub(super) fn begin(&mut self, started: Instant) {
+        self.outcome = Outcome::default();
+        self.original_path.clear();
+        self.route_name.clear();
+        self.stat_prefix.clear();
+        self.cors.clear();
+        self.started = started;
+        self.forwarded = started;
+    }
+
     /// Buffers of an exchange that has ended, or new ones.
     pub fn take(context: &Context) -> Box<Self> {
         let kept = context.exchanges.borrow_mut().pop();
@@ -155,9 +183,12 @@ impl Exchange {
             is_at_hand: false,
             tee: Tee::new(context),
             started: clock::now(),
+            forwarded: clock::now(),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             original_path: String::new(),
             route_name: String::new(),
+            stat_prefix: String::new(),
+            cors: HeaderList::default(),
         }
     }
 }

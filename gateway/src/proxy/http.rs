@@ -8,11 +8,11 @@ use super::attempt::{Answered, attempt, reusable};
 use super::body::{
     Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
 };
-use super::exchange::{After, Exchange, Outcome};
+use super::exchange::{After, Exchange};
 use super::fields;
 use super::local::{self, Answer};
 use super::mirror;
-use super::{Context, FoundHost, ListenerState};
+use super::{Context, FoundHost, ListenerState, cors, fault};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease};
 use crate::downstream::Downstream;
@@ -29,7 +29,7 @@ use isthmus_core::message::{BodyLength, RequestHead, Version};
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward, split_port};
-use isthmus_core::stats::Finished;
+use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -56,12 +56,9 @@ pub async fn serve(
         context.active.set(context.active.get() + 1);
         Active(Rc::clone(&context.active))
     };
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     x.route_timer.clear();
     x.timed_from = None;
-    x.started = started;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
     if x.timeouts.per_try.is_some() {
@@ -75,10 +72,7 @@ pub async fn serve(
 /// Answers bytes that are no request, and counts and logs them as one.
 pub async fn refuse(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, cause: Cause) -> After {
     let started = clock::now();
-    x.started = started;
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) && x.request.version != Version::Http2 {
         // The head may be half of this request's and half of the last one's: the log shows that it is not known.
         x.request.clear();
@@ -100,10 +94,17 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
         request_bytes,
         response_bytes: outcome.response_bytes,
     };
-    context
-        .stats
-        .borrow_mut()
-        .finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
+    let answer = StatsAnswer {
+        status: outcome.status.map_or(0, |status| status.as_u16()),
+        flags: outcome.flags,
+        protocol: protocol(x),
+    };
+    let mut stats = context.stats.borrow_mut();
+    stats.finish(outcome.cluster_key(), answer, facts);
+    if !x.stat_prefix.is_empty() {
+        stats.finish_route(&x.stat_prefix, answer.status, facts.duration_us);
+    }
+    drop(stats);
     if context.log.is_on() {
         let wall = clock::wall();
         context.log.write(&Record {
@@ -126,6 +127,23 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
             route: &x.route_name,
         });
     }
+}
+
+/// What the request spoke, and of a call how it ended: what its answer says, in the trailers or in the head, else what
+/// the answer's status means to gRPC (Envoy's `getGrpcStatus`).
+fn protocol(x: &Exchange) -> RequestProtocol {
+    let kind = x.request.headers.get(HeaderId::ContentType);
+    if !kind.is_some_and(grpc::is_call) || !x.request.upgrade.is_empty() {
+        return RequestProtocol::Http;
+    }
+    let said = x.outcome.grpc_status.or_else(|| {
+        let status = x.outcome.status?;
+        Some(match x.response.headers.get(HeaderId::GrpcStatus) {
+            Some(said) => grpc::Status::parse(said),
+            None => Some(grpc::Status::of_http(status)),
+        })
+    });
+    RequestProtocol::Grpc(said.flatten())
 }
 
 async fn route(
@@ -218,6 +236,7 @@ async fn route(
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
+    x.stat_prefix.push_str(&route.stat_prefix);
     match &*route.action {
         Action::Redirect(to) => {
             let location = to.location(&x.request, conn.scheme(), listener.key.port);
@@ -339,19 +358,37 @@ async fn forward_request(
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
-    let Some(cluster) = context.clusters.get(&destination.cluster) else {
-        x.outcome.unknown_cluster = Some(destination.cluster.clone());
-        return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
+    let operations = &destination.response_headers[..];
+    let cluster = context.clusters.get(&destination.cluster);
+    match &cluster {
+        Some(cluster) => x.outcome.cluster = Some(Rc::clone(cluster)),
+        None => x.outcome.unknown_cluster = Some(destination.cluster.clone()),
+    }
+    // Boxed: faults are rare, and their state would make every request's larger.
+    if let Some(fault) = &forward.fault
+        && Box::pin(fault::inject(context, conn, x, fault, operations))
+            .await
+            .is_break()
+    {
+        return;
+    }
+    if let Some(policy) = &forward.cors
+        && Box::pin(cors::meet(context, conn, x, policy)).await.is_break()
+    {
+        return;
+    }
+    let Some(cluster) = cluster else {
+        let reply = Cause::NoCluster.into();
+        return local::refuse_with(context, conn, x, reply, operations, false).await;
     };
-    x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
-        x.begin_time(x.started);
+        x.begin_time(x.forwarded);
     }
     if !forward.mirrors.is_empty() {
         mirror::start(context, conn, x, forward);
     }
-    let _counted = cluster.begin_request(x.started);
+    let _counted = cluster.begin_request(x.forwarded);
     let overrides = x.overrides.take();
     let attempted = attempt(context, conn, x, &cluster, &forward.retry, overrides.as_deref()).await;
     match attempted {
@@ -368,14 +405,9 @@ async fn forward_request(
                 reply.cause,
                 Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout
             );
-            local::refuse(context, conn, x, reply, broken).await;
+            local::refuse_with(context, conn, x, reply, operations, broken).await;
         }
-        Err(End::ClientGone) => {
-            context.count_cause(Cause::ClientGone);
-            x.outcome.flags = Flags::DC;
-            x.outcome.detail = Cause::ClientGone.detail();
-            x.outcome.after = After::Abort;
-        }
+        Err(End::ClientGone) => x.outcome.leave(context),
     }
 }
 
@@ -415,6 +447,7 @@ async fn pass_on(
         trailers,
         to_upstream,
         route_timer,
+        outcome,
         tee,
         ..
     } = &mut *x;
@@ -444,7 +477,13 @@ async fn pass_on(
                 Poll::Pending => {}
             }
         }
-        match poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx) {
+        let was_finished = finished;
+        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx);
+        if finished && !was_finished {
+            // Later they may be the request's.
+            outcome.grpc_status = trailers.get(HeaderId::GrpcStatus).map(grpc::Status::parse);
+        }
+        match moved {
             Poll::Ready(Ok(Moved::Turn)) => has_more = true,
             // The upstream's side of a tunnel has ended, and the client's has not.
             Poll::Ready(Ok(Moved::All))
@@ -520,6 +559,7 @@ fn begin_response(
 ) -> bool {
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
+    cors::mark(&x.cors, &mut head.headers);
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }

@@ -117,6 +117,7 @@ async fn run(
     // The request itself goes first.
     executor::turn().await;
     x.started = clock::now();
+    x.forwarded = x.started;
     x.timed_from = None;
     if source.is_done {
         let now = x.started;

@@ -3,7 +3,9 @@
 
 mod attempt;
 mod body;
+mod cors;
 pub mod exchange;
+mod fault;
 mod fields;
 pub mod http;
 mod local;

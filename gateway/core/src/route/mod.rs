@@ -5,9 +5,14 @@
 //! list. The compiler has already resolved names, merged resources and dropped what can never apply here. `matcher`
 //! holds what a rule asks for, `index` finds the rules that a path may belong to.
 
+mod cors;
+mod fault;
 mod index;
 mod matcher;
 mod rewrite;
+
+pub use cors::{Cors, CorsRequest};
+pub use fault::{Abort, AbortWith, Delay, Fault, Share};
 
 pub use matcher::{
     HeaderMatch, HeaderSubject, PathMatch, QueryMatch, REGEX_COMPILED_MAX, REGEX_PATTERN_MAX, Regex,
@@ -52,6 +57,10 @@ pub struct Forward {
     pub path: Option<PathRewrite>,
     /// For the whole exchange, retries included; None for no limit.
     pub timeout: Option<Duration>,
+    /// What is done to some of the requests on purpose.
+    pub fault: Option<Fault>,
+    /// What browsers are told.
+    pub cors: Option<Box<Cors>>,
     /// Whether and when a request is sent again.
     pub retry: RetryPolicy,
     /// Where copies of requests go.
@@ -186,6 +195,8 @@ pub struct Route {
     pub virtual_service: Arc<str>,
     /// Which requests.
     pub matches: RouteMatch,
+    /// `match[].statPrefix`, under which its requests are counted; empty for none.
+    pub stat_prefix: Box<str>,
     /// What to do.
     pub action: Arc<Action>,
     /// Response field operations of answers that no destination gave (redirects and direct responses).
@@ -461,6 +472,8 @@ mod tests {
             destinations: vec![destination(3), destination(1)],
             path: None,
             timeout: None,
+            fault: None,
+            cors: None,
             retry: RetryPolicy::default(),
             mirrors: vec![],
         };

@@ -63,6 +63,8 @@ fn effect(route: &Route) -> impl PartialEq + std::hash::Hash + '_ {
     let Route {
         name: _,
         virtual_service: _,
+        // Only counts are named by it.
+        stat_prefix: _,
         matches: _,
         action,
         response_headers,

@@ -358,6 +358,7 @@ fn verdicts(matches: &[&RouteMatch], analyzer: &mut Analyzer) -> Vec<Verdict> {
         body: bytes::Bytes::new(),
     }));
     let routes = matches.iter().map(|matched| Route {
+        stat_prefix: "".into(),
         name: "".into(),
         virtual_service: "".into(),
         matches: (*matched).clone(),

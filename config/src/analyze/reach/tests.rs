@@ -310,6 +310,7 @@ pub(crate) fn dimensions(random: &mut Random) -> Vec<usize> {
 
 pub(crate) fn table(rules: &[PlainRule], status: impl Fn(usize) -> u16) -> RouteTable {
     let route = |(at, rule): (usize, &PlainRule)| Route {
+        stat_prefix: "".into(),
         name: at.to_string().into(),
         virtual_service: "ns/name".into(),
         matches: rule.matches.clone(),

@@ -208,6 +208,7 @@ fn endpoint<'a>(
             address,
             weight,
             locality: entry.locality.as_str().into(),
+            level: 0,
         },
     ))
 }

@@ -62,7 +62,7 @@ fn cluster(
         endpoints: Arc::new(EndpointSet::new(taken.map(|(_, endpoint)| endpoint.clone()))),
         protocol: port.protocol,
         http: http(port.protocol, pool, &options.mesh),
-        balancer: balancer(simple, options.defaults),
+        balancer: balancer(simple, options.defaults).into(),
         connect_timeout: pool
             .and_then(|pool| pool.connect_timeout)
             .unwrap_or(options.mesh.connect_timeout),

@@ -32,7 +32,7 @@ pub enum BalancerKind {
     LeastRequest,
     /// Of two endpoints drawn at random the one with the smaller product of latency and requests in flight.
     PeakEwma,
-    /// Of a few endpoints drawn at random the one that answers fastest among those that are not hot.
+    /// Of a few endpoints drawn at random the one that will answer first among those that are not hot.
     Prequal,
 }
 
@@ -525,7 +525,9 @@ impl Balancer {
                     let at = set.members.get(drawn).map_or(usize::MAX, |at| *at as usize);
                     let active = load.active(at);
                     heat.observe(active);
-                    let latency = members.get(at).map_or(0.0, |member| member.latency.cost(0, now));
+                    let latency = members
+                        .get(at)
+                        .map_or(0.0, |member| member.latency.cost(active, now));
                     let hot = heat.is_hot(active);
                     let better =
                         best.is_none_or(|(_, best_hot, best_active, best_latency)| match (hot, best_hot) {

@@ -4,8 +4,8 @@
 //! time, so that an endpoint which has become slow is known at once, and looked at again later. PEAK_EWMA (Finagle)
 //! draws two endpoints and takes the one whose estimate times requests in flight is smaller. PREQUAL (Wydrowski et al.,
 //! NSDI 2024) draws a few; those with more requests in flight than most endpoints have are hot; of the others the one
-//! that answers fastest is taken, and when all are hot the one with the fewest requests in flight. Where the paper asks
-//! endpoints by probes, this takes what answers have shown.
+//! with the smallest latency for what it has in flight is taken, and when all are hot the one with the fewest requests in
+//! flight. Where the paper asks endpoints by probes, this takes what answers have shown.
 
 use std::time::{Duration, Instant};
 

@@ -107,21 +107,26 @@ impl Rule<'_> {
     /// settings of a port replace those above them as a whole, a subset's blocks replace those of the service one by
     /// one.
     pub(crate) fn blocks(&self, port: u16, subset: Option<&Subset>) -> Blocks {
-        let of_port = |policy: &TrafficPolicy| {
+        let of_port = |policy: &TrafficPolicy, above: &Blocks| {
             let found = policy
                 .ports
                 .iter()
                 .find(|(number, _)| *number == i128::from(port));
-            found.map(|(_, blocks)| blocks.clone())
+            // A port has no PROXY header of its own, nor takes the one above it away.
+            found.map(|(_, blocks)| Blocks {
+                proxy_protocol: policy.blocks.proxy_protocol.or(above.proxy_protocol),
+                ..blocks.clone()
+            })
         };
+        let none = Blocks::default();
         let base = self
             .policy
-            .map(|policy| of_port(policy).unwrap_or_else(|| policy.blocks.clone()));
+            .map(|policy| of_port(policy, &none).unwrap_or_else(|| policy.blocks.clone()));
         let base = base.unwrap_or_default();
         let Some(policy) = subset.and_then(|subset| subset.policy.as_ref()) else {
             return base;
         };
-        match of_port(policy) {
+        match of_port(policy, &base) {
             Some(own) => own,
             None => Blocks {
                 load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),

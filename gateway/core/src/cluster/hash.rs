@@ -222,7 +222,19 @@ pub fn source(client: IpAddr) -> u64 {
     let mut text = [0; 48];
     let room = text.len();
     let mut rest = &mut text[..];
-    let _fits = write!(rest, "{}", client.to_canonical());
+    match client.to_canonical() {
+        // Each request asks, and the formatter would be half of what its choice costs.
+        IpAddr::V4(client) => {
+            for (at, octet) in client.octets().into_iter().enumerate() {
+                let dot = if at > 0 { "." } else { "" };
+                let _fits = rest.write_all(dot.as_bytes());
+                let _fits = rest.write_all(itoa::Buffer::new().format(octet).as_bytes());
+            }
+        }
+        IpAddr::V6(client) => {
+            let _fits = write!(rest, "{client}");
+        }
+    }
     let used = room - rest.len();
     hash(text.get(..used).unwrap_or_default())
 }
@@ -424,7 +436,9 @@ mod tests {
         assert_eq!(hash(b""), 0xEF46_DB37_51D8_E999);
         assert_eq!(hash(b"a"), 0xD24E_C4F1_A98C_6E5B);
         assert_eq!(hash(b"abc"), 0x44BC_2CF5_AD77_0999);
-        assert_eq!(source("10.0.0.1".parse().unwrap()), hash(b"10.0.0.1"));
+        for text in ["10.0.0.1", "255.255.255.255", "0.0.0.0", "192.0.2.100"] {
+            assert_eq!(source(text.parse().unwrap()), hash(text.as_bytes()));
+        }
         assert_eq!(source("::ffff:10.0.0.1".parse().unwrap()), hash(b"10.0.0.1"));
         let long = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff";
         assert_eq!(source(long.parse().unwrap()), hash(long.as_bytes()));

@@ -360,13 +360,22 @@ impl Cluster {
 
     /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.
     pub fn observe(&mut self, endpoint: EndpointId, latency: Option<Duration>, now: Instant) {
-        if let Some(at) = self.positions.get(&endpoint) {
-            self.balancer.observe(*at, latency, now);
+        if let Some(at) = self.position(endpoint) {
+            self.balancer.observe(at, latency, now);
+        }
+    }
+
+    fn position(&self, endpoint: EndpointId) -> Option<usize> {
+        // Where it is as long as no endpoint has come or gone: numbers are given in order, from 1 on.
+        let first = endpoint.0.wrapping_sub(1) as usize;
+        match self.endpoints.get(first) {
+            Some(state) if state.id == endpoint => Some(first),
+            _ => self.positions.get(&endpoint).copied(),
         }
     }
 
     fn state_mut(&mut self, endpoint: EndpointId) -> Option<&mut EndpointState> {
-        let at = *self.positions.get(&endpoint)?;
+        let at = self.position(endpoint)?;
         self.endpoints.get_mut(at)
     }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod help;
+mod reload;
 mod secrets;
 
 use crate::access_log::{Format, Target};
@@ -41,6 +42,12 @@ enum Command {
                             isthmus check -f ./resources -o json"
     )]
     Check(check::Args),
+    /// Have a running gateway load its files again, and say what became of them.
+    #[command(
+        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
+                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
+    )]
+    Reload(reload::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(secrets::Args),
@@ -214,7 +221,11 @@ struct RunArgs {
     /// Peers that are believed when they say who their client is (PROXY protocol) [default: loopback].
     #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
     trusted_cidr: Option<TrustedRanges>,
-    /// Written once traffic is accepted: the addresses, as JSON.
+    /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves
+    /// what was served before.
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Written once traffic is accepted, and when ports come or go: the addresses, as JSON.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
     ready_file: Option<PathBuf>,
 }
@@ -227,6 +238,7 @@ impl RunArgs {
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
             credentials: self.resources.credentials.clone(),
+            state_dir: self.state_dir.clone(),
             trusted: self.trusted_cidr.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
@@ -294,6 +306,7 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));

@@ -8,8 +8,9 @@
 )]
 
 use isthmus_config::diagnostic::render;
-use isthmus_config::{Options, Source, compile};
+use isthmus_config::{Options, Source, compile, mesh};
 use isthmus_core::cluster::ClusterSpec;
+use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::Snapshot;
 use std::sync::Arc;
@@ -223,5 +224,110 @@ spec:
         );
         assert!(chosen.starts_with(balancer), "{port} {subset:?}: {chosen}");
         assert_eq!(found, (seconds, format!("Some({proxy})")), "{port} {subset:?}");
+    }
+}
+
+#[test]
+fn a_rules_locality_setting_replaces_that_of_the_mesh() {
+    let mesh = |text: &str| {
+        let loaded = mesh::load(text, "mesh.yaml");
+        assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+        loaded.mesh
+    };
+    let shares = "localityLbSetting: {distribute: [{from: r1, to: {r1: 100}}]}";
+    let policy = |balancer: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: web, namespace: shop}}
+spec: {{host: {HOST}, trafficPolicy: {{outlierDetection: {{}}{balancer}}}}}
+---
+"
+        )
+    };
+    for (written, balancer, own, spreads) in [
+        (shares, "", "r1/z1", true),
+        (shares, "", "r2", false),
+        (
+            shares,
+            ", loadBalancer: {localityLbSetting: {enabled: true}}",
+            "r1",
+            false,
+        ),
+        (
+            shares,
+            ", loadBalancer: {localityLbSetting: {enabled: false}}",
+            "r1",
+            false,
+        ),
+        ("localityLbSetting: {enabled: false}", "", "r1", false),
+        (
+            "localityLbSetting: {enabled: false}",
+            ", loadBalancer: {localityLbSetting: {distribute: [{from: r1, to: {r1: 100}}]}}",
+            "r1",
+            true,
+        ),
+        (
+            "",
+            ", loadBalancer: {zoneAwareLbSetting: {enabled: true}}",
+            "r1/z1",
+            true,
+        ),
+        (
+            "",
+            ", loadBalancer: {zoneAwareLbSetting: {enabled: false}}",
+            "r1/z1",
+            false,
+        ),
+        (
+            "",
+            ", loadBalancer: {zoneAwareLbSetting: {enabled: true}}",
+            "",
+            false,
+        ),
+    ] {
+        let options = Options {
+            mesh: mesh(written),
+            locality: Locality::parse(own),
+            ..Options::default()
+        };
+        let snapshot = snapshot(&policy(balancer), &options);
+        let spread = &cluster(&snapshot, 80, "").unwrap().balancer.spread;
+        assert_eq!(*spread != Spread::Even, spreads, "{written} {balancer} {own}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_in_a_cookie_is_refused() {
+    for (cookie, valid) in [
+        (
+            "{name: user, path: /a, attributes: [{name: SameSite, value: Lax}]}",
+            true,
+        ),
+        ("{name: \"a=b\"}", false),
+        ("{name: \"a b\"}", false),
+        ("{name: a, path: \"/;x\"}", false),
+        ("{name: a, path: \"/\\r\\nx: y\"}", false),
+        ("{name: a, attributes: [{name: \"A;B\"}]}", false),
+        ("{name: a, attributes: [{name: A, value: \"b; c\"}]}", false),
+    ] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: web}}
+spec: {{host: a.test, trafficPolicy: {{loadBalancer: {{consistentHash: {{httpCookie: {cookie}}}}}}}}}
+"
+        );
+        let sources = [Source {
+            name: "rule.yaml".to_owned(),
+            text,
+        }];
+        let compiled = compile(&sources, &Options::default());
+        assert_eq!(
+            !compiled.has_errors(),
+            valid,
+            "{cookie}: {:?}",
+            compiled.diagnostics
+        );
     }
 }

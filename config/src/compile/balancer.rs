@@ -79,9 +79,12 @@ fn place(
     if let Some(setting) = &written.zone_aware
         && setting.enabled != Some(false)
     {
-        let spread = Spread::ZoneAware {
-            own: options.locality.clone(),
-            endpoints_min: setting.cluster_size_min.unwrap_or(ZONE_AWARE_ENDPOINTS),
+        let spread = match options.locality.is_unknown() {
+            true => Spread::Even,
+            false => Spread::ZoneAware {
+                own: options.locality.clone(),
+                endpoints_min: setting.cluster_size_min.unwrap_or(ZONE_AWARE_ENDPOINTS),
+            },
         };
         let asked = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
         return match asked && fails_over {

@@ -10,9 +10,11 @@ use crate::scenario::Scenario;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
+use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
+use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::cluster::retry_budget::RetryLimits;
-use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId};
+use isthmus_core::cluster::{Acquired, Choice, Cluster, ClusterSpec, ConnId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::forwarded::{self, Downstream};
 use isthmus_core::h1::encode::{self, ResponseContext};
@@ -125,16 +127,64 @@ const CASES: &[Case] = &[
     }),
     ("pool: acquire and release", |times| {
         let (mut random, now) = (Random::from_seed(1), Instant::now());
-        let mut cluster = Cluster::new(cluster(), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
-        if let Acquired::Open { endpoint, .. } = cluster.acquire(&[], true, &mut random) {
+        let mut cluster = Cluster::new(
+            Arc::new(cluster()),
+            Arc::new(ClusterShared::new(u32::MAX)),
+            now,
+            &mut random,
+        );
+        let choice = Choice {
+            hash: None,
+            avoid: &[],
+            now,
+        };
+        if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
             cluster.release(endpoint, Some(ConnId(0)), now);
         }
         for _ in 0..times {
-            if let Acquired::Use { conn, endpoint, .. } = cluster.acquire(&[], false, &mut random) {
+            if let Acquired::Use { conn, endpoint, .. } = cluster.acquire(choice, false, &mut random) {
                 black_box(cluster.release(endpoint, Some(conn), now));
             }
         }
     }),
+    ("balancer: the only endpoint", |times| {
+        acquire_among(cluster(), times)
+    }),
+    ("balancer: in turn among 1,000 in 3 localities", |times| {
+        let near = Spread::Even;
+        acquire_among(placed(BalancerKind::RoundRobin, near, None), times);
+    }),
+    ("balancer: by load among 1,000 in 3 localities", |times| {
+        acquire_among(placed(BalancerKind::LeastRequest, shares(), None), times);
+    }),
+    (
+        "balancer: in turn by weight among 1,000 in 3 localities",
+        |times| {
+            let mut spec = placed(BalancerKind::RoundRobin, shares(), None);
+            let mut endpoints = spec.endpoints.endpoints.clone();
+            for (endpoint, weight) in endpoints.iter_mut().zip((1..=7).cycle()) {
+                endpoint.weight = weight;
+            }
+            spec.endpoints = Arc::new(EndpointSet::new(endpoints));
+            acquire_among(spec, times);
+        },
+    ),
+    ("balancer: by latency among 1,000 in 3 localities", |times| {
+        acquire_among(placed(BalancerKind::PeakEwma, shares(), None), times);
+    }),
+    ("balancer: by a key's ring among 1,000 in 3 localities", |times| {
+        acquire_among(
+            placed(BalancerKind::Random, shares(), Some(TableKind::Ring(1024))),
+            times,
+        );
+    }),
+    (
+        "balancer: by a key's table among 1,000 in 3 localities",
+        |times| {
+            let table = TableKind::Maglev(MAGLEV_SIZE);
+            acquire_among(placed(BalancerKind::Random, shares(), Some(table)), times);
+        },
+    ),
     ("all of a tiny exchange, without I/O", |times| {
         exchange(&prefixes(1), TINY_REQUEST, times)
     }),
@@ -320,13 +370,13 @@ fn choose(names: &SniTable, times: usize) {
     }
 }
 
-fn cluster() -> Arc<ClusterSpec> {
-    Arc::new(ClusterSpec {
+fn cluster() -> ClusterSpec {
+    ClusterSpec {
         key: ClusterKey::outbound(80, "", "up.example"),
         endpoints: Arc::new(EndpointSet::new([Endpoint::new(([127, 0, 0, 1], 1).into())])),
         protocol: Protocol::Http,
         http: UpstreamHttp::default(),
-        balancer: BalancerKind::RoundRobin,
+        balancer: BalancerKind::RoundRobin.into(),
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
         max_requests_per_connection: 0,
@@ -337,7 +387,65 @@ fn cluster() -> Arc<ClusterSpec> {
         keepalive: None,
         proxy_protocol: None,
         retries: RetryLimits::default(),
-    })
+    }
+}
+
+/// A thousand endpoints in three localities of one region, the nearest of which has a third of them.
+fn placed(kind: BalancerKind, spread: Spread, table: Option<TableKind>) -> ClusterSpec {
+    let levels = matches!(spread, Spread::Even);
+    let endpoints = (0..1000u16).map(|at| Endpoint {
+        locality: format!("r/z{}", at % 3).into(),
+        level: if levels { u32::from(at % 3) } else { 0 },
+        ..Endpoint::new(([10, 0, 0, 1], at + 1).into())
+    });
+    ClusterSpec {
+        endpoints: Arc::new(EndpointSet::new(endpoints)),
+        balancer: BalancerSpec {
+            kind,
+            spread,
+            hashing: table.map(|table| Hashing {
+                key: HashKey::SourceIp,
+                table,
+            }),
+            ..BalancerSpec::default()
+        },
+        ..cluster()
+    }
+}
+
+fn shares() -> Spread {
+    let share = |(zone, share): (&str, u32)| (Locality::parse(zone), share);
+    Spread::Shares([("r/z0", 80), ("r/z1", 10), ("r/z2", 10)].map(share).to_vec())
+}
+
+/// A request's way to an endpoint and back.
+fn acquire_among(spec: ClusterSpec, times: usize) {
+    let (mut random, now) = (Random::from_seed(1), Instant::now());
+    let key = spec.balancer.hashing.as_ref().map(|hashing| hashing.key.clone());
+    let mut cluster = Cluster::new(
+        Arc::new(spec),
+        Arc::new(ClusterShared::new(u32::MAX)),
+        now,
+        &mut random,
+    );
+    let mut head = RequestHead::default();
+    parse_request(TINY_REQUEST, &limits(), &mut head);
+    let peer = ([192, 0, 2, 1], 1).into();
+    for at in 0..times as u32 {
+        let client = std::net::IpAddr::from((at.wrapping_mul(0x9E37_79B9)).to_be_bytes());
+        let choice = Choice {
+            hash: key
+                .as_ref()
+                .and_then(|key| key.of(black_box(&head), client, peer, None).hash()),
+            avoid: &[],
+            now,
+        };
+        // A connection for each: what a pool costs is another case's affair.
+        if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
+            cluster.observe(endpoint, Some(Duration::from_micros(500)), now);
+            black_box(cluster.release(endpoint, None, now));
+        }
+    }
 }
 
 /// What a request goes through on its way and back, but for sockets, timers and logs.

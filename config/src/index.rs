@@ -1,10 +1,13 @@
 //! How resources refer to each other: short names, gateway names, visibility, and which DestinationRule applies.
 
 use crate::Options;
-use crate::resource::destination_rule::{Blocks, DestinationRule, Subset, TrafficPolicy};
+use crate::resource::destination_rule::{
+    BALANCER, Blocks, DestinationRule, Subset, TrafficPolicy, own_balancer,
+};
 use crate::resource::retries::HEDGING;
 use crate::resource::{Meta, Written};
 use crate::validate::is_label;
+use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::name::{HostIndex, HostPattern};
 use std::collections::{HashMap, HashSet};
@@ -89,6 +92,8 @@ pub(crate) fn export_to<'a>(written: &'a [String], default: &'a [String]) -> &'a
 pub(crate) struct Rule<'a> {
     /// Of the oldest rule that has one.
     policy: Option<&'a TrafficPolicy>,
+    /// What the annotation of the oldest rule that has it asks for.
+    pub(crate) balancer: Option<BalancerKind>,
     /// The first of each name.
     pub(crate) subsets: Vec<&'a Subset>,
     names: HashSet<&'a str>,
@@ -113,25 +118,27 @@ impl Rule<'_> {
     }
 
     fn written_blocks(&self, port: u16, subset: Option<&Subset>) -> Blocks {
-        let of_port = |policy: &TrafficPolicy| {
+        let of_port = |policy: &TrafficPolicy, above: &Blocks| {
             let found = policy
                 .ports
                 .iter()
                 .find(|(number, _)| *number == i128::from(port));
-            // A port has no budget of its own.
+            // A port has no budget and no PROXY header of its own, nor takes those above it away.
             found.map(|(_, blocks)| Blocks {
                 retry_budget: policy.blocks.retry_budget,
+                proxy_protocol: policy.blocks.proxy_protocol.or(above.proxy_protocol),
                 ..blocks.clone()
             })
         };
+        let none = Blocks::default();
         let base = self
             .policy
-            .map(|policy| of_port(policy).unwrap_or_else(|| policy.blocks.clone()));
+            .map(|policy| of_port(policy, &none).unwrap_or_else(|| policy.blocks.clone()));
         let base = base.unwrap_or_default();
         let Some(policy) = subset.and_then(|subset| subset.policy.as_ref()) else {
             return base;
         };
-        match of_port(policy) {
+        match of_port(policy, &base) {
             Some(own) => Blocks {
                 retry_budget: own.retry_budget.or(base.retry_budget),
                 ..own
@@ -143,6 +150,11 @@ impl Rule<'_> {
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
                 retry_budget: policy.blocks.retry_budget.or(base.retry_budget),
                 hedges: base.hedges,
+                has_outlier_detection: policy.blocks.has_outlier_detection || base.has_outlier_detection,
+                min_health_percent: match policy.blocks.has_outlier_detection {
+                    true => policy.blocks.min_health_percent,
+                    false => base.min_health_percent,
+                },
                 any: policy.blocks.any || base.any,
             },
         }
@@ -198,6 +210,7 @@ impl<'a> Rules<'a> {
                 .or_insert_with(|| {
                     all.merged.push(Rule {
                         policy: None,
+                        balancer: None,
                         subsets: Vec::new(),
                         names: HashSet::new(),
                         hedges: None,
@@ -209,6 +222,8 @@ impl<'a> Rules<'a> {
                 // Validation has refused what cannot be read.
                 let hedges = meta.annotations.get(HEDGING).and_then(|text| text.parse().ok());
                 rule.hedges = rule.hedges.or(hedges);
+                let named = meta.annotations.get(BALANCER);
+                rule.balancer = rule.balancer.or_else(|| own_balancer(named?));
                 for subset in &spec.subsets {
                     if rule.names.insert(&subset.name) {
                         rule.subsets.push(subset);

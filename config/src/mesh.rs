@@ -7,6 +7,7 @@ use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::report::{Origin, Report};
 use crate::resource::destination_rule::keepalive;
+pub use crate::resource::load_balancer::LocalitySetting;
 use crate::resource::retries::Retries;
 use crate::resource::{duration_of, schema};
 use crate::yaml::{Node, Path};
@@ -27,6 +28,8 @@ pub struct MeshConfig {
     pub h2_upgrade: bool,
     /// Retries of rules that have no word about them (`defaultHttpRetryPolicy`).
     pub retry: RetryPolicy,
+    /// How load is balanced among localities when no DestinationRule says (`localityLbSetting`).
+    pub locality: LocalitySetting,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
@@ -46,6 +49,7 @@ impl Default for MeshConfig {
             keepalive: None,
             h2_upgrade: false,
             retry: RetryPolicy::default(),
+            locality: LocalitySetting::default(),
             root_namespace: "istio-system".to_owned(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
@@ -123,6 +127,9 @@ fn read(node: &Node, loaded: &mut Loaded) {
         mesh.root_namespace = namespace.to_owned();
     }
     mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
+    if let Some(setting) = node.get("localityLbSetting") {
+        mesh.locality = LocalitySetting::read(setting);
+    }
     mesh.h2_upgrade = node.text("h2UpgradePolicy") == Some("UPGRADE");
     let retries = node.get("defaultHttpRetryPolicy").map(Retries::read);
     mesh.retry = crate::compile::retry::policy(retries.as_ref(), &RetryPolicy::default());

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail their test, and clippy knows only test functions as tests"
 )]
 
+mod balancing;
 mod bookinfo;
 mod browser;
 mod cors;

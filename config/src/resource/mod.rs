@@ -8,6 +8,7 @@ pub(crate) mod destination_rule;
 pub(crate) mod fault;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
+pub(crate) mod load_balancer;
 pub(crate) mod retries;
 pub(crate) mod schema;
 pub(crate) mod service_entry;

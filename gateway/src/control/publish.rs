@@ -32,6 +32,10 @@ impl Publisher {
                 .as_ref()
                 .and_then(|publication| publication.shared.get(key))
                 .map(Arc::clone);
+            if let Some(spec) = snapshot.clusters.get(key) {
+                // Here, so that no shard has to while it serves.
+                spec.balancer.prepare(&spec.endpoints.endpoints);
+            }
             // Limits of connectionPool are not executed yet; the count is kept all the same.
             shared.insert(
                 key.clone(),

@@ -16,8 +16,8 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{
     Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
 };
-use isthmus_core::cluster::EndpointId;
 use isthmus_core::cluster::retry_budget::RetryPermit;
+use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
@@ -86,6 +86,8 @@ async fn attempt_all(
     attempts: &mut Attempts<'_>,
 ) -> Result<Answered, End> {
     let mut avoid: Vec<EndpointId> = Vec::new();
+    // A key leads to one endpoint, also in the next attempt (Istio turns `retryIgnorePreviousHosts` off then).
+    let avoids = policy.ignore_previous_hosts && x.hash.is_none();
     // Held until the retry is answered, or the next one takes its place.
     let mut permit: Option<RetryPermit> = None;
     let mut parked: Option<Parked> = None;
@@ -158,7 +160,7 @@ async fn attempt_all(
                     && attempts.hedge(progress, || admit(context, cluster, now, &mut permit));
                 if hedges {
                     context.stats.borrow_mut().counters.hedges += 1;
-                    if policy.ignore_previous_hosts {
+                    if avoids {
                         avoid.push(lease.endpoint());
                     }
                     parked = Some(Parked::new(lease, upstream, x));
@@ -189,7 +191,7 @@ async fn attempt_all(
                     }
                     Judged::Retry(wait) => wait,
                 };
-                if policy.ignore_previous_hosts {
+                if avoids {
                     avoid.push(lease.endpoint());
                 }
                 drop_answer(x, cluster, lease, upstream, sent).await;
@@ -198,7 +200,8 @@ async fn attempt_all(
             }
         };
         let now = clock::now();
-        if policy.ignore_previous_hosts {
+        lease.observe(None, now);
+        if avoids {
             avoid.push(lease.endpoint());
         }
         lease.finish(None, now);
@@ -254,7 +257,12 @@ async fn try_once(
     let began = if upstream.is_reused() { now } else { clock::now() };
     Ok(
         match send(context, conn, x, cluster, &mut upstream, began).await? {
-            Sent::Answered(sent) => Tried::Answered(lease, upstream, sent),
+            Sent::Answered(sent) => {
+                if let Some(time) = x.outcome.upstream_time {
+                    lease.observe(Some(time), began + time);
+                }
+                Tried::Answered(lease, upstream, sent)
+            }
             Sent::TooLate(Sending::Done, progress) => Tried::TooLate(lease, upstream, progress),
             Sent::TooLate(_, progress) => {
                 Tried::Failed(lease, Failure::TryTimeout { connected: true }, progress)
@@ -530,12 +538,17 @@ async fn connect(
     let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
+    let choice = Choice {
+        hash: x.hash,
+        avoid,
+        now,
+    };
     if cluster.version(x.request.version) == Version::Http2 {
         let timers = Timers::of(&x.route_timer, &x.try_timer, x.timeouts);
         let parts = (&mut x.outcome, timers, !x.request.upgrade.is_empty());
-        return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
+        return connect_stream(context, conn, parts, cluster, choice, name).await;
     }
-    match cluster.start(avoid, fresh, careful, name, now, &context.random) {
+    match cluster.start(choice, fresh, careful, name, &context.random) {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
@@ -593,12 +606,11 @@ async fn connect_stream(
     conn: &mut impl Downstream,
     (outcome, timers, is_upgrade): (&mut Outcome, Timers<'_>, bool),
     cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
+    choice: Choice<'_>,
     name: Option<&str>,
-    now: Instant,
 ) -> Result<Connected, End> {
     let ends = (conn.peer(), conn.local_addr());
-    let started = cluster.start_stream(avoid, name, ends, now, &context.random, &context.clusters);
+    let started = cluster.start_stream(choice, name, ends, &context.random, &context.clusters);
     let (lease, connection) = match started {
         StartStream::Share(lease, connection) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;

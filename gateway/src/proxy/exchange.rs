@@ -113,6 +113,10 @@ pub struct Exchange {
     pub(super) stat_prefix: String,
     /// What the answer must say to a browser, when the request is of an origin that its route allows.
     pub(super) cors: HeaderList,
+    /// The hash of the request's key, where consistent hashing chooses its endpoint.
+    pub(super) hash: Option<u64>,
+    /// The Set-Cookie that gives the client its key.
+    pub(super) set_cookie: Option<Box<str>>,
 }
 
 /// The largest header section whose buffer is kept.
@@ -189,6 +193,8 @@ impl Exchange {
             route_name: String::new(),
             stat_prefix: String::new(),
             cors: HeaderList::default(),
+            hash: None,
+            set_cookie: None,
         }
     }
 }

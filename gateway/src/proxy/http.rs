@@ -382,6 +382,9 @@ async fn forward_request(
         return local::refuse_with(context, conn, x, reply, operations, false).await;
     };
     rewrite(conn, x, forward, destination);
+    let key = cluster.key_of(&x.request, x.client, conn.peer(), conn.local_addr());
+    x.hash = key.hash();
+    x.set_cookie = key.into_cookie();
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
         x.begin_time(x.forwarded);
     }
@@ -557,6 +560,9 @@ fn begin_response(
     destination: &Destination,
     sending: Sending,
 ) -> bool {
+    if let Some(cookie) = x.set_cookie.take() {
+        x.response.headers.append(b"set-cookie", cookie.as_bytes());
+    }
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
     cors::mark(&x.cors, &mut head.headers);

@@ -155,10 +155,14 @@ impl Check<'_, '_> {
                 if cookie.text("name") == Some("") {
                     self.missing(&path.key("name"), "a cookie needs a name");
                 }
+                self.cookie_text(cookie, &path, "name");
+                self.cookie_text(cookie, &path, "path");
                 let list = path.key("attributes");
                 let mut seen = HashSet::new();
                 for (at, attribute) in cookie.list("attributes").iter().enumerate() {
                     let path = list.index(at);
+                    self.cookie_text(attribute, &path, "name");
+                    self.cookie_text(attribute, &path, "value");
                     let name = attribute.text("name").unwrap_or("");
                     if name.is_empty() {
                         self.missing(&path.key("name"), "an attribute needs a name");
@@ -172,6 +176,12 @@ impl Check<'_, '_> {
         if let Some(locality) = balancer.get("localityLbSetting") {
             self.locality(locality, &path.key("localityLbSetting"));
         }
+        if has(balancer, "warmupDurationSecs") {
+            let message = "`warmupDurationSecs` is an old spelling of `warmup.duration`";
+            let path = path.key("warmupDurationSecs");
+            self.report
+                .warn("old-spelling", &self.meta.origin, &path, message);
+        }
         let aggression = balancer
             .get("warmup")
             .and_then(|warmup| warmup.get("aggression"))
@@ -179,6 +189,17 @@ impl Check<'_, '_> {
         if aggression.is_some_and(|value| value <= 0.0) {
             let path = path.key("warmup");
             self.error("bad-value", &path.key("aggression"), "must be more than 0");
+        }
+    }
+
+    /// A part of a Set-Cookie field, which must not end before its end (RFC 6265, 4.1.1).
+    fn cookie_text(&mut self, node: &Node, path: &Path<'_>, name: &str) {
+        let ends = |byte: u8| {
+            byte == b';' || byte.is_ascii_control() || (name == "name" && b"= \",".contains(&byte))
+        };
+        if node.text(name).is_some_and(|text| text.bytes().any(ends)) {
+            let message = "this cannot be written in a cookie";
+            self.error("bad-value", &path.key(name), message);
         }
     }
 

@@ -327,6 +327,7 @@ fn cluster() -> Arc<ClusterSpec> {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        limits: isthmus_core::shared::Limits::default(),
     })
 }
 

@@ -195,11 +195,14 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
         Err(exit) => return exit,
     };
     let mut links = Vec::with_capacity(count);
+    let bells = mailbox::Bells::new(count);
     for index in 0..count {
         let (to_shard, from_control) = mailbox::channel(MAILBOX);
         let (to_control, from_shard) = mailbox::channel(MAILBOX);
         let heartbeat = Heartbeat::default();
         let start = shard::Start {
+            index,
+            bells: std::sync::Arc::clone(&bells),
             settings: settings.clone(),
             connections_max,
             seed: seed(index),
@@ -241,7 +244,7 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
             &settings.congestion_control,
             compiled.snapshot,
             store,
-            links,
+            (links, bells),
             metrics,
             log,
         ),

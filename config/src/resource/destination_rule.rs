@@ -4,6 +4,7 @@ use super::duration_of;
 use crate::yaml::Node;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
+use isthmus_core::shared::Limits;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ pub(crate) struct LoadBalancer {
 /// `connectionPool`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ConnectionPool {
+    /// `maxConnections`, `http1MaxPendingRequests`, `http2MaxRequests`.
+    pub(crate) limits: Limits,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) tcp_idle_timeout: Option<Duration>,
@@ -168,7 +171,17 @@ impl Blocks {
             connection_pool: pool.map(|pool| {
                 let tcp = pool.get("tcp").unwrap_or(&Node::Null);
                 let http = pool.get("http").unwrap_or(&Node::Null);
+                // Zero is what is not written.
+                let limit = |node: &Node, name| {
+                    let written = node.int(name).and_then(|limit| u32::try_from(limit).ok());
+                    written.filter(|limit| *limit > 0).unwrap_or(u32::MAX)
+                };
                 ConnectionPool {
+                    limits: Limits {
+                        connections: limit(tcp, "maxConnections"),
+                        pending: limit(http, "http1MaxPendingRequests"),
+                        requests: limit(http, "http2MaxRequests"),
+                    },
                     connect_timeout: duration_of(tcp, "connectTimeout"),
                     idle_timeout: duration_of(http, "idleTimeout"),
                     tcp_idle_timeout: duration_of(tcp, "idleTimeout"),

@@ -1,52 +1,228 @@
 //! The only values that shards share and change: budgets that must be exact for the whole process.
 //!
-//! A limit of a DestinationRule holds for the process, not for each shard, so its count is one atomic number. It is
-//! touched when a connection opens or closes, never by a request on a connection that is already there.
+//! A limit of a DestinationRule holds for the process, not for each shard, so its count is one atomic number. That of
+//! connections is touched when one opens or closes, never by a request on a connection that is already there; that of
+//! requests only when requests are limited.
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
+use std::fmt;
 use std::sync::Arc;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Wakes a shard, so that it looks at the budgets whose permits it waits for or holds idle.
+pub trait Bell: Send + Sync + fmt::Debug {
+    /// Wakes this shard.
+    fn ring(&self, shard: usize);
+}
+
+/// What one shard wants of a budget, and what it was given.
+#[derive(Debug)]
+struct Claim {
+    /// Its requests that wait for a permit and were given none.
+    wanted: AtomicU32,
+    /// Permits that were handed to it and that it has not taken.
+    granted: AtomicU32,
+}
+
 /// A number of permits that all shards together may hold.
+///
+/// A permit that comes back while somebody waits is handed on, and never free in between: the shards take turns, so that
+/// none starves however busy the others are. The count is exact, whoever races.
 #[derive(Debug)]
 pub struct Budget {
-    limit: u32,
+    limit: AtomicU32,
     held: AtomicU32,
+    claims: Box<[Claim]>,
+    /// The shard that a permit was handed to last.
+    turn: AtomicU32,
+    bell: Option<Arc<dyn Bell>>,
 }
 
 impl Budget {
     /// A budget of `limit` permits; `u32::MAX` is no limit in practice.
     pub fn new(limit: u32) -> Arc<Self> {
+        Self::with_claims(limit, 0, None)
+    }
+
+    /// A budget whose permits `shards` can wait for; `bell` wakes them.
+    pub fn for_shards(limit: u32, shards: usize, bell: Arc<dyn Bell>) -> Arc<Self> {
+        Self::with_claims(limit, shards, Some(bell))
+    }
+
+    fn with_claims(limit: u32, shards: usize, bell: Option<Arc<dyn Bell>>) -> Arc<Self> {
+        let claim = |_| Claim {
+            wanted: AtomicU32::new(0),
+            granted: AtomicU32::new(0),
+        };
         Arc::new(Self {
-            limit,
+            limit: AtomicU32::new(limit),
             held: AtomicU32::new(0),
+            claims: (0..shards).map(claim).collect(),
+            turn: AtomicU32::new(0),
+            bell,
         })
     }
 
     /// Takes a permit, or None when all are held. Never oversubscribes, whoever races.
     pub fn acquire(self: &Arc<Self>) -> Option<Permit> {
+        self.take().then(|| self.permit())
+    }
+
+    fn permit(self: &Arc<Self>) -> Permit {
+        Permit {
+            budget: Arc::clone(self),
+        }
+    }
+
+    fn take(&self) -> bool {
         let mut held = self.held.load(Ordering::Relaxed);
-        while held < self.limit {
+        while held < self.limit.load(Ordering::Relaxed) {
             match self
                 .held
                 .compare_exchange_weak(held, held + 1, Ordering::AcqRel, Ordering::Relaxed)
             {
-                Ok(_) => {
-                    return Some(Permit {
-                        budget: Arc::clone(self),
-                    });
-                }
+                Ok(_) => return true,
                 Err(now) => held = now,
             }
+        }
+        false
+    }
+
+    /// Notes that a request of `shard` waits for a permit, unless there is one now. From then on one is handed to the
+    /// shard by [`Self::take_grants`], or the request leaves by [`Self::leave`].
+    pub fn wait(self: &Arc<Self>, shard: usize) -> Option<Permit> {
+        let claim = self.claims.get(shard)?;
+        claim.wanted.fetch_add(1, Ordering::AcqRel);
+        // Whoever gives a permit back changes the same number: either that comes first, and the permit is seen here, or
+        // this does, and the claim is seen there.
+        self.held.fetch_add(0, Ordering::AcqRel);
+        if self.take() {
+            self.leave(shard);
+            return Some(self.permit());
+        }
+        // Others may hold permits for connections that nobody uses.
+        if let Some(bell) = &self.bell {
+            let others = (0..self.claims.len()).filter(|other| *other != shard);
+            others.for_each(|other| bell.ring(other));
         }
         None
     }
 
-    /// How many permits are held at this moment.
+    /// A request of `shard` waits no more. When its permit is already on its way, the shard gets it all the same, for
+    /// another of its requests or to give it back.
+    pub fn leave(&self, shard: usize) {
+        if let Some(claim) = self.claims.get(shard) {
+            claim.withdraw();
+        }
+    }
+
+    /// The permits that were handed to `shard` since it last asked.
+    pub fn take_grants(self: &Arc<Self>, shard: usize) -> impl Iterator<Item = Permit> {
+        let granted = self.claims.get(shard).map_or(0, |claim| {
+            // Looked at before it is changed: most looks find nothing.
+            match claim.granted.load(Ordering::Acquire) {
+                0 => 0,
+                _ => claim.granted.swap(0, Ordering::AcqRel),
+            }
+        });
+        (0..granted).map(|_| self.permit())
+    }
+
+    /// Requests of shards other than this one that wait for a permit.
+    pub fn wanted_by_others(&self, shard: usize) -> u32 {
+        let all = self.claims.iter().enumerate();
+        all.filter(|(other, _)| *other != shard)
+            .map(|(_, claim)| claim.wanted.load(Ordering::Relaxed))
+            .fold(0, u32::saturating_add)
+    }
+
+    /// Another limit holds from now on. Permits beyond a smaller one are not handed on when they come back; those that
+    /// a larger one makes free go to whoever waits.
+    pub fn set_limit(&self, limit: u32) {
+        if self.limit.load(Ordering::Relaxed) == limit {
+            return;
+        }
+        self.limit.store(limit, Ordering::Release);
+        self.held.fetch_add(0, Ordering::AcqRel);
+        while self.is_wanted() && self.take() {
+            if !self.hand_over() {
+                self.give_back();
+                return;
+            }
+        }
+    }
+
+    /// How many permits there are; `u32::MAX` for no limit.
+    pub fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether the number of permits is limited.
+    pub fn is_limited(&self) -> bool {
+        self.limit() != u32::MAX
+    }
+
+    /// How many permits are held at this moment; those on their way to a shard that waits are among them.
     pub fn held(&self) -> u32 {
         self.held.load(Ordering::Relaxed)
+    }
+
+    fn is_wanted(&self) -> bool {
+        let mut claims = self.claims.iter();
+        claims.any(|claim| claim.wanted.load(Ordering::Acquire) > 0)
+    }
+
+    /// Hands a held permit to the next shard that wants one.
+    fn hand_over(&self) -> bool {
+        let count = self.claims.len();
+        let last = self.turn.load(Ordering::Relaxed) as usize;
+        for step in 1..=count {
+            let shard = (last + step) % count;
+            let Some(claim) = self.claims.get(shard).filter(|claim| claim.withdraw()) else {
+                continue;
+            };
+            self.turn.store(shard as u32, Ordering::Relaxed);
+            claim.granted.fetch_add(1, Ordering::AcqRel);
+            if let Some(bell) = &self.bell {
+                bell.ring(shard);
+            }
+            return true;
+        }
+        false
+    }
+
+    fn give_back(&self) {
+        loop {
+            let is_over = self.held.load(Ordering::Relaxed) > self.limit.load(Ordering::Relaxed);
+            if !is_over && self.hand_over() {
+                return;
+            }
+            self.held.fetch_sub(1, Ordering::AcqRel);
+            // Who has begun to wait in between has looked before that, or finds the permit by itself. Whoever takes it
+            // before this does will look here in turn.
+            if !self.is_wanted() || !self.take() {
+                return;
+            }
+        }
+    }
+}
+
+impl Claim {
+    /// One less is wanted; false when none was.
+    fn withdraw(&self) -> bool {
+        let mut wanted = self.wanted.load(Ordering::Acquire);
+        while wanted > 0 {
+            match self
+                .wanted
+                .compare_exchange_weak(wanted, wanted - 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return true,
+                Err(now) => wanted = now,
+            }
+        }
+        false
     }
 }
 
@@ -58,24 +234,102 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(1, Ordering::AcqRel);
+        self.budget.give_back();
     }
 }
 
-/// What the shards share about one cluster. It lives as long as the cluster's name is configured, over any number of
-/// snapshots.
+/// Limits of one cluster (Istio `connectionPool`), for the whole process; `u32::MAX` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Upstream connections (`tcp.maxConnections`).
+    pub connections: u32,
+    /// Requests that wait for a connection (`http.http1MaxPendingRequests`, for every version of HTTP).
+    pub pending: u32,
+    /// Requests that are under way (`http.http2MaxRequests`, for every version of HTTP).
+    pub requests: u32,
+}
+
+impl Default for Limits {
+    /// None.
+    fn default() -> Self {
+        Self {
+            connections: u32::MAX,
+            pending: u32::MAX,
+            requests: u32::MAX,
+        }
+    }
+}
+
+/// A limit of a cluster that stopped a request or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Limit {
+    /// `tcp.maxConnections`, for what cannot wait.
+    Connections,
+    /// `http.http1MaxPendingRequests`.
+    Pending,
+    /// `http.http2MaxRequests`.
+    Requests,
+}
+
+impl Limit {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Connections, Self::Pending, Self::Requests];
+
+    /// As metrics name it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Pending => "pending",
+            Self::Requests => "requests",
+        }
+    }
+}
+
+/// What the shards share about one cluster. Its counts live as long as the cluster's name is configured, over any number
+/// of snapshots.
 #[derive(Debug)]
 pub struct ClusterShared {
     /// Upstream connections.
     pub connections: Arc<Budget>,
+    /// Requests that wait for a connection.
+    pub pending: Arc<Budget>,
+    /// Requests that are under way; counted only when they are limited.
+    pub requests: Arc<Budget>,
 }
 
 impl ClusterShared {
-    /// Fresh counts.
+    /// Fresh counts for a single shard, which nobody else competes with.
     pub fn new(connections_max: u32) -> Self {
         Self {
-            connections: Budget::new(connections_max),
+            connections: Budget::with_claims(connections_max, 1, None),
+            pending: Budget::new(u32::MAX),
+            requests: Budget::new(u32::MAX),
         }
+    }
+
+    /// Fresh counts for a process of so many shards.
+    pub fn for_shards(limits: Limits, shards: usize, bell: Arc<dyn Bell>) -> Self {
+        Self {
+            connections: Budget::for_shards(limits.connections, shards, bell),
+            pending: Budget::new(limits.pending),
+            requests: Budget::new(limits.requests),
+        }
+    }
+
+    /// The budget of a limit.
+    pub fn budget(&self, limit: Limit) -> &Arc<Budget> {
+        match limit {
+            Limit::Connections => &self.connections,
+            Limit::Pending => &self.pending,
+            Limit::Requests => &self.requests,
+        }
+    }
+
+    /// Other limits hold from now on. Requests that were under way uncounted stay so.
+    pub fn set_limits(&self, limits: Limits) {
+        self.connections.set_limit(limits.connections);
+        self.pending.set_limit(limits.pending);
+        self.requests.set_limit(limits.requests);
     }
 }
 
@@ -90,6 +344,67 @@ mod tests {
         assert!(a.is_some() && b.is_some() && budget.acquire().is_none());
         drop(a);
         assert_eq!(budget.held(), 1);
+        assert!(budget.acquire().is_some());
+    }
+
+    #[derive(Debug, Default)]
+    struct Rings(std::sync::Mutex<Vec<usize>>);
+
+    impl Bell for Rings {
+        fn ring(&self, shard: usize) {
+            self.0.lock().unwrap().push(shard);
+        }
+    }
+
+    #[test]
+    fn permits_that_come_back_go_around_the_shards_that_wait() {
+        let bell = Arc::new(Rings::default());
+        let budget = Budget::for_shards(1, 3, Arc::clone(&bell) as Arc<dyn Bell>);
+        let mut held = budget.acquire();
+        for shard in [0, 0, 2, 2] {
+            assert!(budget.wait(shard).is_none());
+        }
+        bell.0.lock().unwrap().clear();
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            drop(held.take());
+            assert!(budget.acquire().is_none(), "nobody comes before those who wait");
+            let shard = bell.0.lock().unwrap().pop().unwrap();
+            order.push(shard);
+            let mut granted = budget.take_grants(shard);
+            held = granted.next();
+            assert!(held.is_some() && granted.next().is_none());
+            assert_eq!(budget.held(), 1);
+        }
+        assert_eq!(order, [2, 0, 2, 0]);
+        drop(held);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn a_smaller_limit_takes_permits_out_and_a_larger_one_hands_them_out() {
+        let budget = Budget::for_shards(3, 2, Arc::new(Rings::default()));
+        let mut held: Vec<_> = (0..3).filter_map(|_| budget.acquire()).collect();
+        assert!(budget.wait(1).is_none());
+        budget.set_limit(1);
+        held.truncate(1);
+        assert_eq!((budget.held(), budget.take_grants(1).count()), (1, 0));
+        budget.set_limit(2);
+        assert_eq!(budget.held(), 2);
+        let granted: Vec<_> = budget.take_grants(1).collect();
+        assert_eq!(granted.len(), 1);
+    }
+
+    #[test]
+    fn who_leaves_too_late_leaves_a_permit_that_can_be_given_back() {
+        let budget = Budget::for_shards(1, 2, Arc::new(Rings::default()));
+        let held = budget.acquire();
+        assert!(budget.wait(0).is_none());
+        drop(held);
+        budget.leave(0);
+        assert_eq!(budget.held(), 1, "it is on its way");
+        drop(budget.take_grants(0).collect::<Vec<_>>());
+        assert_eq!(budget.held(), 0);
         assert!(budget.acquire().is_some());
     }
 }
@@ -120,6 +435,68 @@ mod loom_tests {
             }
             assert_eq!(budget.held(), 0);
             assert!(budget.acquire().is_some());
+        });
+    }
+
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Bell for Silent {
+        fn ring(&self, _shard: usize) {}
+    }
+
+    #[test]
+    fn who_waits_while_a_permit_comes_back_gets_it() {
+        loom::model(|| {
+            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let held = budget.acquire();
+            let waiting = {
+                let budget = Arc::clone(&budget);
+                loom::thread::spawn(move || budget.wait(1))
+            };
+            drop(held);
+            let at_once = waiting.join().unwrap();
+            let granted: Vec<_> = budget.take_grants(1).collect();
+            assert_eq!(granted.len() + usize::from(at_once.is_some()), 1);
+            assert_eq!(budget.held(), 1);
+            drop((granted, at_once));
+            assert_eq!(budget.held(), 0);
+        });
+    }
+
+    #[test]
+    fn who_leaves_while_a_permit_is_handed_over_loses_none() {
+        loom::model(|| {
+            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let held = budget.acquire();
+            assert!(budget.wait(1).is_none());
+            let leaving = {
+                let budget = Arc::clone(&budget);
+                loom::thread::spawn(move || budget.leave(1))
+            };
+            drop(held);
+            leaving.join().unwrap();
+            drop(budget.take_grants(1).collect::<Vec<_>>());
+            assert_eq!(budget.held(), 0);
+            assert!(!budget.is_wanted());
+        });
+    }
+
+    #[test]
+    fn who_waits_while_the_limit_grows_gets_a_permit() {
+        loom::model(|| {
+            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let held = budget.acquire();
+            let waiting = {
+                let budget = Arc::clone(&budget);
+                loom::thread::spawn(move || budget.wait(1))
+            };
+            budget.set_limit(2);
+            let at_once = waiting.join().unwrap();
+            let granted: Vec<_> = budget.take_grants(1).collect();
+            assert_eq!(granted.len() + usize::from(at_once.is_some()), 1);
+            assert_eq!(budget.held(), 2);
+            drop(held);
         });
     }
 }

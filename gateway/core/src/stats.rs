@@ -2,6 +2,7 @@
 
 use crate::name::ClusterKey;
 use crate::reply::Flags;
+use crate::shared::Limit;
 use hdrhistogram::Histogram;
 use http::StatusCode;
 use std::collections::HashMap;
@@ -150,6 +151,8 @@ pub struct ShardStats {
     pub tcp: HashMap<Option<ClusterKey>, TcpSeries>,
     /// Refused requests and broken answers by cause label.
     pub causes: HashMap<(&'static str, Flags), u64>,
+    /// Requests and connections that a limit of a cluster stopped.
+    pub overflows: HashMap<(ClusterKey, Limit), u64>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -229,6 +232,9 @@ impl ShardStats {
         }
         for (cause, count) in &other.causes {
             *self.causes.entry(*cause).or_default() += count;
+        }
+        for (limit, count) in &other.overflows {
+            *self.overflows.entry(limit.clone()).or_default() += count;
         }
         self.counters.merge(&other.counters);
         self.gauges.merge(&other.gauges);

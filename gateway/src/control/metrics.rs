@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::reply::Flags;
+use isthmus_core::shared::{ClusterShared, Limit};
 use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
@@ -102,6 +103,17 @@ impl Metrics {
                 metrics::counter!("isthmus_causes_total", "cause" => cause, "response_flags" => flags.to_string())
                     .increment(count);
             }
+            metrics::describe_counter!(
+                "isthmus_overflows_total",
+                "Requests and connections that a limit of a cluster stopped."
+            );
+            for ((cluster, limit), &count) in &stats.overflows {
+                let labels = [
+                    ("cluster", cluster.to_string()),
+                    ("limit", limit.label().to_owned()),
+                ];
+                metrics::counter!("isthmus_overflows_total", &labels).increment(count);
+            }
             for (cluster, series) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {
@@ -129,6 +141,27 @@ impl Metrics {
         metrics::with_local_recorder(&self.recorder, || {
             metrics::gauge!("isthmus_rings").set(rings);
             metrics::gauge!("isthmus_rings_flagged").set(flagged);
+        });
+    }
+
+    /// Notes the limits of clusters, and how much of them is used.
+    pub(super) fn set_limits(&self, clusters: &ClusterMap<Arc<ClusterShared>>) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_gauge!("isthmus_cluster_limit", "A limit of a cluster.");
+            metrics::describe_gauge!("isthmus_cluster_used", "How much of a cluster's limit is used.");
+            for (key, shared) in clusters {
+                for limit in Limit::ALL {
+                    let budget = shared.budget(limit);
+                    // What waits is worth knowing whether or not that is limited.
+                    let can_wait = limit == Limit::Pending && shared.connections.is_limited();
+                    if !budget.is_limited() && !can_wait {
+                        continue;
+                    }
+                    let labels = [("cluster", key.to_string()), ("limit", limit.label().to_owned())];
+                    metrics::gauge!("isthmus_cluster_limit", &labels).set(f64::from(budget.limit()));
+                    metrics::gauge!("isthmus_cluster_used", &labels).set(f64::from(budget.held()));
+                }
+            }
         });
     }
 

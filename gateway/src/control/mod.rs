@@ -17,7 +17,7 @@ pub use metrics::Metrics;
 use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
-use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
+use crate::mailbox::{Bells, ClusterView, Inbox, Outbox, Publication, ToControl, ToShard};
 use crate::tls::Store;
 use isthmus_core::limits::CongestionControl;
 use isthmus_core::snapshot::Snapshot;
@@ -110,6 +110,7 @@ pub enum StartError {
 struct Collected {
     gauges: Gauges,
     clusters: BTreeMap<String, Vec<ClusterView>>,
+    publication: Option<Arc<Publication>>,
 }
 
 enum Event {
@@ -196,7 +197,7 @@ pub async fn run(
     congestion_control: &CongestionControl,
     snapshot: Snapshot,
     keys: Store,
-    links: Vec<ShardLink>,
+    (links, bells): (Vec<ShardLink>, Arc<Bells>),
     metrics: Metrics,
     log: access_log::Writer,
 ) -> Result<Ended, StartError> {
@@ -241,7 +242,7 @@ pub async fn run(
         options,
         shards,
         listeners,
-        publisher: Publisher::default(),
+        publisher: Publisher::new(bells),
         keys,
         metrics,
         log,
@@ -476,6 +477,7 @@ impl Control {
             let collected = Collected {
                 gauges: collection.gauges.clone(),
                 clusters: collection.clusters.clone(),
+                publication: self.publisher.current().cloned(),
             };
             let _asker_gone = answer.send(collected);
         }
@@ -484,6 +486,9 @@ impl Control {
     fn render_metrics(&self, gauges: &Gauges) -> String {
         let held = self.publisher.permits_held();
         self.metrics.set_certificates(self.keys.store());
+        if let Some(publication) = self.publisher.current() {
+            self.metrics.set_limits(&publication.shared);
+        }
         let version = self
             .publisher
             .current()

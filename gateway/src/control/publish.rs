@@ -1,18 +1,23 @@
 //! Publishing: joins a snapshot with what shards share about its clusters, and keeps both until shards are done.
 
-use crate::mailbox::Publication;
+use crate::mailbox::{Bells, Publication};
 use isthmus_core::name::ClusterMap;
-use isthmus_core::shared::ClusterShared;
+use isthmus_core::shared::{Bell, ClusterShared};
 use isthmus_core::snapshot::Snapshot;
 use std::sync::Arc;
 
 /// What is published.
-#[derive(Default)]
 pub(super) struct Publisher {
     current: Option<Arc<Publication>>,
+    bells: Arc<Bells>,
 }
 
 impl Publisher {
+    /// Nothing yet; `bells` are those of the shards.
+    pub(super) fn new(bells: Arc<Bells>) -> Self {
+        Self { current: None, bells }
+    }
+
     /// Makes a version of a snapshot. A cluster that was there before keeps its shared counts.
     pub(super) fn publish(&mut self, mut snapshot: Snapshot) -> Arc<Publication> {
         let before = self.current.take();
@@ -20,16 +25,17 @@ impl Publisher {
             .as_ref()
             .map_or(1, |publication| publication.snapshot.version + 1);
         let mut shared: ClusterMap<Arc<ClusterShared>> = ClusterMap::default();
-        for key in snapshot.clusters.keys() {
+        for (key, spec) in &snapshot.clusters {
             let known = before
                 .as_ref()
                 .and_then(|publication| publication.shared.get(key))
                 .map(Arc::clone);
-            // Limits of connectionPool are not executed yet; the count is kept all the same.
-            shared.insert(
-                key.clone(),
-                known.unwrap_or_else(|| Arc::new(ClusterShared::new(u32::MAX))),
-            );
+            let counts = known.unwrap_or_else(|| {
+                let bell: Arc<dyn Bell> = Arc::clone(&self.bells) as _;
+                Arc::new(ClusterShared::for_shards(spec.limits, self.bells.shards(), bell))
+            });
+            counts.set_limits(spec.limits);
+            shared.insert(key.clone(), counts);
         }
         let publication = Arc::new(Publication { snapshot, shared });
         self.current = Some(Arc::clone(&publication));

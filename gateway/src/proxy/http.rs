@@ -10,7 +10,7 @@ use super::body::{
 use super::exchange::{After, Exchange, Outcome};
 use super::fields;
 use super::local::{self, Answer};
-use super::{Context, FoundHost, ListenerState, upgrade};
+use super::{Context, FoundHost, ListenerState, pending, upgrade};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
@@ -456,7 +456,7 @@ async fn pause(
 }
 
 /// What ends any wait for an upstream: the client is gone, or the route's time is over.
-fn interrupted<T>(
+pub(super) fn interrupted<T>(
     conn: &mut impl Downstream,
     route_timer: &Timer,
     cx: &mut TaskContext<'_>,
@@ -491,13 +491,26 @@ async fn connect(
         let parts = (&mut x.outcome, &x.route_timer, !x.request.upgrade.is_empty());
         return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
     }
-    match cluster.start(avoid, fresh, careful, name, now, &context.random) {
+    let mut place = None;
+    let started = loop {
+        match cluster.start(avoid, fresh, careful, name, now, &context.random, &mut place) {
+            Start::Wait => {
+                let idle = context.settings.stream_idle_timeout;
+                pending::turn(conn, place.as_ref(), &x.route_timer, idle).await?;
+            }
+            started => break started,
+        }
+    };
+    drop(place);
+    match started {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
             x.outcome.upstream_host = Some(upstream.address);
             Ok(Connected::Yes(lease, Upstream::H1(upstream)))
         }
+        // Waited for above.
+        Start::Wait => Ok(Connected::Refused(Cause::Overflow)),
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
             let wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
@@ -549,7 +562,18 @@ async fn connect_stream(
     now: Instant,
 ) -> Result<Connected, End> {
     let ends = (conn.peer(), conn.local_addr());
-    let started = cluster.start_stream(avoid, name, ends, now, &context.random, &context.clusters);
+    let (random, clusters) = (&context.random, &context.clusters);
+    let mut place = None;
+    let started = loop {
+        match cluster.start_stream(avoid, name, ends, now, random, clusters, &mut place) {
+            StartStream::Wait => {
+                let idle = context.settings.stream_idle_timeout;
+                pending::turn(conn, place.as_ref(), route_timer, idle).await?;
+            }
+            started => break started,
+        }
+    };
+    drop(place);
     let (lease, connection) = match started {
         StartStream::Share(lease, connection) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
@@ -567,6 +591,8 @@ async fn connect_stream(
             (lease, connection)
         }
         StartStream::Refuse(cause) => return Ok(Connected::Refused(cause)),
+        // Waited for above.
+        StartStream::Wait => return Ok(Connected::Refused(Cause::Overflow)),
     };
     outcome.upstream_host = Some(connection.address);
     let ready = poll_fn(|cx| {

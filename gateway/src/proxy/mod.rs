@@ -6,6 +6,7 @@ pub mod exchange;
 mod fields;
 pub mod http;
 mod local;
+mod pending;
 pub mod tcp;
 mod upgrade;
 

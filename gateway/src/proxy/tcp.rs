@@ -248,10 +248,10 @@ async fn carry(
     };
     // The lease lasts as long as the connection: it counts in the balancer.
     let (lease, _permit, _open, upstream) = loop {
-        let started = cluster.start(&avoid, true, true, None, clock::now(), &context.random);
+        let started = cluster.start_bytes(&avoid, &context.random);
         let (lease, address, permit) = match started {
             Start::Connect(lease, address, permit) => (lease, address, permit),
-            Start::Reuse(..) => continue,
+            Start::Reuse(..) | Start::Wait => continue,
             Start::Refuse(cause) => {
                 outcome.cause = Some(cause);
                 return client.stream.reset_on_close();

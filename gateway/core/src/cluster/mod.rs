@@ -5,13 +5,14 @@
 //! connection is stays the shell's affair. Everything acquired is given back by one release.
 
 pub mod balancer;
+pub mod breaker;
 pub mod pool;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
-use crate::shared::{ClusterShared, Permit};
+use crate::shared::{ClusterShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerKind, Load};
 use pool::Pool;
@@ -55,6 +56,8 @@ pub struct ClusterSpec {
     pub keepalive: Option<TcpKeepalive>,
     /// The PROXY header that each connection begins with, which says who the client is.
     pub proxy_protocol: Option<ProxyVersion>,
+    /// How many connections and requests there may be, in the whole process.
+    pub limits: Limits,
 }
 
 /// Versions of the PROXY protocol.
@@ -113,7 +116,7 @@ pub enum Acquired {
     },
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The limit of connections is reached.
+    /// As many connections as there may be are there, and none of this shard's serves: [`breaker`] says what next.
     Overflow,
 }
 
@@ -138,7 +141,7 @@ pub enum AcquiredStream {
     },
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The limit of connections is reached.
+    /// As many connections as there may be are there, and none of this shard's serves: [`breaker`] says what next.
     Overflow,
 }
 
@@ -175,8 +178,13 @@ struct Multiplexed {
 pub struct Cluster {
     spec: Arc<ClusterSpec>,
     shared: Arc<ClusterShared>,
+    /// Which shard this is.
+    shard: usize,
     endpoints: Vec<EndpointState>,
     balancer: Balancer,
+    queue: breaker::Queue,
+    /// The endpoint that was picked for a request which found no permit: the balancer is asked once for each request.
+    picked: Option<EndpointId>,
     next_id: u32,
     next_shared: u32,
 }
@@ -188,13 +196,23 @@ impl Cluster {
         let mut cluster = Self {
             spec: Arc::clone(&spec),
             shared,
+            shard: 0,
             endpoints: Vec::new(),
             balancer,
+            queue: breaker::Queue::default(),
+            picked: None,
             next_id: 0,
             next_shared: 0,
         };
         let _no_pool_yet = cluster.reconcile(spec, random);
         cluster
+    }
+
+    /// The same on this shard, by its number from 0; without this it is the first.
+    #[must_use]
+    pub fn on_shard(mut self, shard: usize) -> Self {
+        self.shard = shard;
+        self
     }
 
     /// What the resources say.
@@ -246,7 +264,10 @@ impl Cluster {
     /// Picks an endpoint, other than those in `avoid` if there is a choice, and an idle connection to it unless
     /// `fresh` asks for a new one. Each answer that names an endpoint is given back by one [`Self::release`].
     pub fn acquire(&mut self, avoid: &[EndpointId], fresh: bool, random: &mut Random) -> Acquired {
-        let Some(state) = self.pick(avoid, random).and_then(|at| self.endpoints.get_mut(at)) else {
+        let Some(state) = self
+            .pick_once(avoid, random)
+            .and_then(|at| self.endpoints.get_mut(at))
+        else {
             return Acquired::NoEndpoint;
         };
         if !fresh && let Some(idle) = state.idle.take() {
@@ -257,7 +278,8 @@ impl Cluster {
                 idle_since: idle.since,
             };
         }
-        match self.shared.connections.acquire() {
+        let granted = self.queue.take_granted();
+        match granted.or_else(|| self.shared.connections.acquire()) {
             Some(permit) => {
                 state.active += 1;
                 Acquired::Open {
@@ -266,7 +288,10 @@ impl Cluster {
                     permit,
                 }
             }
-            None => Acquired::Overflow,
+            None => {
+                self.picked = Some(state.id);
+                Acquired::Overflow
+            }
         }
     }
 
@@ -280,7 +305,10 @@ impl Cluster {
         random: &mut Random,
     ) -> AcquiredStream {
         let last = self.requests_max();
-        let Some(state) = self.pick(avoid, random).and_then(|at| self.endpoints.get_mut(at)) else {
+        let Some(state) = self
+            .pick_once(avoid, random)
+            .and_then(|at| self.endpoints.get_mut(at))
+        else {
             return AcquiredStream::NoEndpoint;
         };
         // The first that has room, so that those behind it fall idle and go.
@@ -297,7 +325,8 @@ impl Cluster {
                 endpoint: state.id,
             };
         }
-        match self.shared.connections.acquire() {
+        let granted = self.queue.take_granted();
+        match granted.or_else(|| self.shared.connections.acquire()) {
             Some(permit) => {
                 state.active += 1;
                 AcquiredStream::Open {
@@ -306,8 +335,18 @@ impl Cluster {
                     permit,
                 }
             }
-            None => AcquiredStream::Overflow,
+            None => {
+                self.picked = Some(state.id);
+                AcquiredStream::Overflow
+            }
         }
+    }
+
+    /// The endpoint that was picked when the same request found no permit, else a new one.
+    fn pick_once(&mut self, avoid: &[EndpointId], random: &mut Random) -> Option<usize> {
+        let picked = self.picked.take().filter(|id| !avoid.contains(id));
+        let at = picked.and_then(|id| self.endpoints.iter().position(|state| state.id == id));
+        at.or_else(|| self.pick(avoid, random))
     }
 
     fn pick(&mut self, avoid: &[EndpointId], random: &mut Random) -> Option<usize> {
@@ -472,11 +511,11 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::cluster) mod tests {
     use super::*;
     use crate::endpoint::Endpoint;
 
-    fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
+    pub(in crate::cluster) fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
         let endpoints = ports
             .iter()
             .map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
@@ -495,6 +534,7 @@ mod tests {
             max_connection_duration: Duration::ZERO,
             keepalive: None,
             proxy_protocol: None,
+            limits: Limits::default(),
         })
     }
 

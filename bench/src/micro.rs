@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use isthmus_core::cluster::balancer::BalancerKind;
-use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId};
+use isthmus_core::cluster::{Acquired, Choice, Cluster, ClusterSpec, ConnId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::forwarded::{self, Downstream};
 use isthmus_core::h1::encode::{self, ResponseContext};
@@ -118,12 +118,22 @@ const CASES: &[Case] = &[
     }),
     ("pool: acquire and release", |times| {
         let (mut random, now) = (Random::from_seed(1), Instant::now());
-        let mut cluster = Cluster::new(cluster(), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
-        if let Acquired::Open { endpoint, .. } = cluster.acquire(&[], true, &mut random) {
+        let mut cluster = Cluster::new(
+            cluster(),
+            Arc::new(ClusterShared::new(u32::MAX)),
+            now,
+            &mut random,
+        );
+        let choice = Choice {
+            hash: None,
+            avoid: &[],
+            now,
+        };
+        if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
             cluster.release(endpoint, Some(ConnId(0)), now);
         }
         for _ in 0..times {
-            if let Acquired::Use { conn, endpoint, .. } = cluster.acquire(&[], false, &mut random) {
+            if let Acquired::Use { conn, endpoint, .. } = cluster.acquire(choice, false, &mut random) {
                 black_box(cluster.release(endpoint, Some(conn), now));
             }
         }
@@ -317,7 +327,7 @@ fn cluster() -> Arc<ClusterSpec> {
         endpoints: Arc::new(EndpointSet::new([Endpoint::new(([127, 0, 0, 1], 1).into())])),
         protocol: Protocol::Http,
         http: UpstreamHttp::default(),
-        balancer: BalancerKind::RoundRobin,
+        balancer: BalancerKind::RoundRobin.into(),
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
         max_requests_per_connection: 0,

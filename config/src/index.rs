@@ -1,9 +1,12 @@
 //! How resources refer to each other: short names, gateway names, visibility, and which DestinationRule applies.
 
 use crate::Options;
-use crate::resource::destination_rule::{Blocks, DestinationRule, Subset, TrafficPolicy};
+use crate::resource::destination_rule::{
+    BALANCER, Blocks, DestinationRule, Subset, TrafficPolicy, own_balancer,
+};
 use crate::resource::{Meta, Written};
 use crate::validate::is_label;
+use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::name::{HostIndex, HostPattern};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -87,6 +90,8 @@ pub(crate) fn export_to<'a>(written: &'a [String], default: &'a [String]) -> &'a
 pub(crate) struct Rule<'a> {
     /// Of the oldest rule that has one.
     policy: Option<&'a TrafficPolicy>,
+    /// What the annotation of the oldest rule that has it asks for.
+    pub(crate) balancer: Option<BalancerKind>,
     /// The first of each name.
     pub(crate) subsets: Vec<&'a Subset>,
     names: HashSet<&'a str>,
@@ -123,6 +128,11 @@ impl Rule<'_> {
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
                 tls: policy.blocks.tls.clone().or(base.tls),
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
+                has_outlier_detection: policy.blocks.has_outlier_detection || base.has_outlier_detection,
+                min_health_percent: match policy.blocks.has_outlier_detection {
+                    true => policy.blocks.min_health_percent,
+                    false => base.min_health_percent,
+                },
                 any: policy.blocks.any || base.any,
             },
         }
@@ -178,6 +188,7 @@ impl<'a> Rules<'a> {
                 .or_insert_with(|| {
                     all.merged.push(Rule {
                         policy: None,
+                        balancer: None,
                         subsets: Vec::new(),
                         names: HashSet::new(),
                     });
@@ -185,6 +196,8 @@ impl<'a> Rules<'a> {
                 });
             if let Some(rule) = all.merged.get_mut(at) {
                 rule.policy = rule.policy.or(spec.policy.as_ref());
+                let named = meta.annotations.get(BALANCER);
+                rule.balancer = rule.balancer.or_else(|| own_balancer(named?));
                 for subset in &spec.subsets {
                     if rule.names.insert(&subset.name) {
                         rule.subsets.push(subset);

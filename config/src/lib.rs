@@ -25,6 +25,7 @@ pub use origins::{Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
 
 use diagnostic::{Diagnostic, Severity};
+use isthmus_core::cluster::locality::Locality;
 use isthmus_core::snapshot::Snapshot;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,8 @@ pub struct Options {
     /// Namespace of this gateway, which `exportTo` and the look-up of DestinationRules are about. Empty: it is in none,
     /// and `exportTo` hides nothing from it.
     pub namespace: String,
+    /// Where this gateway is.
+    pub locality: Locality,
     /// Unknown fields are warnings, and unquoted wildcards are repaired.
     pub lenient: bool,
     /// What holds for the whole mesh.
@@ -74,6 +77,7 @@ impl Default for Options {
             defaults: Defaults::Seed,
             labels: BTreeMap::new(),
             namespace: String::new(),
+            locality: Locality::default(),
             lenient: false,
             mesh: mesh::MeshConfig::default(),
             hostname: String::new(),

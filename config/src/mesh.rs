@@ -7,6 +7,7 @@ use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::report::{Origin, Report};
 use crate::resource::destination_rule::keepalive;
+pub use crate::resource::load_balancer::LocalitySetting;
 use crate::resource::{duration_of, schema};
 use crate::yaml::{Node, Path};
 use isthmus_core::cluster::CONNECT_TIMEOUT;
@@ -23,6 +24,8 @@ pub struct MeshConfig {
     pub keepalive: Option<TcpKeepalive>,
     /// Whether upstreams are spoken to in HTTP/2 when no DestinationRule says (`h2UpgradePolicy`).
     pub h2_upgrade: bool,
+    /// How load is balanced among localities when no DestinationRule says (`localityLbSetting`).
+    pub locality: LocalitySetting,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
@@ -39,6 +42,7 @@ impl Default for MeshConfig {
             connect_timeout: CONNECT_TIMEOUT,
             keepalive: None,
             h2_upgrade: false,
+            locality: LocalitySetting::default(),
             root_namespace: "istio-system".to_owned(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
@@ -115,6 +119,9 @@ fn read(node: &Node, loaded: &mut Loaded) {
         mesh.root_namespace = namespace.to_owned();
     }
     mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
+    if let Some(setting) = node.get("localityLbSetting") {
+        mesh.locality = LocalitySetting::read(setting);
+    }
     mesh.h2_upgrade = node.text("h2UpgradePolicy") == Some("UPGRADE");
     mesh.service_export_to = node.texts("defaultServiceExportTo");
     mesh.virtual_service_export_to = node.texts("defaultVirtualServiceExportTo");

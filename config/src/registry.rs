@@ -9,10 +9,14 @@ use crate::resource::kubernetes::EndpointSlice;
 use crate::resource::service_entry::ServiceEntry;
 use crate::resource::workload::WorkloadEntry;
 use crate::resource::{Meta, Resources, Written};
+use isthmus_core::cluster::locality::TOPOLOGY;
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::protocol::Protocol;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+
+/// The label of a pod or WorkloadEntry that says where it is.
+const LOCALITY_LABEL: &str = "istio-locality";
 
 /// One service.
 #[derive(Debug)]
@@ -82,10 +86,13 @@ impl<'a> Registry<'a> {
                     let number = target.and_then(|target| u16::try_from(target.number).ok());
                     let addresses = number
                         .map(|number| slice.addresses.iter().map(move |ip| SocketAddr::new(*ip, number)));
-                    addresses
-                        .into_iter()
-                        .flatten()
-                        .map(|address| (&slice.labels, Endpoint::new(address)))
+                    addresses.into_iter().flatten().map(|address| {
+                        let endpoint = Endpoint {
+                            locality: locality("", &slice.labels),
+                            ..Endpoint::new(address)
+                        };
+                        (&slice.labels, endpoint)
+                    })
                 });
                 let target = port.target_port.unwrap_or(port.number);
                 let of_workloads = selected
@@ -193,6 +200,24 @@ impl<'a> Registry<'a> {
     }
 }
 
+/// Where a workload is: what is written, else what its labels say (Istio `GetLocalityLabel`).
+fn locality(written: &str, labels: &BTreeMap<String, String>) -> Box<str> {
+    if !written.is_empty() {
+        return written.into();
+    }
+    if let Some(label) = labels.get(LOCALITY_LABEL) {
+        // The values of labels have no slashes.
+        let text = if label.contains('/') {
+            label.clone()
+        } else {
+            label.replace('.', "/")
+        };
+        return text.into();
+    }
+    let parts = TOPOLOGY.map(|key| labels.get(key).map_or("", String::as_str));
+    parts.join("/").trim_end_matches('/').into()
+}
+
 /// The endpoint of a workload for one service port; None when its address is no IP address.
 fn endpoint<'a>(
     entry: &'a WorkloadEntry,
@@ -207,7 +232,8 @@ fn endpoint<'a>(
         Endpoint {
             address,
             weight,
-            locality: entry.locality.as_str().into(),
+            locality: locality(&entry.locality, &entry.labels),
+            level: 0,
         },
     ))
 }

@@ -8,6 +8,8 @@
 
 use isthmus_config::diagnostic::{render, to_json};
 use isthmus_config::{Compiled, Defaults, Options, Source, compile};
+use isthmus_core::cluster::hash::Hashing;
+use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::listener::{Accepts, Upgrades};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::protocol::{UpstreamHttp, UpstreamVersion};
@@ -161,7 +163,7 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
             out,
             "cluster {} {:?} connect {:?} idle {:?} requests {} in {}",
             cluster.key,
-            cluster.balancer,
+            cluster.balancer.kind,
             cluster.connect_timeout,
             cluster.idle_timeout,
             cluster.max_requests_per_connection,
@@ -178,10 +180,27 @@ fn shown(compiled: &Compiled, sources: &[Source]) -> String {
                 "  spoken to in {version:?}, streams {max_concurrent_streams:?}, {keepalive:?}"
             );
         }
+        let balancer = &cluster.balancer;
+        if let Some(Hashing { key, table }) = &balancer.hashing {
+            let _ = writeln!(out, "  {key:?} by {table:?}");
+        }
+        if let Some(warmup) = &balancer.warmup {
+            let _ = writeln!(out, "  {warmup:?}");
+        }
+        if balancer.spread != Spread::Even {
+            let _ = writeln!(out, "  {:?}", balancer.spread);
+        }
+        if balancer.panic_percent > 0 {
+            let _ = writeln!(out, "  panic below {} %", balancer.panic_percent);
+        }
         for endpoint in &cluster.endpoints.endpoints {
+            let level = match endpoint.level {
+                0 => String::new(),
+                level => format!(" level {level}"),
+            };
             let _ = writeln!(
                 out,
-                "  {} weight {} {}",
+                "  {} weight {} {}{level}",
                 endpoint.address, endpoint.weight, endpoint.locality
             );
         }
@@ -200,6 +219,18 @@ fn bookinfo_compiles_to_this_snapshot() {
     assert_eq!(compiled.passed_over.get("Deployment"), Some(&1));
     assert_eq!(compiled.resources, 8);
     insta::assert_snapshot!(shown(&compiled, &sources));
+}
+
+#[test]
+fn clusters_choose_as_their_rules_say() {
+    let here = Options {
+        locality: Locality::parse("r1/z1/s1"),
+        labels: [("version".to_owned(), "v1".to_owned())].into(),
+        ..Options::default()
+    };
+    let (compiled, sources) = compiled("balancing.yaml", &here);
+    insta::assert_snapshot!(shown(&compiled, &sources));
+    insta::assert_snapshot!("balancing_told", told("balancing.yaml", &here));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::input::Input;
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::balancer::BalancerKind;
-use isthmus_core::cluster::{Acquired, CONNECT_TIMEOUT, Cluster, ClusterSpec, ConnId, EndpointId};
+use isthmus_core::cluster::{Acquired, CONNECT_TIMEOUT, Choice, Cluster, ClusterSpec, ConnId, EndpointId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::h1::encode::{self, BodyFraming};
 use isthmus_core::h1::{BodyDecoder, BodyStep, HeadParser, Parsed};
@@ -149,15 +149,16 @@ impl World {
     fn new(input: &mut Input<'_>) -> Self {
         let shared = Arc::new(ClusterShared::new(CONNECTIONS_MAX));
         let mut random = Random::from_seed(u64::from(input.byte()));
-        let cluster = Cluster::new(spec(input.below(4)), Arc::clone(&shared), &mut random);
         // One moment of the past for the whole process, so that an input always runs alike.
         static START: OnceLock<Instant> = OnceLock::new();
+        let now = *START.get_or_init(Instant::now);
+        let cluster = Cluster::new(spec(input.below(4)), Arc::clone(&shared), now, &mut random);
         Self {
             cluster,
             shared,
             live: HashMap::new(),
             next: 0,
-            now: *START.get_or_init(Instant::now),
+            now,
             random,
         }
     }
@@ -178,7 +179,12 @@ impl World {
             let fresh = attempts.needs_fresh_connection();
             let number = attempts.start();
             assert!(number <= policy.retries + 2, "attempt {number}");
-            let (conn, endpoint, reused) = match self.cluster.acquire(&avoid, fresh, &mut self.random) {
+            let choice = Choice {
+                hash: None,
+                avoid: &avoid,
+                now: self.now,
+            };
+            let (conn, endpoint, reused) = match self.cluster.acquire(choice, fresh, &mut self.random) {
                 Acquired::Use { conn, endpoint, .. } => {
                     let live = self
                         .live
@@ -314,7 +320,10 @@ impl World {
             assert!(gone.idle, "what is in use does not expire");
         }
         if jump & 0x80 != 0 {
-            for conn in self.cluster.reconcile(spec(input.below(4)), &mut self.random) {
+            for conn in self
+                .cluster
+                .reconcile(spec(input.below(4)), self.now, &mut self.random)
+            {
                 assert!(self.live.remove(&conn).expect("it lives").idle);
             }
         }
@@ -348,7 +357,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         endpoints: Arc::new(EndpointSet::new(list)),
         protocol: Protocol::Http,
         http: UpstreamHttp::default(),
-        balancer: BalancerKind::LeastRequest,
+        balancer: BalancerKind::LeastRequest.into(),
         connect_timeout: CONNECT_TIMEOUT,
         idle_timeout: IDLE_TIMEOUT,
         max_requests_per_connection: 0,

@@ -11,8 +11,11 @@ use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
-use isthmus_core::cluster::{Acquired, AcquiredStream, Cluster, ClusterSpec, ConnId, EndpointId, SharedId};
-use isthmus_core::message::Version;
+use isthmus_core::cluster::hash::{HashKey, Keyed, source};
+use isthmus_core::cluster::{
+    Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId,
+};
+use isthmus_core::message::{RequestHead, Version};
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::proxy_protocol::Addresses;
 use isthmus_core::random::Random;
@@ -23,7 +26,7 @@ use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -179,6 +182,14 @@ pub enum StartStream {
 }
 
 impl Lease {
+    /// Notes what the attempt took until its answer began; None for one that failed.
+    pub fn observe(&self, latency: Option<Duration>, now: Instant) {
+        if self.handle.cluster.borrow().spec().balancer.kind.learns() {
+            let mut cluster = self.handle.cluster.borrow_mut();
+            cluster.observe(self.endpoint, latency, now);
+        }
+    }
+
     /// Which endpoint.
     pub fn endpoint(&self) -> EndpointId {
         self.endpoint
@@ -234,6 +245,28 @@ impl ClusterHandle {
             Some(sni) => TlsName::Fixed(Rc::clone(sni)),
             None => TlsName::Host(host.trim_matches(['[', ']'])),
         })
+    }
+
+    /// What leads a request to its endpoint, where that is decided by consistent hashing. The client is at `client`, its
+    /// connection from `peer` to `local`.
+    pub fn key_of(
+        &self,
+        head: &RequestHead,
+        client: IpAddr,
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Keyed {
+        match &self.cluster.borrow().spec().balancer.hashing {
+            Some(hashing) => hashing.key.of(head, client, peer, local),
+            None => Keyed::No,
+        }
+    }
+
+    /// The same for a connection of bytes.
+    pub fn key_of_connection(&self, client: IpAddr) -> Option<u64> {
+        let cluster = self.cluster.borrow();
+        let hashing = cluster.spec().balancer.hashing.as_ref()?;
+        (hashing.key == HashKey::SourceIp).then(|| source(client))
     }
 
     /// How long a connection of bytes may be silent, and how long it may last; zero for no limit.
@@ -482,10 +515,9 @@ impl ClusterHandle {
     )]
     pub fn start_stream(
         self: &Rc<Self>,
-        avoid: &[EndpointId],
+        choice: Choice<'_>,
         name: Option<&str>,
         (peer, local): (SocketAddr, Option<SocketAddr>),
-        now: Instant,
         random: &RefCell<Random>,
         clusters: &Clusters,
         place: &mut Option<Place>,
@@ -498,7 +530,7 @@ impl ClusterHandle {
         let (had_granted, acquired) = loop {
             let had_granted = self.cluster.borrow().has_granted();
             let acquired = self.cluster.borrow_mut().acquire_stream(
-                avoid,
+                choice,
                 |id| self.fits(id, name),
                 &mut random.borrow_mut(),
             );
@@ -536,7 +568,7 @@ impl ClusterHandle {
                 let connection = Rc::new(h2::Connection::new(address, name.map(Box::from), config));
                 let mut cluster = self.cluster.borrow_mut();
                 let http = cluster.spec().http;
-                let id = cluster.share(endpoint, h2::STREAMS_AT_FIRST, now);
+                let id = cluster.share(endpoint, h2::STREAMS_AT_FIRST, choice.now);
                 self.shared.borrow_mut().push((id, Rc::clone(&connection)));
                 let means = h2::Means {
                     wanted,
@@ -601,11 +633,10 @@ impl ClusterHandle {
     )]
     pub fn start(
         self: &Rc<Self>,
-        avoid: &[EndpointId],
+        choice: Choice<'_>,
         fresh: bool,
         careful: bool,
         name: Option<&str>,
-        now: Instant,
         random: &RefCell<Random>,
         place: &mut Option<Place>,
     ) -> Start {
@@ -619,7 +650,7 @@ impl ClusterHandle {
             let acquired = self
                 .cluster
                 .borrow_mut()
-                .acquire(avoid, fresh, &mut random.borrow_mut());
+                .acquire(choice, fresh, &mut random.borrow_mut());
             match acquired {
                 Acquired::NoEndpoint => return Start::Refuse(Cause::NoEndpoint),
                 Acquired::Overflow => match self.make_room(place) {
@@ -649,7 +680,7 @@ impl ClusterHandle {
                     {
                         continue;
                     }
-                    let idled = now.saturating_duration_since(idle_since);
+                    let idled = choice.now.saturating_duration_since(idle_since);
                     // Bytes that nobody asked for would be taken for the next answer.
                     let trusted = idled <= TRUSTED_IDLE
                         && !careful
@@ -667,12 +698,12 @@ impl ClusterHandle {
 
     /// Picks an endpoint for a connection of bytes, which waits for no other and is refused when there are as many as
     /// there may be.
-    pub fn start_bytes(self: &Rc<Self>, avoid: &[EndpointId], random: &RefCell<Random>) -> Start {
+    pub fn start_bytes(self: &Rc<Self>, choice: Choice<'_>, random: &RefCell<Random>) -> Start {
         loop {
             let acquired = self
                 .cluster
                 .borrow_mut()
-                .acquire(avoid, true, &mut random.borrow_mut());
+                .acquire(choice, true, &mut random.borrow_mut());
             match acquired {
                 Acquired::Open {
                     endpoint,
@@ -766,10 +797,11 @@ impl Clusters {
             let handle = match before.remove(key) {
                 Some(known) => {
                     if !known.has_spec(spec) {
-                        let orphans = known
-                            .cluster
-                            .borrow_mut()
-                            .reconcile(Arc::clone(spec), &mut random.borrow_mut());
+                        let orphans = known.cluster.borrow_mut().reconcile(
+                            Arc::clone(spec),
+                            clock::now(),
+                            &mut random.borrow_mut(),
+                        );
                         known.close(orphans);
                         known.retire_unshared();
                         known.stir();
@@ -779,8 +811,13 @@ impl Clusters {
                 None => Rc::new(ClusterHandle {
                     key: Some(key.clone()),
                     cluster: RefCell::new(
-                        Cluster::new(Arc::clone(spec), Arc::clone(shared), &mut random.borrow_mut())
-                            .on_shard(self.shard),
+                        Cluster::new(
+                            Arc::clone(spec),
+                            Arc::clone(shared),
+                            clock::now(),
+                            &mut random.borrow_mut(),
+                        )
+                        .on_shard(self.shard),
                     ),
                     idle: RefCell::new(Slab::new()),
                     shared: RefCell::default(),

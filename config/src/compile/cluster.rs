@@ -1,14 +1,12 @@
 //! Clusters: one for each port of each service, and one for each subset of it.
 
-use super::Context;
-use crate::Defaults;
+use super::{Context, balancer};
 use crate::index::selects;
 use crate::mesh::MeshConfig;
 use crate::registry::{Port, Service};
 use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
-use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
 use std::sync::Arc;
@@ -28,7 +26,8 @@ pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
                 let blocks = rule
                     .map(|rule| rule.blocks(port.number, subset))
                     .unwrap_or_default();
-                let spec = cluster(service, port, subset, &blocks, context);
+                let own = rule.and_then(|rule| rule.balancer);
+                let spec = cluster(service, port, subset, (&blocks, own), context);
                 clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
             }
         }
@@ -40,7 +39,7 @@ fn cluster(
     service: &Service<'_>,
     port: &Port<'_>,
     subset: Option<&Subset>,
-    blocks: &Blocks,
+    (blocks, own): (&Blocks, Option<BalancerKind>),
     context: &Context<'_>,
 ) -> ClusterSpec {
     let options = context.options;
@@ -49,20 +48,19 @@ fn cluster(
         .iter()
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
     let pool = blocks.connection_pool.as_ref();
-    let simple = blocks
-        .load_balancer
-        .as_ref()
-        .and_then(|balancer| balancer.simple.as_deref());
+    let taken = taken.map(|(labels, endpoint)| (*labels, endpoint.clone()));
+    let fails_over = blocks.has_outlier_detection;
+    let (balancer, endpoints) = balancer::compile(blocks, own, fails_over, taken.collect(), context);
     ClusterSpec {
         key: ClusterKey::outbound(
             port.number,
             subset.map_or("", |subset| &subset.name),
             &service.host,
         ),
-        endpoints: Arc::new(EndpointSet::new(taken.map(|(_, endpoint)| endpoint.clone()))),
+        endpoints: Arc::new(endpoints),
         protocol: port.protocol,
         http: http(port.protocol, pool, &options.mesh),
-        balancer: balancer(simple, options.defaults),
+        balancer,
         connect_timeout: pool
             .and_then(|pool| pool.connect_timeout)
             .unwrap_or(options.mesh.connect_timeout),
@@ -105,16 +103,5 @@ fn http(protocol: Protocol, pool: Option<&ConnectionPool>, mesh: &MeshConfig) ->
         },
         max_concurrent_streams: pool.and_then(|pool| pool.max_concurrent_streams),
         keepalive: pool.and_then(|pool| pool.http2_keepalive),
-    }
-}
-
-/// `loadBalancer.simple`; LEAST_CONN is the old name of LEAST_REQUEST.
-fn balancer(simple: Option<&str>, defaults: Defaults) -> BalancerKind {
-    match (simple, defaults) {
-        (Some("ROUND_ROBIN"), _) => BalancerKind::RoundRobin,
-        (Some("RANDOM"), _) => BalancerKind::Random,
-        (Some("LEAST_REQUEST" | "LEAST_CONN"), _) => BalancerKind::LeastRequest,
-        (_, Defaults::Seed) => BalancerKind::RoundRobin,
-        (_, Defaults::Current) => BalancerKind::LeastRequest,
     }
 }

@@ -1,9 +1,10 @@
 //! The compiler: what the resources mean, as one snapshot.
 //!
-//! `cluster` turns services and DestinationRules into clusters, `listener` Gateways into listeners with their
+//! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
 //! routes; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
 
+pub(crate) mod balancer;
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;

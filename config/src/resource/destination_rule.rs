@@ -1,12 +1,26 @@
 //! DestinationRule as written: how a service's clusters are balanced and connected to, and what its subsets are.
 
 use super::duration_of;
+use super::load_balancer::LoadBalancer;
 use crate::yaml::Node;
+use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
 use isthmus_core::shared::Limits;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// The annotation that asks for a balancer which Istio has no name for, in place of `loadBalancer.simple`.
+pub(crate) const BALANCER: &str = "isthmus.dev/balancer";
+
+/// The balancer that [`BALANCER`] names; None for an unknown name.
+pub(crate) fn own_balancer(text: &str) -> Option<BalancerKind> {
+    match text {
+        "PEAK_EWMA" => Some(BalancerKind::PeakEwma),
+        "PREQUAL" => Some(BalancerKind::Prequal),
+        _ => None,
+    }
+}
 
 /// `DestinationRule.spec`.
 #[derive(Debug)]
@@ -43,14 +57,12 @@ pub(crate) struct Blocks {
     pub(crate) connection_pool: Option<ConnectionPool>,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
+    /// Whether `outlierDetection` is written, so that endpoints can be found not to be available.
+    pub(crate) has_outlier_detection: bool,
+    /// Its `minHealthPercent`.
+    pub(crate) min_health_percent: Option<u32>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
-}
-
-/// `loadBalancer`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct LoadBalancer {
-    pub(crate) simple: Option<String>,
 }
 
 /// `connectionPool`.
@@ -165,9 +177,11 @@ impl Blocks {
         let pool = node.get("connectionPool");
         let written = |name| node.get(name).is_some();
         Self {
-            load_balancer: node.get("loadBalancer").map(|node| LoadBalancer {
-                simple: node.text("simple").map(str::to_owned),
-            }),
+            load_balancer: node.get("loadBalancer").map(LoadBalancer::read),
+            has_outlier_detection: written("outlierDetection"),
+            min_health_percent: node
+                .get("outlierDetection")
+                .and_then(|outlier| u32::try_from(outlier.int("minHealthPercent")?).ok()),
             connection_pool: pool.map(|pool| {
                 let tcp = pool.get("tcp").unwrap_or(&Node::Null);
                 let http = pool.get("http").unwrap_or(&Node::Null);

@@ -6,6 +6,7 @@
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
+pub(crate) mod load_balancer;
 pub(crate) mod schema;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;

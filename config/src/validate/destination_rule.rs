@@ -3,8 +3,9 @@
 use super::{Validate, check_export_to, check_port, host_fault, is_label};
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
-use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
+use crate::resource::destination_rule::{BALANCER, Blocks, DestinationRule, TrafficPolicy, own_balancer};
 use crate::yaml::Path;
+use isthmus_core::cluster::hash::RING_SIZE_MAX;
 use std::collections::HashSet;
 
 impl Validate for DestinationRule {
@@ -14,8 +15,19 @@ impl Validate for DestinationRule {
             report.error("bad-host", origin, &Path::SPEC.key("host"), fault);
         }
         check_export_to(&self.export_to, false, meta, report);
+        if let Some(name) = meta.annotations.get(BALANCER)
+            && own_balancer(name).is_none()
+        {
+            let message = format!("`{name}` is no balancer: PEAK_EWMA or PREQUAL");
+            report.error("bad-value", origin, &Path::ANNOTATIONS.key(BALANCER), message);
+        }
+        let fails_over = |policy: &Option<TrafficPolicy>| {
+            let policy = policy.as_ref();
+            policy.is_some_and(|policy| policy.blocks.has_outlier_detection)
+        };
+        let outlier = fails_over(&self.policy);
         if let Some(policy) = &self.policy {
-            policy.validate(&Path::SPEC.key("trafficPolicy"), origin, report);
+            policy.validate(&Path::SPEC.key("trafficPolicy"), false, origin, report);
         }
         let list = Path::SPEC.key("subsets");
         let mut names = HashSet::new();
@@ -30,14 +42,15 @@ impl Validate for DestinationRule {
                 report.error("duplicate-value", origin, &path.key("name"), message);
             }
             if let Some(policy) = &subset.policy {
-                policy.validate(&path.key("trafficPolicy"), origin, report);
+                policy.validate(&path.key("trafficPolicy"), outlier, origin, report);
             }
         }
     }
 }
 
 impl TrafficPolicy {
-    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+    /// `outlier` says whether there is outlier detection above.
+    fn validate(&self, path: &Path<'_>, outlier: bool, origin: &Origin, report: &mut Report<'_>) {
         if !self.has_block {
             report.error(
                 "missing-field",
@@ -46,7 +59,7 @@ impl TrafficPolicy {
                 "a traffic policy needs at least one block",
             );
         }
-        self.blocks.validate(path, origin, report);
+        self.blocks.validate(path, outlier, origin, report);
         let list = path.key("portLevelSettings");
         for (at, (port, blocks)) in self.ports.iter().enumerate() {
             let path = list.index(at);
@@ -59,21 +72,36 @@ impl TrafficPolicy {
                     "port level settings need at least one block",
                 );
             }
-            blocks.validate(&path, origin, report);
+            blocks.validate(&path, false, origin, report);
         }
     }
 }
 
 impl Blocks {
-    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
-        let simple = self
-            .load_balancer
-            .as_ref()
-            .and_then(|balancer| balancer.simple.as_deref());
-        if simple == Some("PASSTHROUGH") {
-            let path = path.key("loadBalancer");
-            let message = "a gateway has no original destination: PASSTHROUGH is not executed yet";
-            report.warn("not-executed", origin, &path.key("simple"), message);
+    fn validate(&self, path: &Path<'_>, outlier: bool, origin: &Origin, report: &mut Report<'_>) {
+        let Some(balancer) = &self.load_balancer else {
+            return;
+        };
+        let path = path.key("loadBalancer");
+        let fails_over = outlier || self.has_outlier_detection;
+        if let Some(setting) = &balancer.locality
+            && setting.is_on()
+            && (!setting.failover.is_empty() || !setting.failover_priority.is_empty())
+            && !fails_over
+        {
+            let message =
+                "nothing fails over without `outlierDetection`, which finds out who does not answer";
+            report.warn("no-effect", origin, &path.key("localityLbSetting"), message);
+        }
+        if let Some(size) = balancer.consistent_hash.as_ref().map(|hash| hash.ring_size)
+            && size > i128::from(RING_SIZE_MAX)
+        {
+            let message = format!("a ring has {RING_SIZE_MAX} points at most");
+            report.warn("bad-value", origin, &path.key("consistentHash"), message);
+        }
+        if balancer.simple.as_deref() == Some("PASSTHROUGH") {
+            let message = "a gateway has no original destination: it balances as if nothing were written";
+            report.warn("no-effect", origin, &path.key("simple"), message);
         }
     }
 }

@@ -12,6 +12,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// `region/zone/subzone`, empty when unknown.
     pub locality: Box<str>,
+    /// How near it is: 0 for those that are taken first, without gaps (Envoy's priority).
+    pub level: u32,
 }
 
 impl Endpoint {
@@ -21,6 +23,7 @@ impl Endpoint {
             address,
             weight: 1,
             locality: "".into(),
+            level: 0,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::demo;
 use crate::run::{self, Exit};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
+use isthmus_core::cluster::locality::Locality;
 use isthmus_core::limits::TrustedRanges;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -72,6 +73,15 @@ struct ResourceArgs {
         hide_default_value = true
     )]
     namespace: String,
+    /// Where this gateway is, which locality load balancing is about [default: nowhere].
+    #[arg(
+        long,
+        value_name = "REGION/ZONE/SUBZONE",
+        env = "ISTHMUS_LOCALITY",
+        default_value = "",
+        hide_default_value = true
+    )]
+    locality: String,
     /// What holds when nothing is written: the defaults of Istio 1.1's concept pages, or today's.
     #[arg(long, value_enum, env = "ISTHMUS_DEFAULTS", default_value = "seed")]
     defaults: DefaultsArg,
@@ -98,6 +108,7 @@ impl ResourceArgs {
             },
             labels: self.labels.0.clone(),
             namespace: self.namespace.clone(),
+            locality: Locality::parse(&self.locality),
             lenient: self.lenient,
             mesh: isthmus_config::mesh::MeshConfig::default(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),

@@ -30,6 +30,8 @@ impl Publisher {
                 .as_ref()
                 .and_then(|publication| publication.shared.get(key))
                 .map(Arc::clone);
+            // Here, so that no shard has to while it serves.
+            spec.balancer.prepare(&spec.endpoints.endpoints);
             let counts = known.unwrap_or_else(|| {
                 let bell: Arc<dyn Bell> = Arc::clone(&self.bells) as _;
                 Arc::new(ClusterShared::for_shards(spec.limits, self.bells.shards(), bell))

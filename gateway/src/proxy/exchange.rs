@@ -83,6 +83,10 @@ pub struct Exchange {
     pub(super) client: IpAddr,
     pub(super) original_path: String,
     pub(super) route_name: String,
+    /// The hash of the request's key, where consistent hashing chooses its endpoint.
+    pub(super) hash: Option<u64>,
+    /// The Set-Cookie that gives the client its key.
+    pub(super) set_cookie: Option<Box<str>>,
 }
 
 /// The largest header section whose buffer is kept.
@@ -123,6 +127,8 @@ impl Exchange {
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             original_path: String::new(),
             route_name: String::new(),
+            hash: None,
+            set_cookie: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
-use isthmus_core::cluster::EndpointId;
+use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::forwarded;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
@@ -343,6 +343,9 @@ async fn forward_request(
     };
     x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
+    let key = cluster.key_of(&x.request, x.client, conn.peer(), conn.local_addr());
+    x.hash = key.hash();
+    x.set_cookie = key.into_cookie();
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
         x.route_timer.set(x.timeout.unwrap_or_default());
     }
@@ -414,6 +417,9 @@ async fn attempt(
                 let began = if upstream.is_reused() { now } else { clock::now() };
                 match send(context, conn, x, cluster, &mut upstream, began).await? {
                     Sent::Answered(sent) => {
+                        if let Some(time) = x.outcome.upstream_time {
+                            lease.observe(Some(time), began + time);
+                        }
                         return Ok(Answered {
                             lease,
                             upstream,
@@ -425,8 +431,13 @@ async fn attempt(
             }
         };
         if let Some(lease) = lease {
-            avoid.push(lease.endpoint());
-            lease.finish(None, clock::now());
+            let now = clock::now();
+            lease.observe(None, now);
+            // A key leads to one endpoint, also in the next attempt (Istio turns `retryIgnorePreviousHosts` off then).
+            if x.hash.is_none() {
+                avoid.push(lease.endpoint());
+            }
+            lease.finish(None, now);
         }
         let verdict = attempts.failed(failure, progress, &mut context.random.borrow_mut());
         match verdict {
@@ -487,13 +498,18 @@ async fn connect(
     let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
     let name = cluster.tls_name(split_port(&x.request.authority).0);
     let name = name.as_deref();
+    let choice = Choice {
+        hash: x.hash,
+        avoid,
+        now,
+    };
     if cluster.version(x.request.version) == Version::Http2 {
         let parts = (&mut x.outcome, &x.route_timer, !x.request.upgrade.is_empty());
-        return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
+        return connect_stream(context, conn, parts, cluster, choice, name).await;
     }
     let mut place = None;
     let started = loop {
-        match cluster.start(avoid, fresh, careful, name, now, &context.random, &mut place) {
+        match cluster.start(choice, fresh, careful, name, &context.random, &mut place) {
             Start::Wait => {
                 let idle = context.settings.stream_idle_timeout;
                 pending::turn(conn, place.as_ref(), &x.route_timer, idle).await?;
@@ -557,15 +573,14 @@ async fn connect_stream(
     conn: &mut impl Downstream,
     (outcome, route_timer, is_upgrade): (&mut Outcome, &Timer, bool),
     cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
+    choice: Choice<'_>,
     name: Option<&str>,
-    now: Instant,
 ) -> Result<Connected, End> {
     let ends = (conn.peer(), conn.local_addr());
     let (random, clusters) = (&context.random, &context.clusters);
     let mut place = None;
     let started = loop {
-        match cluster.start_stream(avoid, name, ends, now, random, clusters, &mut place) {
+        match cluster.start_stream(choice, name, ends, random, clusters, &mut place) {
             StartStream::Wait => {
                 let idle = context.settings.stream_idle_timeout;
                 pending::turn(conn, place.as_ref(), route_timer, idle).await?;
@@ -941,6 +956,9 @@ fn begin_response(
     destination: &Destination,
     sending: Sending,
 ) -> bool {
+    if let Some(cookie) = x.set_cookie.take() {
+        x.response.headers.append(b"set-cookie", cookie.as_bytes());
+    }
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
     if !context.settings.pass_server_header {

@@ -13,7 +13,7 @@ use crate::io::stream::Stream;
 use crate::io::{clock, executor};
 use crate::upstream::connect;
 use http::Method;
-use isthmus_core::cluster::EndpointId;
+use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
@@ -231,6 +231,7 @@ async fn carry(
     outcome: &mut Outcome,
 ) {
     let mut avoid: Vec<EndpointId> = Vec::new();
+    let hash = cluster.key_of_connection(client.peer.ip());
     let name = client.server_name.as_deref();
     let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
     let name = cluster.tls_name(host).filter(|_| secure);
@@ -248,7 +249,12 @@ async fn carry(
     };
     // The lease lasts as long as the connection: it counts in the balancer.
     let (lease, _permit, _open, upstream) = loop {
-        let started = cluster.start_bytes(&avoid, &context.random);
+        let choice = Choice {
+            hash,
+            avoid: &avoid,
+            now: clock::now(),
+        };
+        let started = cluster.start_bytes(choice, &context.random);
         let (lease, address, permit) = match started {
             Start::Connect(lease, address, permit) => (lease, address, permit),
             Start::Reuse(..) | Start::Wait => continue,

@@ -172,6 +172,12 @@ impl Check<'_, '_> {
         if let Some(locality) = balancer.get("localityLbSetting") {
             self.locality(locality, &path.key("localityLbSetting"));
         }
+        if has(balancer, "warmupDurationSecs") {
+            let message = "`warmupDurationSecs` is an old spelling of `warmup.duration`";
+            let path = path.key("warmupDurationSecs");
+            self.report
+                .warn("old-spelling", &self.meta.origin, &path, message);
+        }
         let aggression = balancer
             .get("warmup")
             .and_then(|warmup| warmup.get("aggression"))

@@ -1,196 +1,693 @@
-//! Balancers: which endpoint takes the next request (Istio `loadBalancer.simple`).
+//! Balancers: which endpoint takes the next request (Istio `loadBalancer`).
 //!
-//! A balancer sees the endpoints as weights and requests in flight, picks a position, and knows nothing of addresses.
+//! A [`Balancer`] knows the endpoints by their positions in a list, and chooses in three steps. Endpoints are on levels,
+//! by how near they are; each level gets a part of the load, by how many of its endpoints are available ([`locality`]).
+//! The load of a level may be divided into groups, by localities. In a group an endpoint is picked as
+//! [`BalancerKind`] says, or, when the request has a key, by [`hash`]. Which endpoints are available is somebody else's
+//! decision: [`Balancer::rebuild`] is told when it changes, and lays out everything that a pick needs, so that
+//! [`Balancer::pick`] costs O(1), or O(log n) where weights differ, and allocates nothing.
 
+use super::hash::{Hashing, Tables};
+use super::latency::{Estimate, Heat};
+use super::locality::{self, Count, Group, Spread};
+use super::schedule::{Chances, Turns, stride};
+use super::warmup::{WHOLE, Warmup};
+use crate::endpoint::Endpoint;
 use crate::random::Random;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How a cluster picks endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum BalancerKind {
-    /// Smooth weighted round robin (nginx's algorithm): in each window an endpoint gets its share, evenly spread.
+    /// In turn: in each window an endpoint gets its share, evenly spread.
     #[default]
     RoundRobin,
     /// Each endpoint with a chance in proportion to its weight.
     Random,
-    /// Of two endpoints drawn at random, the one with fewer requests in flight for its weight (power of two choices).
+    /// Of two endpoints drawn at random the one with fewer requests in flight (power of two choices); where weights
+    /// differ, in turn with a weight that is divided by the requests in flight.
     LeastRequest,
+    /// Of two endpoints drawn at random the one with the smaller product of latency and requests in flight.
+    PeakEwma,
+    /// Of a few endpoints drawn at random the one that will answer first among those that are not hot.
+    Prequal,
 }
 
-/// What a balancer sees of one endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Load {
-    /// Its weight, at least 1.
-    pub weight: u32,
-    /// Requests in flight of this shard.
-    pub active: u32,
+/// Endpoints that PREQUAL draws.
+const PREQUAL_DRAWS: usize = 5;
+/// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
+/// as Istio sets it).
+const RESELECTIONS_MAX: usize = 5;
+
+/// What the resources say about choosing endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct BalancerSpec {
+    /// How, for requests without a key.
+    pub kind: BalancerKind,
+    /// What requests have as a key, and how it leads to an endpoint; None for no consistent hashing.
+    pub hashing: Option<Hashing>,
+    /// Slow start; of [`BalancerKind::RoundRobin`] and [`BalancerKind::LeastRequest`] only.
+    pub warmup: Option<Warmup>,
+    /// How the load of a level is divided among localities.
+    pub spread: Spread,
+    /// Of a hundred endpoints, how many must be available for the others to be left out (`minHealthPercent`); 0 for any.
+    pub panic_percent: u32,
+    /// What is laid out for [`Self::hashing`].
+    pub tables: Prepared,
+}
+
+impl From<BalancerKind> for BalancerSpec {
+    fn from(kind: BalancerKind) -> Self {
+        Self {
+            kind,
+            ..Self::default()
+        }
+    }
+}
+
+impl BalancerSpec {
+    /// Lays the hash tables out, if any are needed and it has not been done: meant for the control thread, before
+    /// shards ask for them.
+    pub fn prepare(&self, endpoints: &[Endpoint]) {
+        let _tables = self.tables(endpoints);
+    }
+
+    fn tables(&self, endpoints: &[Endpoint]) -> Option<Arc<Tables>> {
+        let hashing = self.hashing.as_ref()?;
+        let tables = self.tables.0.get_or_init(|| {
+            let (groups, of) = locality::groups(&self.spread, endpoints);
+            let mut totals = vec![0u64; groups.len()];
+            for (endpoint, group) in endpoints.iter().zip(&of) {
+                if let Some(total) = group.and_then(|group| totals.get_mut(group as usize)) {
+                    *total += u64::from(endpoint.weight);
+                }
+            }
+            let weight = |(endpoint, group): (&Endpoint, &Option<u32>)| {
+                let Some(group) = group.map(|group| group as usize) else {
+                    return 0.0;
+                };
+                let own = f64::from(endpoint.weight);
+                match (&self.spread, groups.get(group), totals.get(group)) {
+                    (Spread::Shares(_), Some(group), Some(total)) => group.share as f64 * own / *total as f64,
+                    // Where a key leads must not depend on what is available: a zone has no part of its own here.
+                    _ => own,
+                }
+            };
+            let weights: Vec<f64> = endpoints.iter().zip(&of).map(weight).collect();
+            Arc::new(Tables::new(hashing.table, endpoints, &weights))
+        });
+        Some(Arc::clone(tables))
+    }
+}
+
+/// Hash tables that are laid out once for a specification. A copy begins without, because its endpoints may be others.
+#[derive(Debug, Default)]
+pub struct Prepared(OnceLock<Arc<Tables>>);
+
+impl Clone for Prepared {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Prepared {
+    /// Always: tables follow from the rest of the specification.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Prepared {}
+
+impl std::hash::Hash for Prepared {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+/// What a balancer asks about endpoints when it picks.
+pub trait Load {
+    /// Requests in flight of this shard to the endpoint at a position.
+    fn active(&self, at: usize) -> u32;
+}
+
+impl Load for [u32] {
+    fn active(&self, at: usize) -> u32 {
+        self.get(at).copied().unwrap_or(0)
+    }
+}
+
+/// What a balancer knows of one endpoint.
+#[derive(Debug, Clone)]
+struct Member {
+    address: SocketAddr,
+    weight: u32,
+    /// None for one that gets nothing.
+    group: Option<u32>,
+    available: bool,
+    /// Whether it may be picked now: available, or everything on its level is taken.
+    usable: bool,
+    /// Since when it is available.
+    since: Instant,
+    latency: Estimate,
+}
+
+/// The endpoints of one group that may be picked.
+#[derive(Debug, Clone, Default)]
+struct Set {
+    members: Vec<u32>,
+    /// All weights are the same.
+    uniform: bool,
+    next: usize,
+    /// When the last of those that warm up has its whole share.
+    warm_at: Option<Instant>,
+    turns: Turns,
+    chances: Chances,
+}
+
+/// A level's part of the load, for requests with a key.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    level: u32,
+    part: u64,
 }
 
 /// The state of one cluster's balancer on one shard.
 #[derive(Debug, Clone)]
 pub struct Balancer {
     kind: BalancerKind,
-    next: usize,
-    current: Vec<i64>,
-    uniform: bool,
-    total: u64,
+    warmup: Option<Warmup>,
+    spread: Spread,
+    panic_percent: u32,
+    tables: Option<Arc<Tables>>,
+    members: Vec<Member>,
+    groups: Vec<Group>,
+    levels_max: usize,
+    /// What follows from which endpoints are available.
+    sets: Vec<Set>,
+    /// How many of `sets` are in use.
+    live: usize,
+    /// Which set is next, when there are several.
+    parts: Vec<u64>,
+    turns: Turns,
+    levels: Vec<Level>,
+    heat: Heat,
 }
 
 impl Balancer {
-    /// A balancer for endpoints of these weights. Round robin begins anywhere, so that shards do not all send their
-    /// first request to one endpoint.
-    pub fn new(kind: BalancerKind, weights: &[u32], random: &mut Random) -> Self {
-        Self {
-            kind,
-            next: random.below(weights.len() as u64) as usize,
-            current: vec![0; weights.len()],
-            uniform: weights.windows(2).all(|pair| pair.first() == pair.last()),
-            total: weights.iter().map(|&weight| u64::from(weight)).sum(),
+    /// A balancer for these endpoints, all of them available.
+    pub fn new(spec: &BalancerSpec, endpoints: &[Endpoint], now: Instant, random: &mut Random) -> Self {
+        let mut balancer = Self {
+            kind: spec.kind,
+            warmup: None,
+            spread: Spread::Even,
+            panic_percent: 0,
+            tables: None,
+            members: Vec::new(),
+            groups: Vec::new(),
+            levels_max: 0,
+            sets: Vec::new(),
+            live: 0,
+            parts: Vec::new(),
+            turns: Turns::default(),
+            levels: Vec::new(),
+            heat: Heat::default(),
+        };
+        balancer.replace(spec, endpoints, |_| true, now, random);
+        balancer
+    }
+
+    /// Takes another specification and other endpoints over. What is known about an address that stays is kept.
+    pub fn replace(
+        &mut self,
+        spec: &BalancerSpec,
+        endpoints: &[Endpoint],
+        available: impl Fn(usize) -> bool,
+        now: Instant,
+        random: &mut Random,
+    ) {
+        let before: HashMap<SocketAddr, Member> = std::mem::take(&mut self.members)
+            .into_iter()
+            .map(|member| (member.address, member))
+            .collect();
+        let (groups, of) = locality::groups(&spec.spread, endpoints);
+        let members = endpoints.iter().zip(of).map(|(endpoint, group)| {
+            let known = before.get(&endpoint.address);
+            Member {
+                address: endpoint.address,
+                weight: endpoint.weight.max(1),
+                group,
+                available: known.is_none_or(|known| known.available),
+                usable: false,
+                since: known.map_or(now, |known| known.since),
+                latency: known.map(|known| known.latency).unwrap_or_default(),
+            }
+        });
+        self.members = members.collect();
+        self.groups = groups;
+        let levels = endpoints.iter().map(|endpoint| endpoint.level as usize + 1);
+        self.levels_max = levels.max().unwrap_or(0);
+        self.kind = spec.kind;
+        let warms = matches!(spec.kind, BalancerKind::RoundRobin | BalancerKind::LeastRequest);
+        self.warmup = spec.warmup.filter(|_| warms);
+        self.spread = spec.spread.clone();
+        self.panic_percent = spec.panic_percent;
+        self.tables = spec.tables(endpoints);
+        self.rebuild(available, now, random);
+    }
+
+    /// Takes over which endpoints are available, by their positions, and lays out what picks need. To be called when
+    /// that has changed, never for each request: it looks at every endpoint.
+    pub fn rebuild(&mut self, available: impl Fn(usize) -> bool, now: Instant, random: &mut Random) {
+        let mut by_level = vec![Count::default(); self.levels_max];
+        let mut by_group = vec![Count::default(); self.groups.len()];
+        for (at, member) in self.members.iter_mut().enumerate() {
+            let is_available = available(at);
+            if is_available && !member.available {
+                // One that comes back warms up like one that is new.
+                member.since = now;
+            }
+            member.available = is_available;
+            let Some(group) = member.group.map(|group| group as usize) else {
+                continue;
+            };
+            let level = self.groups.get(group).map_or(0, |group| group.level as usize);
+            for count in [by_level.get_mut(level), by_group.get_mut(group)]
+                .into_iter()
+                .flatten()
+            {
+                count.all += 1;
+                count.available += u64::from(is_available);
+            }
+        }
+        let loads = locality::loads(&by_level, self.panic_percent);
+        let panics = |group: &Group| loads.get(group.level as usize).is_some_and(|load| load.panics);
+        for member in &mut self.members {
+            let group = member.group.and_then(|group| self.groups.get(group as usize));
+            member.usable = group.is_some_and(|group| member.available || panics(group));
+        }
+        self.levels.clear();
+        self.parts.clear();
+        self.live = 0;
+        for (level, load) in (0..).zip(&loads) {
+            if load.part == 0 {
+                continue;
+            }
+            self.levels.push(Level {
+                level,
+                part: load.part,
+            });
+            let of_level: Vec<usize> = (0..self.groups.len())
+                .filter(|at| self.groups.get(*at).is_some_and(|group| group.level == level))
+                .collect();
+            let counted: Vec<(&Group, Count)> = of_level
+                .iter()
+                .filter_map(|at| Some((self.groups.get(*at)?, *by_group.get(*at)?)))
+                .collect();
+            let parts = locality::parts(&self.spread, &counted, load.panics);
+            let total: u128 = parts.iter().map(|part| u128::from(*part)).sum::<u128>().max(1);
+            let shares = parts
+                .iter()
+                .map(|part| ((u128::from(load.part) * u128::from(*part)) << 32) / total);
+            let shares: Vec<u128> = shares.collect();
+            for (group, share) in of_level.into_iter().zip(shares) {
+                if share > 0 {
+                    self.parts.push((share >> 16) as u64);
+                    self.fill(group as u32, now, random);
+                }
+            }
+        }
+        self.turns.clear();
+        if self.live > 1 {
+            let parts = &self.parts;
+            let stride_of = |at: usize| stride(parts.get(at).copied().unwrap_or(1), 1);
+            self.turns.fill(self.live, stride_of, random);
         }
     }
 
-    /// Picks an endpoint by its position; `loads` must be in the order and number of the weights. None only when
-    /// there is no endpoint.
-    pub fn pick(
-        &mut self,
-        loads: impl ExactSizeIterator<Item = Load> + Clone,
-        random: &mut Random,
-    ) -> Option<usize> {
-        let count = loads.len();
-        if count <= 1 {
-            return (count == 1).then_some(0);
+    /// Lays the next set out, of a group's endpoints.
+    fn fill(&mut self, group: u32, now: Instant, random: &mut Random) {
+        if self.sets.len() == self.live {
+            self.sets.push(Set::default());
         }
-        Some(match self.kind {
-            BalancerKind::RoundRobin if self.uniform => {
-                self.next = (self.next + 1) % count;
-                self.next
-            }
-            BalancerKind::RoundRobin => self.smooth(loads),
-            BalancerKind::Random => self.by_weight(loads, random),
-            BalancerKind::LeastRequest => {
-                let first = self.by_weight(loads.clone(), random);
-                let second = self.by_weight(loads.clone(), random);
-                let load_of = |at: usize| loads.clone().nth(at);
-                match (load_of(first), load_of(second)) {
-                    // Compares active/weight without division; a tie keeps the first draw.
-                    (Some(a), Some(b)) => {
-                        let cost =
-                            |load: Load, other: Load| (u64::from(load.active) + 1) * u64::from(other.weight);
-                        if cost(b, a) < cost(a, b) { second } else { first }
-                    }
-                    _ => first,
+        let Some(set) = self.sets.get_mut(self.live) else {
+            return;
+        };
+        self.live += 1;
+        set.members.clear();
+        let of_group = (0..)
+            .zip(&self.members)
+            .filter(|(_, member)| member.usable && member.group == Some(group));
+        set.members.extend(of_group.map(|(at, _)| at as u32));
+        set.next = random.below(set.members.len() as u64) as usize;
+        set.turns.clear();
+        set.chances.clear();
+        let members = &self.members;
+        let weights = set.members.iter().map(|at| weight(members, *at));
+        set.uniform = weights
+            .clone()
+            .all(|weight| Some(weight) == weights.clone().next());
+        set.warm_at = self.warmup.and_then(|warmup| {
+            let ends = set.members.iter().filter_map(|at| members.get(*at as usize));
+            let last = ends.map(|member| warmup.ends(member.since)).max();
+            last.filter(|last| *last > now)
+        });
+        match self.kind {
+            BalancerKind::RoundRobin | BalancerKind::LeastRequest => {
+                if !set.uniform || set.warm_at.is_some() {
+                    let warmup = self.warmup;
+                    let chosen = &set.members;
+                    let stride_of = |at: usize| {
+                        let member = chosen.get(at).and_then(|at| members.get(*at as usize));
+                        member.map_or(1, |member| stride(grown(member, warmup, now), 1))
+                    };
+                    set.turns.fill(chosen.len(), stride_of, random);
                 }
             }
+            BalancerKind::Random | BalancerKind::PeakEwma | BalancerKind::Prequal => {
+                if !set.uniform {
+                    set.chances.fill(weights);
+                }
+            }
+        }
+    }
+
+    /// Picks an endpoint by its position, for a request with this hash of its key or without one. One that `avoid`
+    /// names is only taken when there is no other, or none is found soon. None when no endpoint may be picked.
+    pub fn pick(
+        &mut self,
+        hash: Option<u64>,
+        load: &(impl Load + ?Sized),
+        avoid: impl Fn(usize) -> bool,
+        now: Instant,
+        random: &mut Random,
+    ) -> Option<usize> {
+        if let (Some(hash), Some(_)) = (hash, &self.tables) {
+            return self.pick_by(hash, avoid);
+        }
+        let mut picked = self.pick_once(load, now, random)?;
+        for _ in 0..RESELECTIONS_MAX {
+            if !avoid(picked) {
+                break;
+            }
+            picked = self.pick_once(load, now, random)?;
+        }
+        Some(picked)
+    }
+
+    /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.
+    pub fn observe(&mut self, at: usize, latency: Option<Duration>, now: Instant) {
+        if let Some(member) = self.members.get_mut(at).filter(|_| self.kind.learns()) {
+            member.latency.observe(latency, now);
+        }
+    }
+
+    fn pick_by(&self, hash: u64, avoid: impl Fn(usize) -> bool) -> Option<usize> {
+        let tables = self.tables.as_ref()?;
+        let level = match &self.levels[..] {
+            [] => return None,
+            [only] => only.level,
+            several => {
+                // Other bits than those that lead to an endpoint.
+                let total: u64 = several.iter().map(|level| level.part).sum();
+                let bits = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+                let mut at = (bits * total) >> 32;
+                let mut chosen = several.iter().find(|level| {
+                    let inside = at < level.part;
+                    at = at.saturating_sub(level.part);
+                    inside
+                });
+                chosen.get_or_insert(several.first()?).level
+            }
+        };
+        let usable = |at: usize| self.members.get(at).is_some_and(|member| member.usable);
+        let found = tables.find(level, hash, |at| usable(at) && !avoid(at));
+        found.or_else(|| tables.find(level, hash, usable)).or_else(|| {
+            // Nearly all are not available: any that is, but the same one for the same key.
+            let sets = self.sets.get(..self.live)?;
+            let set = sets.get((hash % sets.len().max(1) as u64) as usize)?;
+            let at = set
+                .members
+                .get((hash % set.members.len().max(1) as u64) as usize)?;
+            Some(*at as usize)
         })
     }
 
-    fn smooth(&mut self, loads: impl ExactSizeIterator<Item = Load>) -> usize {
-        let mut best = 0;
-        let mut best_value = i64::MIN;
-        for (at, (current, load)) in self.current.iter_mut().zip(loads).enumerate() {
-            *current += i64::from(load.weight);
-            if *current > best_value {
-                (best, best_value) = (at, *current);
+    fn pick_once(&mut self, load: &(impl Load + ?Sized), now: Instant, random: &mut Random) -> Option<usize> {
+        let Self {
+            kind,
+            warmup,
+            members,
+            sets,
+            live,
+            parts,
+            turns,
+            heat,
+            ..
+        } = self;
+        let set = match *live {
+            0 => return None,
+            1 => sets.first_mut()?,
+            _ => {
+                let next = turns.next(|at| stride(parts.get(at).copied().unwrap_or(1), 1));
+                sets.get_mut(next?)?
+            }
+        };
+        if set.members.len() <= 1 {
+            return set.members.first().map(|at| *at as usize);
+        }
+        if set.warm_at.is_some_and(|warm_at| warm_at <= now) {
+            set.warm_at = None;
+            if set.uniform {
+                set.turns.clear();
             }
         }
-        if let Some(current) = self.current.get_mut(best) {
-            *current -= self.total as i64;
-        }
-        best
+        let picked = match kind {
+            BalancerKind::RoundRobin if set.turns.is_empty() => {
+                set.next += 1;
+                if set.next >= set.members.len() {
+                    set.next = 0;
+                }
+                set.next
+            }
+            BalancerKind::LeastRequest if set.turns.is_empty() => {
+                let (first, second) = two(set.members.len(), random);
+                let active = |at: usize| {
+                    set.members
+                        .get(at)
+                        .map_or(u32::MAX, |at| load.active(*at as usize))
+                };
+                if active(second) < active(first) {
+                    second
+                } else {
+                    first
+                }
+            }
+            BalancerKind::RoundRobin | BalancerKind::LeastRequest => {
+                let Set {
+                    members: chosen,
+                    turns,
+                    warm_at,
+                    ..
+                } = set;
+                let warmup = warmup.filter(|_| warm_at.is_some());
+                turns.next(|at| {
+                    let Some(at) = chosen.get(at).map(|at| *at as usize) else {
+                        return 1;
+                    };
+                    let weight = members.get(at).map_or(1, |member| grown(member, warmup, now));
+                    let cost = match kind {
+                        BalancerKind::LeastRequest => load.active(at).saturating_add(1),
+                        _ => 1,
+                    };
+                    stride(weight, cost)
+                })?
+            }
+            BalancerKind::Random => set.draw(random),
+            BalancerKind::PeakEwma => {
+                let (first, second) = match set.uniform {
+                    true => two(set.members.len(), random),
+                    false => (set.draw(random), set.draw(random)),
+                };
+                // Draws go by weight already.
+                let cost = |at: usize| {
+                    let at = set.members.get(at).map_or(usize::MAX, |at| *at as usize);
+                    let member = members.get(at);
+                    member.map_or(f64::MAX, |member| member.latency.cost(load.active(at), now))
+                };
+                if cost(second) < cost(first) { second } else { first }
+            }
+            BalancerKind::Prequal => {
+                let mut best: Option<(usize, bool, u32, f64)> = None;
+                for _ in 0..PREQUAL_DRAWS.min(set.members.len()) {
+                    let drawn = set.draw(random);
+                    let at = set.members.get(drawn).map_or(usize::MAX, |at| *at as usize);
+                    let active = load.active(at);
+                    heat.observe(active);
+                    let latency = members
+                        .get(at)
+                        .map_or(0.0, |member| member.latency.cost(active, now));
+                    let hot = heat.is_hot(active);
+                    let better =
+                        best.is_none_or(|(_, best_hot, best_active, best_latency)| match (hot, best_hot) {
+                            (false, true) => true,
+                            (true, false) => false,
+                            (true, true) => active < best_active,
+                            (false, false) => latency < best_latency,
+                        });
+                    if better {
+                        best = Some((drawn, hot, active, latency));
+                    }
+                }
+                best.map_or(0, |(at, ..)| at)
+            }
+        };
+        set.members.get(picked).map(|at| *at as usize)
     }
+}
 
-    fn by_weight(&self, loads: impl ExactSizeIterator<Item = Load>, random: &mut Random) -> usize {
-        if self.uniform {
-            return random.below(loads.len() as u64) as usize;
-        }
-        let mut at = random.below(self.total);
-        for (index, load) in loads.enumerate() {
-            if at < u64::from(load.weight) {
-                return index;
-            }
-            at -= u64::from(load.weight);
-        }
-        0
+impl BalancerKind {
+    /// Whether it wants to know what attempts take.
+    pub fn learns(self) -> bool {
+        matches!(self, Self::PeakEwma | Self::Prequal)
     }
+}
+
+impl Set {
+    fn draw(&self, random: &mut Random) -> usize {
+        match self.chances.draw(random) {
+            Some(at) => at,
+            None => random.below(self.members.len() as u64) as usize,
+        }
+    }
+}
+
+fn weight(members: &[Member], at: u32) -> u64 {
+    members
+        .get(at as usize)
+        .map_or(1, |member| u64::from(member.weight))
+}
+
+/// A member's weight in parts of [`WHOLE`], as far as it has warmed up.
+fn grown(member: &Member, warmup: Option<Warmup>, now: Instant) -> u64 {
+    let factor = warmup.map_or(WHOLE, |warmup| warmup.factor(member.since, now));
+    (u64::from(member.weight) * factor).max(1)
+}
+
+/// Two different positions below `count`, which is at least 2.
+fn two(count: usize, random: &mut Random) -> (usize, usize) {
+    let bits = random.next_u64();
+    // Half of the bits for each: what multiplication favours is less than a part in a million for a thousand endpoints.
+    let first = (((bits >> 32) * count as u64) >> 32) as usize;
+    let other = (((bits & 0xFFFF_FFFF) * (count as u64 - 1)) >> 32) as usize;
+    (first, if other >= first { other + 1 } else { other })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn counts(kind: BalancerKind, weights: &[u32], active: &[u32], rounds: usize, seed: u64) -> Vec<usize> {
-        let mut random = Random::from_seed(seed);
-        let mut balancer = Balancer::new(kind, weights, &mut random);
-        let loads: Vec<Load> = weights
-            .iter()
-            .zip(active)
-            .map(|(&weight, &active)| Load { weight, active })
-            .collect();
-        let mut counts = vec![0; weights.len()];
-        for _ in 0..rounds {
-            counts[balancer.pick(loads.iter().copied(), &mut random).unwrap()] += 1;
+    fn endpoints(weights: &[u32]) -> Vec<Endpoint> {
+        let endpoint = |(port, weight): (u16, &u32)| Endpoint {
+            weight: *weight,
+            ..Endpoint::new(([10, 0, 0, 1], port).into())
+        };
+        (1..).zip(weights).map(endpoint).collect()
+    }
+
+    struct Bench {
+        balancer: Balancer,
+        random: Random,
+        now: Instant,
+        active: Vec<u32>,
+    }
+
+    impl Bench {
+        fn new(spec: impl Into<BalancerSpec>, endpoints: &[Endpoint], seed: u64) -> Self {
+            let (mut random, now) = (Random::from_seed(seed), Instant::now());
+            Self {
+                balancer: Balancer::new(&spec.into(), endpoints, now, &mut random),
+                random,
+                now,
+                active: vec![0; endpoints.len()],
+            }
         }
-        counts
+
+        fn rebuild(&mut self, available: impl Fn(usize) -> bool) {
+            self.balancer.rebuild(available, self.now, &mut self.random);
+        }
+
+        fn pick(&mut self, hash: Option<u64>) -> Option<usize> {
+            self.balancer
+                .pick(hash, &self.active[..], |_| false, self.now, &mut self.random)
+        }
+
+        fn counts(&mut self, rounds: usize) -> Vec<usize> {
+            let mut counts = vec![0; self.active.len()];
+            for _ in 0..rounds {
+                counts[self.pick(None).unwrap()] += 1;
+            }
+            counts
+        }
     }
 
     #[test]
     fn round_robin_is_exact_in_every_window() {
         for seed in 0..2000 {
-            assert_eq!(
-                counts(BalancerKind::RoundRobin, &[1, 1, 1], &[0, 0, 0], 9, seed),
-                [3, 3, 3]
-            );
-            assert_eq!(
-                counts(BalancerKind::RoundRobin, &[5, 1, 2], &[0, 9, 0], 16, seed),
-                [10, 2, 4]
-            );
+            let mut even = Bench::new(BalancerKind::RoundRobin, &endpoints(&[1, 1, 1]), seed);
+            assert_eq!(even.counts(9), [3, 3, 3]);
+            let mut uneven = Bench::new(BalancerKind::RoundRobin, &endpoints(&[5, 1, 2]), seed);
+            uneven.active = vec![0, 9, 0];
+            assert_eq!(uneven.counts(16), [10, 2, 4]);
         }
     }
 
     #[test]
-    fn smooth_round_robin_never_bunches() {
-        let mut random = Random::from_seed(3);
-        let weights = [5, 1, 1];
-        let mut balancer = Balancer::new(BalancerKind::RoundRobin, &weights, &mut random);
-        let loads = weights.map(|weight| Load { weight, active: 0 });
-        let picks: Vec<usize> = (0..7)
-            .map(|_| balancer.pick(loads.iter().copied(), &mut random).unwrap())
-            .collect();
-        assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
-    }
-
-    #[test]
     fn random_follows_the_weights() {
-        let counts = counts(BalancerKind::Random, &[3, 1], &[0, 0], 100_000, 5);
+        let mut bench = Bench::new(BalancerKind::Random, &endpoints(&[3, 1]), 5);
+        let counts = bench.counts(100_000);
         assert!((74_000..76_000).contains(&counts[0]), "{counts:?}");
     }
 
     #[test]
     fn least_request_avoids_the_busy_endpoint() {
         for seed in 0..200 {
-            let picks = counts(
-                BalancerKind::LeastRequest,
-                &[1, 1, 1, 1],
-                &[50, 0, 0, 0],
-                1000,
-                seed,
-            );
-            // The busy one is taken only when both draws name it: 1 in 16.
-            assert!(picks[0] < 110, "{seed} {picks:?}");
-            let weighted = counts(BalancerKind::LeastRequest, &[4, 1], &[3, 3], 1000, seed);
-            assert!(weighted[0] > 900, "{seed} {weighted:?}");
+            let mut even = Bench::new(BalancerKind::LeastRequest, &endpoints(&[1, 1, 1, 1]), seed);
+            even.active = vec![50, 0, 0, 0];
+            let picks = even.counts(1000);
+            assert_eq!(picks[0], 0, "{seed}: of two different ones, one is idle");
+            assert!(picks[1..].iter().all(|count| *count > 250), "{seed}: {picks:?}");
+            // In turn with weight / (active + 1): 4 / 4 against 1 / 1.
+            let mut uneven = Bench::new(BalancerKind::LeastRequest, &endpoints(&[4, 1]), seed);
+            uneven.active = vec![3, 0];
+            let picks = uneven.counts(1000);
+            assert!((499..=501).contains(&picks[0]), "{seed}: {picks:?}");
+            uneven.active = vec![0, 0];
+            uneven.rebuild(|_| true);
+            let picks = uneven.counts(1000);
+            assert!((799..=801).contains(&picks[0]), "{seed}: {picks:?}");
         }
     }
 
     #[test]
     fn no_endpoint_gives_no_pick() {
-        let mut random = Random::from_seed(1);
-        for kind in [
-            BalancerKind::RoundRobin,
-            BalancerKind::Random,
-            BalancerKind::LeastRequest,
-        ] {
-            let mut balancer = Balancer::new(kind, &[], &mut random);
-            assert_eq!(balancer.pick(std::iter::empty::<Load>(), &mut random), None);
+        for kind in KINDS {
+            let mut none = Bench::new(kind, &[], 1);
+            assert_eq!(none.pick(None), None);
+            let mut gone = Bench::new(kind, &endpoints(&[1, 2]), 1);
+            gone.rebuild(|_| false);
+            assert_eq!(gone.pick(None), None, "{kind:?}");
+            gone.rebuild(|at| at == 1);
+            assert_eq!(gone.pick(None), Some(1), "{kind:?}");
         }
     }
+
+    const KINDS: [BalancerKind; 5] = [
+        BalancerKind::RoundRobin,
+        BalancerKind::Random,
+        BalancerKind::LeastRequest,
+        BalancerKind::PeakEwma,
+        BalancerKind::Prequal,
+    ];
 }

@@ -192,7 +192,7 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::spec;
+    use super::super::tests::{any, spec};
     use super::super::{Acquired, AcquiredStream, ClusterSpec, EndpointId};
     use super::*;
     use crate::random::Random;
@@ -214,7 +214,10 @@ mod tests {
             ..ClusterSpec::clone(&spec(&[1]))
         });
         let clusters = (0..count)
-            .map(|shard| Cluster::new(Arc::clone(&spec), Arc::clone(&shared), &mut random).on_shard(shard))
+            .map(|shard| {
+                let (spec, shared) = (Arc::clone(&spec), Arc::clone(&shared));
+                Cluster::new(spec, shared, Instant::now(), &mut random).on_shard(shard)
+            })
             .collect();
         (clusters, random)
     }
@@ -227,7 +230,7 @@ mod tests {
     }
 
     fn open(cluster: &mut Cluster, random: &mut Random) -> Option<(EndpointId, Permit)> {
-        match cluster.acquire(&[], false, random) {
+        match cluster.acquire(any(), false, random) {
             Acquired::Open { endpoint, permit, .. } => Some((endpoint, permit)),
             Acquired::Overflow => None,
             other => panic!("{other:?}"),
@@ -244,7 +247,7 @@ mod tests {
         cluster.release(endpoint, Some(ConnId(3)), Instant::now());
         assert!(cluster.is_turn(Some(a)) && !cluster.is_turn(Some(b)) && !cluster.is_turn(None));
         assert!(matches!(
-            cluster.acquire(&[], false, &mut random),
+            cluster.acquire(any(), false, &mut random),
             Acquired::Use { conn: ConnId(3), .. }
         ));
         cluster.leave(a, false);
@@ -362,12 +365,12 @@ mod tests {
             endpoint,
             permit: _permit,
             ..
-        } = cluster.acquire_stream(&[], |_| true, &mut random)
+        } = cluster.acquire_stream(any(), |_| true, &mut random)
         else {
             panic!("nothing is open");
         };
         let conn = cluster.share(endpoint, 100, now);
-        let refused = cluster.acquire_stream(&[], |_| false, &mut random);
+        let refused = cluster.acquire_stream(any(), |_| false, &mut random);
         assert!(matches!(refused, AcquiredStream::Overflow), "of another name");
         assert_eq!(cluster.give_up_idle(), None, "it has a stream");
         cluster.release_stream(endpoint, conn, now);

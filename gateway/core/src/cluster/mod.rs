@@ -6,7 +6,12 @@
 
 pub mod balancer;
 pub mod breaker;
+pub mod hash;
+mod latency;
+pub mod locality;
 pub mod pool;
+mod schedule;
+pub mod warmup;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
@@ -14,8 +19,9 @@ use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
 use crate::shared::{ClusterShared, Limits, Permit};
 use crate::tls::ClientTls;
-use balancer::{Balancer, BalancerKind, Load};
+use balancer::{Balancer, BalancerSpec, Load};
 use pool::Pool;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +43,7 @@ pub struct ClusterSpec {
     /// How requests are spoken to them.
     pub http: UpstreamHttp,
     /// How endpoints are picked.
-    pub balancer: BalancerKind,
+    pub balancer: BalancerSpec,
     /// How long a connect may take.
     pub connect_timeout: Duration,
     /// How long a connection may idle before it is closed; zero for no limit.
@@ -145,9 +151,16 @@ pub enum AcquiredStream {
     Overflow,
 }
 
-/// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
-/// as Istio sets it).
-const RESELECTIONS_MAX: usize = 5;
+/// What an endpoint is picked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice<'a> {
+    /// The hash of the request's key, if it has one ([`hash::HashKey`]).
+    pub hash: Option<u64>,
+    /// Endpoints that failed the request: others are taken if there is a choice.
+    pub avoid: &'a [EndpointId],
+    /// The present time.
+    pub now: Instant,
+}
 
 #[derive(Debug)]
 struct EndpointState {
@@ -159,6 +172,12 @@ struct EndpointState {
     shared: Vec<Multiplexed>,
     /// Streams at a time that it allowed on its last connection, so that a new one begins with as many.
     streams_allowed: u32,
+}
+
+impl Load for [EndpointState] {
+    fn active(&self, at: usize) -> u32 {
+        self.get(at).map_or(u32::MAX, |state| state.active)
+    }
 }
 
 /// A connection that carries several requests at a time.
@@ -181,6 +200,8 @@ pub struct Cluster {
     /// Which shard this is.
     shard: usize,
     endpoints: Vec<EndpointState>,
+    /// Where each is in `endpoints`.
+    positions: HashMap<EndpointId, usize, foldhash::fast::FixedState>,
     balancer: Balancer,
     queue: breaker::Queue,
     /// The endpoint that was picked for a request which found no permit: the balancer is asked once for each request.
@@ -191,20 +212,26 @@ pub struct Cluster {
 
 impl Cluster {
     /// Live state for a cluster that this shard has not seen before.
-    pub fn new(spec: Arc<ClusterSpec>, shared: Arc<ClusterShared>, random: &mut Random) -> Self {
-        let balancer = Balancer::new(spec.balancer, &[], random);
+    pub fn new(
+        spec: Arc<ClusterSpec>,
+        shared: Arc<ClusterShared>,
+        now: Instant,
+        random: &mut Random,
+    ) -> Self {
+        let balancer = Balancer::new(&BalancerSpec::default(), &[], now, random);
         let mut cluster = Self {
             spec: Arc::clone(&spec),
             shared,
             shard: 0,
             endpoints: Vec::new(),
+            positions: HashMap::default(),
             balancer,
             queue: breaker::Queue::default(),
             picked: None,
             next_id: 0,
             next_shared: 0,
         };
-        let _no_pool_yet = cluster.reconcile(spec, random);
+        let _no_pool_yet = cluster.reconcile(spec, now, random);
         cluster
     }
 
@@ -227,7 +254,7 @@ impl Cluster {
 
     /// Takes a new specification over. Endpoints whose address stays keep their connections and counts; the idle
     /// connections of the others are handed back to be closed.
-    pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, random: &mut Random) -> Vec<ConnId> {
+    pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, now: Instant, random: &mut Random) -> Vec<ConnId> {
         let mut before = std::mem::take(&mut self.endpoints);
         for endpoint in &spec.endpoints.endpoints {
             let known = before.iter().position(|state| state.address == endpoint.address);
@@ -251,8 +278,11 @@ impl Cluster {
             };
             self.endpoints.push(state);
         }
-        let weights: Vec<u32> = self.endpoints.iter().map(|state| state.weight).collect();
-        self.balancer = Balancer::new(spec.balancer, &weights, random);
+        let ids = self.endpoints.iter().map(|state| state.id);
+        self.positions = ids.zip(0..).collect();
+        let available = |_| true;
+        self.balancer
+            .replace(&spec.balancer, &spec.endpoints.endpoints, available, now, random);
         self.spec = spec;
         let mut orphans = Vec::new();
         for mut gone in before {
@@ -261,11 +291,11 @@ impl Cluster {
         orphans
     }
 
-    /// Picks an endpoint, other than those in `avoid` if there is a choice, and an idle connection to it unless
-    /// `fresh` asks for a new one. Each answer that names an endpoint is given back by one [`Self::release`].
-    pub fn acquire(&mut self, avoid: &[EndpointId], fresh: bool, random: &mut Random) -> Acquired {
+    /// Picks an endpoint, and an idle connection to it unless `fresh` asks for a new one. Each answer that names an
+    /// endpoint is given back by one [`Self::release`].
+    pub fn acquire(&mut self, choice: Choice<'_>, fresh: bool, random: &mut Random) -> Acquired {
         let Some(state) = self
-            .pick_once(avoid, random)
+            .pick_once(choice, random)
             .and_then(|at| self.endpoints.get_mut(at))
         else {
             return Acquired::NoEndpoint;
@@ -300,13 +330,13 @@ impl Cluster {
     /// [`Self::share`].
     pub fn acquire_stream(
         &mut self,
-        avoid: &[EndpointId],
+        choice: Choice<'_>,
         fits: impl Fn(SharedId) -> bool,
         random: &mut Random,
     ) -> AcquiredStream {
         let last = self.requests_max();
         let Some(state) = self
-            .pick_once(avoid, random)
+            .pick_once(choice, random)
             .and_then(|at| self.endpoints.get_mut(at))
         else {
             return AcquiredStream::NoEndpoint;
@@ -343,26 +373,34 @@ impl Cluster {
     }
 
     /// The endpoint that was picked when the same request found no permit, else a new one.
-    fn pick_once(&mut self, avoid: &[EndpointId], random: &mut Random) -> Option<usize> {
-        let picked = self.picked.take().filter(|id| !avoid.contains(id));
-        let at = picked.and_then(|id| self.endpoints.iter().position(|state| state.id == id));
-        at.or_else(|| self.pick(avoid, random))
+    fn pick_once(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
+        let picked = self.picked.take().filter(|id| !choice.avoid.contains(id));
+        let at = picked.and_then(|id| self.positions.get(&id).copied());
+        at.or_else(|| self.pick(choice, random))
     }
 
-    fn pick(&mut self, avoid: &[EndpointId], random: &mut Random) -> Option<usize> {
-        let mut at = None;
-        for _ in 0..=RESELECTIONS_MAX {
-            let loads = self.endpoints.iter().map(|state| Load {
-                weight: state.weight,
-                active: state.active,
-            });
-            at = self.balancer.pick(loads, random);
-            let picked = at.and_then(|at| self.endpoints.get(at));
-            if picked.is_none_or(|state| !avoid.contains(&state.id)) {
-                break;
-            }
+    fn pick(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
+        let endpoints = &self.endpoints[..];
+        let avoid = |at: usize| {
+            !choice.avoid.is_empty()
+                && endpoints
+                    .get(at)
+                    .is_some_and(|state| choice.avoid.contains(&state.id))
+        };
+        self.balancer
+            .pick(choice.hash, endpoints, avoid, choice.now, random)
+    }
+
+    /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.
+    pub fn observe(&mut self, endpoint: EndpointId, latency: Option<Duration>, now: Instant) {
+        if let Some(at) = self.positions.get(&endpoint) {
+            self.balancer.observe(*at, latency, now);
         }
-        at
+    }
+
+    fn state_mut(&mut self, endpoint: EndpointId) -> Option<&mut EndpointState> {
+        let at = *self.positions.get(&endpoint)?;
+        self.endpoints.get_mut(at)
     }
 
     /// The connection that an [`AcquiredStream::Open`] asked for can be shared from now on, by `max` streams at a time or
@@ -371,7 +409,7 @@ impl Cluster {
         self.next_shared += 1;
         let conn = SharedId(self.next_shared);
         let max = self.streams_max(max);
-        if let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) {
+        if let Some(state) = self.state_mut(endpoint) {
             state.shared.push(Multiplexed {
                 conn,
                 streams: 1,
@@ -424,7 +462,7 @@ impl Cluster {
     /// carried as many as it may.
     pub fn release_stream(&mut self, endpoint: EndpointId, conn: SharedId, now: Instant) -> bool {
         let last = self.requests_max();
-        let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
+        let Some(state) = self.state_mut(endpoint) else {
             return true;
         };
         state.active = state.active.saturating_sub(1);
@@ -450,7 +488,7 @@ impl Cluster {
         reusable: Option<ConnId>,
         now: Instant,
     ) -> Option<ConnId> {
-        let Some(state) = self.endpoints.iter_mut().find(|state| state.id == endpoint) else {
+        let Some(state) = self.state_mut(endpoint) else {
             return reusable;
         };
         state.active = state.active.saturating_sub(1);
@@ -512,6 +550,7 @@ impl Cluster {
 
 #[cfg(test)]
 pub(in crate::cluster) mod tests {
+    use super::balancer::BalancerKind;
     use super::*;
     use crate::endpoint::Endpoint;
 
@@ -524,7 +563,7 @@ pub(in crate::cluster) mod tests {
             endpoints: Arc::new(EndpointSet::new(endpoints)),
             protocol: Protocol::Http,
             http: UpstreamHttp::default(),
-            balancer: BalancerKind::RoundRobin,
+            balancer: BalancerKind::RoundRobin.into(),
             connect_timeout: CONNECT_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
             max_requests_per_connection: 0,
@@ -538,8 +577,20 @@ pub(in crate::cluster) mod tests {
         })
     }
 
+    pub(in crate::cluster) fn any() -> Choice<'static> {
+        but(&[])
+    }
+
+    fn but(avoid: &[EndpointId]) -> Choice<'_> {
+        Choice {
+            hash: None,
+            avoid,
+            now: Instant::now(),
+        }
+    }
+
     fn open(cluster: &mut Cluster, random: &mut Random) -> (EndpointId, SocketAddr, Permit) {
-        match cluster.acquire(&[], true, random) {
+        match cluster.acquire(any(), true, random) {
             Acquired::Open {
                 endpoint,
                 address,
@@ -552,7 +603,12 @@ pub(in crate::cluster) mod tests {
     #[test]
     fn idle_connections_are_reused_last_in_first_out() {
         let (mut random, now) = (Random::from_seed(1), Instant::now());
-        let mut cluster = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let mut cluster = Cluster::new(
+            spec(&[1]),
+            Arc::new(ClusterShared::new(u32::MAX)),
+            Instant::now(),
+            &mut random,
+        );
         let permits: Vec<Permit> = (0..2)
             .map(|conn| {
                 let (endpoint, _, permit) = open(&mut cluster, &mut random);
@@ -562,13 +618,13 @@ pub(in crate::cluster) mod tests {
             .collect();
         assert_eq!(cluster.shared().connections.held(), 2);
         for expected in [1, 0] {
-            match cluster.acquire(&[], false, &mut random) {
+            match cluster.acquire(any(), false, &mut random) {
                 Acquired::Use { conn, .. } => assert_eq!(conn, ConnId(expected)),
                 other => panic!("{other:?}"),
             }
         }
         assert!(matches!(
-            cluster.acquire(&[], false, &mut random),
+            cluster.acquire(any(), false, &mut random),
             Acquired::Open { .. }
         ));
         drop(permits);
@@ -578,14 +634,19 @@ pub(in crate::cluster) mod tests {
     #[test]
     fn an_endpoint_that_stays_keeps_its_connections() {
         let (mut random, now) = (Random::from_seed(1), Instant::now());
-        let mut cluster = Cluster::new(spec(&[1, 2]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let mut cluster = Cluster::new(
+            spec(&[1, 2]),
+            Arc::new(ClusterShared::new(u32::MAX)),
+            Instant::now(),
+            &mut random,
+        );
         let mut held = Vec::new();
         for conn in 0..4 {
             let (endpoint, address, permit) = open(&mut cluster, &mut random);
             held.push((endpoint, address, permit));
             cluster.release(endpoint, Some(ConnId(conn)), now);
         }
-        let orphans = cluster.reconcile(spec(&[2, 3]), &mut random);
+        let orphans = cluster.reconcile(spec(&[2, 3]), now, &mut random);
         assert_eq!(orphans.len(), 2, "those to port 1");
         let kept: usize = cluster.view().map(|(_, _, _, idle)| idle).sum();
         assert_eq!(kept, 2);
@@ -604,10 +665,11 @@ pub(in crate::cluster) mod tests {
             let mut cluster = Cluster::new(
                 spec(&[1, 2, 3]),
                 Arc::new(ClusterShared::new(u32::MAX)),
+                Instant::now(),
                 &mut random,
             );
             let (failed, ..) = open(&mut cluster, &mut random);
-            match cluster.acquire(&[failed], true, &mut random) {
+            match cluster.acquire(but(&[failed]), true, &mut random) {
                 Acquired::Open { endpoint, .. } => assert_ne!(endpoint, failed),
                 other => panic!("{other:?}"),
             }
@@ -617,17 +679,30 @@ pub(in crate::cluster) mod tests {
     #[test]
     fn limits_and_emptiness_are_answers() {
         let mut random = Random::from_seed(1);
-        let mut one = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(1)), &mut random);
+        let mut one = Cluster::new(
+            spec(&[1]),
+            Arc::new(ClusterShared::new(1)),
+            Instant::now(),
+            &mut random,
+        );
         let held = open(&mut one, &mut random);
-        assert!(matches!(one.acquire(&[], true, &mut random), Acquired::Overflow));
+        assert!(matches!(
+            one.acquire(any(), true, &mut random),
+            Acquired::Overflow
+        ));
         drop(held);
         assert!(matches!(
-            one.acquire(&[], true, &mut random),
+            one.acquire(any(), true, &mut random),
             Acquired::Open { .. }
         ));
-        let mut none = Cluster::new(spec(&[]), Arc::new(ClusterShared::new(1)), &mut random);
+        let mut none = Cluster::new(
+            spec(&[]),
+            Arc::new(ClusterShared::new(1)),
+            Instant::now(),
+            &mut random,
+        );
         assert!(matches!(
-            none.acquire(&[], false, &mut random),
+            none.acquire(any(), false, &mut random),
             Acquired::NoEndpoint
         ));
     }
@@ -635,7 +710,12 @@ pub(in crate::cluster) mod tests {
     #[test]
     fn old_idle_connections_expire_first() {
         let (mut random, start) = (Random::from_seed(1), Instant::now());
-        let mut cluster = Cluster::new(spec(&[1]), Arc::new(ClusterShared::new(u32::MAX)), &mut random);
+        let mut cluster = Cluster::new(
+            spec(&[1]),
+            Arc::new(ClusterShared::new(u32::MAX)),
+            Instant::now(),
+            &mut random,
+        );
         let mut permits = Vec::new();
         for conn in 0..3 {
             let (endpoint, _, permit) = open(&mut cluster, &mut random);

@@ -338,6 +338,7 @@ fn cluster() -> Arc<ClusterSpec> {
         keepalive: None,
         proxy_protocol: None,
         limits: isthmus_core::shared::Limits::default(),
+        outlier: None,
     })
 }
 

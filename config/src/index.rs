@@ -129,6 +129,7 @@ impl Rule<'_> {
                 tls: policy.blocks.tls.clone().or(base.tls),
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
                 has_outlier_detection: policy.blocks.has_outlier_detection || base.has_outlier_detection,
+                outlier: policy.blocks.outlier.clone().or(base.outlier),
                 min_health_percent: match policy.blocks.has_outlier_detection {
                     true => policy.blocks.min_health_percent,
                     false => base.min_health_percent,

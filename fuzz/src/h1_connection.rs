@@ -368,6 +368,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         keepalive: None,
         proxy_protocol: None,
         limits: isthmus_core::shared::Limits::default(),
+        outlier: None,
     })
 }
 

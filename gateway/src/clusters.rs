@@ -12,6 +12,7 @@ use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::{HashKey, Keyed, source};
+use isthmus_core::cluster::outlier::{Change, Signal};
 use isthmus_core::cluster::{
     Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId,
 };
@@ -55,13 +56,17 @@ pub struct ClusterHandle {
     is_called: Cell<bool>,
     /// What each limit has stopped since it was last asked, in the order of [`Limit::ALL`].
     overflows: [Cell<u64>; Limit::ALL.len()],
+    /// Endpoints that were ejected or are back, of all clusters of the shard, until control is told.
+    changes: Changes,
 }
+
+/// What has happened to endpoints, until control is told.
+type Changes = Rc<RefCell<Vec<(ClusterKey, Change)>>>;
 
 /// A request's place in the queue of those that wait for a connection; it is left when this is dropped.
 pub struct Place {
     handle: Rc<ClusterHandle>,
     id: WaiterId,
-    has_used_grant: bool,
 }
 
 impl Place {
@@ -94,7 +99,7 @@ impl Drop for Place {
             let at = waiting.binary_search_by_key(&self.id, |(id, _)| *id);
             at.ok().and_then(|at| waiting.remove(at))
         };
-        handle.cluster.borrow_mut().leave(self.id, self.has_used_grant);
+        handle.cluster.borrow_mut().leave(self.id);
         handle.stir();
     }
 }
@@ -142,6 +147,9 @@ pub struct Clusters {
     map: RefCell<ClusterMap<Rc<ClusterHandle>>>,
     /// Those whose connections are limited: what a bell can be about.
     limited: RefCell<Vec<Rc<ClusterHandle>>>,
+    /// Those that look for outliers.
+    watched: RefCell<Vec<Rc<ClusterHandle>>>,
+    changes: Changes,
     open: Rc<Cell<u64>>,
     shard: usize,
 }
@@ -182,6 +190,15 @@ pub enum StartStream {
 }
 
 impl Lease {
+    /// Says how an attempt on the endpoint went, for outlier detection.
+    pub fn report(&self, signal: Signal, now: Instant) {
+        let handle = &self.handle;
+        let change = handle.cluster.borrow_mut().record(self.endpoint, signal, now);
+        if let (Some(change), Some(key)) = (change, &handle.key) {
+            handle.changes.borrow_mut().push((key.clone(), change));
+        }
+    }
+
     /// Notes what the attempt took until its answer began; None for one that failed.
     pub fn observe(&self, latency: Option<Duration>, now: Instant) {
         if self.handle.cluster.borrow().spec().balancer.kind.learns() {
@@ -208,7 +225,14 @@ impl Lease {
             // Dropped here: its permit goes to who waits for it.
             _ => None,
         };
-        let orphan = handle.cluster.borrow_mut().release(self.endpoint, conn, now);
+        let orphan = {
+            let mut cluster = handle.cluster.borrow_mut();
+            let orphan = cluster.release(self.endpoint, conn, now);
+            if conn.is_some() && orphan.is_none() {
+                cluster.call_first();
+            }
+            orphan
+        };
         if let Some(ConnId(key)) = orphan {
             handle.close([ConnId(key)]);
         }
@@ -426,7 +450,11 @@ impl ClusterHandle {
 
     /// Joins the queue, unless the request is in it.
     fn join(self: &Rc<Self>, place: &mut Option<Place>) -> Room {
-        if place.is_some() {
+        if let Some(place) = place {
+            self.cluster.borrow_mut().wait_on(place.id);
+            if self.cluster.borrow().has_granted() {
+                self.stir();
+            }
             return Room::Wait;
         }
         let joined = self.cluster.borrow_mut().wait();
@@ -438,7 +466,6 @@ impl ClusterHandle {
         *place = Some(Place {
             handle: Rc::clone(self),
             id,
-            has_used_grant: false,
         });
         if self.cluster.borrow().has_granted() {
             self.stir();
@@ -470,12 +497,6 @@ impl ClusterHandle {
         }
     }
 
-    fn note_grant(had_granted: bool, place: &mut Option<Place>) {
-        if let Some(place) = place {
-            place.has_used_grant = had_granted;
-        }
-    }
-
     fn release_stream(&self, endpoint: EndpointId, conn: SharedId, now: Instant) {
         let is_over = {
             let mut cluster = self.cluster.borrow_mut();
@@ -484,7 +505,11 @@ impl ClusterHandle {
                 // No sweep comes by here any more, or others wait for it to end.
                 cluster.unshare(conn);
             }
-            is_over || !cluster.is_shared(conn)
+            let is_over = is_over || !cluster.is_shared(conn);
+            if !is_over {
+                cluster.call_first();
+            }
+            is_over
         };
         if is_over {
             self.retire_unshared();
@@ -527,15 +552,14 @@ impl ClusterHandle {
             Err(Room::Full) => return StartStream::Refuse(Cause::Overflow),
             Err(_) => return StartStream::Wait,
         };
-        let (had_granted, acquired) = loop {
-            let had_granted = self.cluster.borrow().has_granted();
+        let acquired = loop {
             let acquired = self.cluster.borrow_mut().acquire_stream(
                 choice,
                 |id| self.fits(id, name),
                 &mut random.borrow_mut(),
             );
             if !matches!(acquired, AcquiredStream::Overflow) {
-                break (had_granted, acquired);
+                break acquired;
             }
             match self.make_room(place) {
                 Room::Again => {}
@@ -558,7 +582,6 @@ impl ClusterHandle {
                 address,
                 permit,
             } => {
-                Self::note_grant(had_granted, place);
                 let mut lease = self.lease(endpoint, None, request);
                 let wanted = match self.wanted(name, Offer::Http2, peer, local) {
                     Ok(wanted) => wanted,
@@ -646,7 +669,6 @@ impl ClusterHandle {
             Err(_) => return Start::Wait,
         };
         loop {
-            let had_granted = self.cluster.borrow().has_granted();
             let acquired = self
                 .cluster
                 .borrow_mut()
@@ -663,7 +685,6 @@ impl ClusterHandle {
                     address,
                     permit,
                 } => {
-                    Self::note_grant(had_granted, place);
                     return Start::Connect(self.lease(endpoint, None, request), address, permit);
                 }
                 Acquired::Use {
@@ -753,6 +774,18 @@ impl Clusters {
         }
     }
 
+    /// Lets endpoints come back whose ejection is over, and answers what has happened to any since this was last asked.
+    pub fn sweep_outliers(&self, now: Instant) -> Vec<(ClusterKey, Change)> {
+        for handle in self.watched.borrow().iter() {
+            let back = handle.cluster.borrow_mut().sweep_outliers(now);
+            if let Some(key) = &handle.key {
+                let back = back.into_iter().map(|change| (key.clone(), change));
+                self.changes.borrow_mut().extend(back);
+            }
+        }
+        self.changes.take()
+    }
+
     /// Adds what limits have stopped since this was last asked.
     pub fn take_overflows(&self, into: &mut HashMap<(ClusterKey, Limit), u64>) {
         for (key, handle) in self.map.borrow().iter() {
@@ -796,6 +829,7 @@ impl Clusters {
             };
             let handle = match before.remove(key) {
                 Some(known) => {
+                    known.cluster.borrow_mut().share_counts(Arc::clone(shared));
                     if !known.has_spec(spec) {
                         let orphans = known.cluster.borrow_mut().reconcile(
                             Arc::clone(spec),
@@ -826,6 +860,7 @@ impl Clusters {
                     waiting: RefCell::default(),
                     is_called: Cell::new(false),
                     overflows: Default::default(),
+                    changes: Rc::clone(&self.changes),
                 }),
             };
             handle.take_keys(tls);
@@ -841,6 +876,8 @@ impl Clusters {
             }
         }
         *self.limited.borrow_mut() = limited;
+        let watches = |handle: &&Rc<ClusterHandle>| handle.cluster.borrow().spec().outlier.is_some();
+        *self.watched.borrow_mut() = next.values().filter(watches).cloned().collect();
         *self.map.borrow_mut() = next;
         // Requests in flight keep their handle; its connections close when they come back.
         for handle in before.into_values() {

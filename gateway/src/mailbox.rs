@@ -8,8 +8,9 @@
 //! what it is, the budget itself knows. So shards hand permits to each other without control between them.
 
 use atomic_waker::AtomicWaker;
+use isthmus_core::cluster::outlier::Change;
 use isthmus_core::listener::ListenerKey;
-use isthmus_core::name::ClusterMap;
+use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{Bell, ClusterShared};
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::ShardStats;
@@ -191,6 +192,8 @@ pub enum ToControl {
         /// The clusters.
         clusters: Vec<ClusterView>,
     },
+    /// Endpoints were ejected, or are back: all shards know already.
+    Ejected(Vec<(ClusterKey, Change)>),
     /// The last connection has ended after a drain.
     Drained,
 }

@@ -302,3 +302,118 @@ spec:
     drop(next);
     gateway.stop();
 }
+
+/// The endpoints that are ejected, as the admin server says.
+fn ejected(gateway: &Gateway) -> Vec<SocketAddr> {
+    let page = gateway.get_admin("/clusters");
+    let flagged = page.text().lines().filter_map(|line| {
+        let rest = line.strip_suffix("::health_flags::/failed_outlier_check")?;
+        rest.rsplit("::").next()?.parse().ok()
+    });
+    flagged.collect()
+}
+
+#[test]
+fn an_endpoint_that_fails_is_ejected_on_all_shards_and_comes_back() {
+    let upstreams = [(); 3].map(|()| Gauge::start(Duration::ZERO));
+    let [failing, well @ ..] = &upstreams;
+    failing.answer(500);
+    let endpoints: Vec<_> = upstreams
+        .iter()
+        .map(|upstream| isthmus_tests::resources::Endpoint::new("v1", upstream.address()))
+        .collect();
+    let routes = isthmus_tests::resources::gateway(80)
+        + &isthmus_tests::resources::service(UPSTREAM_HOST, 80, &endpoints)
+        + &isthmus_tests::resources::virtual_service(&format!(
+            "- {}",
+            isthmus_tests::resources::route_to(UPSTREAM_HOST)
+        ));
+    let policy = "loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1s, maxEjectionPercent: 50}";
+    let gateway = Gateway::builder()
+        .resources("route", &routes)
+        .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
+        .shards(SHARDS)
+        .without_access_log()
+        .start();
+    // Connections of their own, so that all shards have some.
+    let statuses = |count: usize| -> Vec<u16> {
+        (0..count)
+            .map(|_| gateway.get("any.example", "/").status)
+            .collect()
+    };
+    let mut failures = 0;
+    eventually(SOON, "four failures", || {
+        failures += statuses(1).iter().filter(|status| **status == 500).count();
+        failures == 4
+    });
+    assert_eq!(failing.served(), 4);
+    let before: u64 = well.iter().map(Gauge::served).sum();
+    assert_eq!(statuses(60), [200; 60], "no shard picks it any more");
+    assert_eq!(failing.served(), 4);
+    assert_eq!(well.iter().map(Gauge::served).sum::<u64>(), before + 60);
+    assert_eq!(ejected(&gateway), [failing.address()]);
+    assert_eq!(gateway.metric("isthmus_ejected"), Some(1.0));
+    eventually(SOON, "it is told", || {
+        gateway.metric("isthmus_ejections_total") == Some(1.0)
+    });
+
+    let begun = std::time::Instant::now();
+    eventually(SOON, "it is back", || ejected(&gateway).is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(gateway.metric("isthmus_unejections_total"), Some(1.0));
+    eventually(SOON, "four more failures", || {
+        statuses(1);
+        failing.served() == 8
+    });
+    let begun = std::time::Instant::now();
+    assert_eq!(ejected(&gateway), [failing.address()]);
+    failing.answer(200);
+    eventually(SOON, "it is back", || ejected(&gateway).is_empty());
+    gateway.stop();
+    // It has done well for less than an interval in between, so that this is its second time in a row; an interval is
+    // shorter than what the requests may have taken, though.
+    assert!(
+        begun.elapsed() > Duration::from_millis(800),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn ejections_in_a_row_last_longer() {
+    let (failing, well) = (Gauge::start(Duration::ZERO), Gauge::start(Duration::ZERO));
+    failing.answer(503);
+    let endpoints =
+        [&failing, &well].map(|upstream| isthmus_tests::resources::Endpoint::new("v1", upstream.address()));
+    let routes = isthmus_tests::resources::gateway(80)
+        + &isthmus_tests::resources::service(UPSTREAM_HOST, 80, &endpoints)
+        + &isthmus_tests::resources::virtual_service(&format!(
+            "- {}",
+            isthmus_tests::resources::route_to(UPSTREAM_HOST)
+        ));
+    let policy = "loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutiveGatewayErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 100}";
+    let gateway = Gateway::builder()
+        .resources("route", &routes)
+        .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
+        .without_access_log()
+        .start();
+    let mut lasted = Vec::new();
+    for round in 1..=3 {
+        eventually(SOON, "it is picked", || {
+            gateway.get("any.example", "/");
+            failing.served() == round
+        });
+        let begun = std::time::Instant::now();
+        assert_eq!(ejected(&gateway), [failing.address()]);
+        eventually(SOON, "it is back", || ejected(&gateway).is_empty());
+        lasted.push(begun.elapsed().as_millis());
+    }
+    gateway.stop();
+    // Looked at each second, and not earlier than its time.
+    for (times, lasted) in (1..).zip(&lasted) {
+        let bounds = 1000 * times - 200..1000 * times + 1400;
+        assert!(bounds.contains(lasted), "{times}: {lasted}");
+    }
+}

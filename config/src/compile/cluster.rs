@@ -77,6 +77,7 @@ fn cluster(
             .and_then(|pool| pool.tcp_idle_timeout)
             .unwrap_or(IDLE_TIMEOUT),
         proxy_protocol: blocks.proxy_protocol,
+        outlier: blocks.outlier.clone(),
         limits: pool.map(|pool| pool.limits).unwrap_or_default(),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),
         max_connection_duration: pool

@@ -4,6 +4,7 @@ use super::duration_of;
 use super::load_balancer::LoadBalancer;
 use crate::yaml::Node;
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
 use isthmus_core::shared::Limits;
@@ -61,6 +62,7 @@ pub(crate) struct Blocks {
     pub(crate) has_outlier_detection: bool,
     /// Its `minHealthPercent`.
     pub(crate) min_health_percent: Option<u32>,
+    pub(crate) outlier: Option<OutlierPolicy>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -179,6 +181,7 @@ impl Blocks {
         Self {
             load_balancer: node.get("loadBalancer").map(LoadBalancer::read),
             has_outlier_detection: written("outlierDetection"),
+            outlier: node.get("outlierDetection").map(super::outlier::read),
             min_health_percent: node
                 .get("outlierDetection")
                 .and_then(|outlier| u32::try_from(outlier.int("minHealthPercent")?).ok()),

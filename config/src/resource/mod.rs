@@ -7,6 +7,7 @@ pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
 pub(crate) mod load_balancer;
+pub(crate) mod outlier;
 pub(crate) mod schema;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;

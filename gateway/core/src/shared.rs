@@ -5,11 +5,14 @@
 //! requests only when requests are limited.
 
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Wakes a shard, so that it looks at the budgets whose permits it waits for or holds idle.
 pub trait Bell: Send + Sync + fmt::Debug {
@@ -35,23 +38,41 @@ pub struct Budget {
     limit: AtomicU32,
     held: AtomicU32,
     claims: Box<[Claim]>,
+    /// Places for those that wait; as many are held as are wanted by all claims.
+    places: Option<Arc<Budget>>,
     /// The shard that a permit was handed to last.
     turn: AtomicU32,
     bell: Option<Arc<dyn Bell>>,
 }
 
+/// What becomes of a request that wants a permit.
+#[derive(Debug)]
+pub enum Waiting {
+    /// There is one.
+    Not(Permit),
+    /// It waits.
+    Yes,
+    /// As many wait as may.
+    Full,
+}
+
 impl Budget {
     /// A budget of `limit` permits; `u32::MAX` is no limit in practice.
     pub fn new(limit: u32) -> Arc<Self> {
-        Self::with_claims(limit, 0, None)
+        Self::with_claims(limit, 0, None, None)
     }
 
-    /// A budget whose permits `shards` can wait for; `bell` wakes them.
-    pub fn for_shards(limit: u32, shards: usize, bell: Arc<dyn Bell>) -> Arc<Self> {
-        Self::with_claims(limit, shards, Some(bell))
+    /// A budget whose permits `shards` can wait for, each request at one of `places`; `bell` wakes them.
+    pub fn for_shards(limit: u32, shards: usize, places: &Arc<Self>, bell: Arc<dyn Bell>) -> Arc<Self> {
+        Self::with_claims(limit, shards, Some(Arc::clone(places)), Some(bell))
     }
 
-    fn with_claims(limit: u32, shards: usize, bell: Option<Arc<dyn Bell>>) -> Arc<Self> {
+    fn with_claims(
+        limit: u32,
+        shards: usize,
+        places: Option<Arc<Self>>,
+        bell: Option<Arc<dyn Bell>>,
+    ) -> Arc<Self> {
         let claim = |_| Claim {
             wanted: AtomicU32::new(0),
             granted: AtomicU32::new(0),
@@ -60,6 +81,7 @@ impl Budget {
             limit: AtomicU32::new(limit),
             held: AtomicU32::new(0),
             claims: (0..shards).map(claim).collect(),
+            places,
             turn: AtomicU32::new(0),
             bell,
         })
@@ -91,8 +113,23 @@ impl Budget {
     }
 
     /// Notes that a request of `shard` waits for a permit, unless there is one now. From then on one is handed to the
-    /// shard by [`Self::take_grants`], or the request leaves by [`Self::leave`].
-    pub fn wait(self: &Arc<Self>, shard: usize) -> Option<Permit> {
+    /// shard by [`Self::take_grants`], or the request leaves by [`Self::leave`]; with either its place is free.
+    pub fn wait(self: &Arc<Self>, shard: usize) -> Waiting {
+        if self.places.as_ref().is_some_and(|places| !places.take()) {
+            return Waiting::Full;
+        }
+        self.claim(shard).map_or(Waiting::Yes, Waiting::Not)
+    }
+
+    /// Lets a request wait on that was to have a connection and found none; it is not asked whether there is a place.
+    pub fn wait_on(self: &Arc<Self>, shard: usize) -> Option<Permit> {
+        if let Some(places) = &self.places {
+            places.held.fetch_add(1, Ordering::AcqRel);
+        }
+        self.claim(shard)
+    }
+
+    fn claim(self: &Arc<Self>, shard: usize) -> Option<Permit> {
         let claim = self.claims.get(shard)?;
         claim.wanted.fetch_add(1, Ordering::AcqRel);
         // Whoever gives a permit back changes the same number: either that comes first, and the permit is seen here, or
@@ -113,8 +150,14 @@ impl Budget {
     /// A request of `shard` waits no more. When its permit is already on its way, the shard gets it all the same, for
     /// another of its requests or to give it back.
     pub fn leave(&self, shard: usize) {
-        if let Some(claim) = self.claims.get(shard) {
-            claim.withdraw();
+        if self.claims.get(shard).is_some_and(Claim::withdraw) {
+            self.free_place();
+        }
+    }
+
+    fn free_place(&self) {
+        if let Some(places) = &self.places {
+            places.give_back();
         }
     }
 
@@ -183,6 +226,7 @@ impl Budget {
             let Some(claim) = self.claims.get(shard).filter(|claim| claim.withdraw()) else {
                 continue;
             };
+            self.free_place();
             self.turn.store(shard as u32, Ordering::Relaxed);
             claim.granted.fetch_add(1, Ordering::AcqRel);
             if let Some(bell) = &self.bell {
@@ -295,24 +339,244 @@ pub struct ClusterShared {
     pub pending: Arc<Budget>,
     /// Requests that are under way; counted only when they are limited.
     pub requests: Arc<Budget>,
+    /// Which endpoints are ejected.
+    pub ejections: Arc<Ejections>,
+    /// What is known about each endpoint, by address.
+    pub endpoints: HashMap<SocketAddr, Arc<EndpointShared>>,
+}
+
+/// Consecutive failures that are counted apart.
+pub const STREAKS: usize = 3;
+
+/// What the shards share about one endpoint. A success on an endpoint that has not failed before writes nothing here.
+#[derive(Debug, Default)]
+pub struct EndpointShared {
+    streaks: [AtomicU32; STREAKS],
+    /// When its ejection ends, in milliseconds since the cluster's beginning; 0 when it is not ejected, and
+    /// [`REMOVED`] when it is none of the cluster's any more.
+    until: AtomicU64,
+    /// How often in a row it was ejected.
+    times: AtomicU32,
+    /// When its last ejection ended, or was last forgiven.
+    since: AtomicU64,
+}
+
+const REMOVED: u64 = u64::MAX;
+
+impl EndpointShared {
+    /// Whether it takes no requests.
+    pub fn is_ejected(&self) -> bool {
+        self.until.load(Ordering::Acquire) != 0
+    }
+
+    /// Counts a failure; answers whether there were as many in a row as `most`, and begins anew then.
+    pub fn fail(&self, streak: usize, most: u32) -> bool {
+        let Some(count) = self.streaks.get(streak).filter(|_| most > 0) else {
+            return false;
+        };
+        if count.fetch_add(1, Ordering::AcqRel) + 1 < most {
+            return false;
+        }
+        count.store(0, Ordering::Release);
+        true
+    }
+
+    /// Notes a success.
+    pub fn succeed(&self, streak: usize) {
+        if let Some(count) = self.streaks.get(streak)
+            && count.load(Ordering::Relaxed) != 0
+        {
+            count.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// The ejected endpoints of one cluster, as a number that is never more than a shard says it may be.
+#[derive(Debug)]
+pub struct Ejections {
+    /// What times are counted from; None for a cluster that ejects nobody.
+    beginning: Option<Instant>,
+    count: AtomicU32,
+    /// Grows with each change, so that shards notice.
+    epoch: AtomicU32,
+}
+
+impl Ejections {
+    fn new(beginning: Option<Instant>) -> Arc<Self> {
+        Arc::new(Self {
+            beginning,
+            count: AtomicU32::new(0),
+            epoch: AtomicU32::new(0),
+        })
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        let since = self
+            .beginning
+            .map(|beginning| at.saturating_duration_since(beginning));
+        u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(REMOVED - 1)
+    }
+
+    /// How many are ejected.
+    pub fn count(&self) -> u32 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Grows with each change.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn changed(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Ejects an endpoint for as long as `time` says for the number of times that it was in a row, this one included,
+    /// unless as many as `most` are ejected. Answers how long, if it was this call that did it.
+    pub fn eject(
+        &self,
+        endpoint: &EndpointShared,
+        most: u32,
+        now: Instant,
+        time: impl Fn(u32) -> Duration,
+    ) -> Option<Duration> {
+        if endpoint.is_ejected() {
+            return None;
+        }
+        let mut count = self.count.load(Ordering::Acquire);
+        while count < most {
+            match self
+                .count
+                .compare_exchange_weak(count, count + 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => break,
+                Err(other) => count = other,
+            }
+        }
+        if count >= most {
+            return None;
+        }
+        let times = endpoint.times.load(Ordering::Acquire).saturating_add(1);
+        let time = time(times);
+        let until = self.ms(now + time).clamp(1, REMOVED - 1);
+        let ejected = endpoint
+            .until
+            .compare_exchange(0, until, Ordering::AcqRel, Ordering::Acquire);
+        if ejected.is_err() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        endpoint.times.store(times, Ordering::Release);
+        self.changed();
+        Some(time)
+    }
+
+    /// Ends an ejection whose time is over; answers whether it was this call that did it. An endpoint that has done well
+    /// for `interval` is forgiven one of its times.
+    pub fn look(&self, endpoint: &EndpointShared, now: Instant, interval: Duration) -> bool {
+        let now = self.ms(now);
+        let until = endpoint.until.load(Ordering::Acquire);
+        if until == 0 {
+            let times = endpoint.times.load(Ordering::Acquire);
+            let since = endpoint.since.load(Ordering::Acquire);
+            let interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+            let forgiven = times > 0
+                && now.saturating_sub(since) >= interval
+                && endpoint
+                    .since
+                    .compare_exchange(since, now, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok();
+            if forgiven {
+                endpoint.times.store(times - 1, Ordering::Release);
+            }
+            return false;
+        }
+        now >= until && until != REMOVED && self.end(endpoint, until, 0, now)
+    }
+
+    fn end(&self, endpoint: &EndpointShared, until: u64, next: u64, now: u64) -> bool {
+        // First: whoever sees it back must not see old failures.
+        endpoint
+            .streaks
+            .iter()
+            .for_each(|count| count.store(0, Ordering::Release));
+        endpoint.since.store(now, Ordering::Release);
+        let ended = endpoint
+            .until
+            .compare_exchange(until, next, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok();
+        if ended {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            self.changed();
+        }
+        ended
+    }
+
+    /// The endpoint is none of the cluster's any more: it can be ejected no more, and counts no more.
+    fn remove(&self, endpoint: &EndpointShared) {
+        let before = endpoint.until.swap(REMOVED, Ordering::AcqRel);
+        if before != 0 && before != REMOVED {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.changed();
+    }
 }
 
 impl ClusterShared {
-    /// Fresh counts for a single shard, which nobody else competes with.
-    pub fn new(connections_max: u32) -> Self {
+    /// The same counts with these endpoints: those that stay keep what is known about them.
+    #[must_use]
+    pub fn with_endpoints(&self, addresses: impl Iterator<Item = SocketAddr>) -> Self {
+        let known = |address| {
+            let known = self.endpoints.get(&address).map(Arc::clone);
+            (address, known.unwrap_or_default())
+        };
+        let endpoints: HashMap<SocketAddr, Arc<EndpointShared>> = addresses.map(known).collect();
+        for (address, gone) in &self.endpoints {
+            if !endpoints.contains_key(address) {
+                self.ejections.remove(gone);
+            }
+        }
         Self {
-            connections: Budget::with_claims(connections_max, 1, None),
-            pending: Budget::new(u32::MAX),
-            requests: Budget::new(u32::MAX),
+            connections: Arc::clone(&self.connections),
+            pending: Arc::clone(&self.pending),
+            requests: Arc::clone(&self.requests),
+            ejections: Arc::clone(&self.ejections),
+            endpoints,
         }
     }
 
-    /// Fresh counts for a process of so many shards.
-    pub fn for_shards(limits: Limits, shards: usize, bell: Arc<dyn Bell>) -> Self {
+    /// Outliers are looked for no more: who is ejected comes back.
+    pub fn forgive(&self, now: Instant) {
+        for endpoint in self.endpoints.values() {
+            let until = endpoint.until.load(Ordering::Acquire);
+            if until != 0 && until != REMOVED {
+                self.ejections.end(endpoint, until, 0, self.ejections.ms(now));
+            }
+            endpoint.times.store(0, Ordering::Release);
+        }
+    }
+
+    /// Fresh counts for a single shard, which nobody else competes with, and whose endpoints are never ejected.
+    pub fn new(connections_max: u32) -> Self {
+        let pending = Budget::new(u32::MAX);
         Self {
-            connections: Budget::for_shards(limits.connections, shards, bell),
-            pending: Budget::new(limits.pending),
+            connections: Budget::with_claims(connections_max, 1, Some(Arc::clone(&pending)), None),
+            pending,
+            requests: Budget::new(u32::MAX),
+            ejections: Ejections::new(None),
+            endpoints: HashMap::new(),
+        }
+    }
+
+    /// Fresh counts for a process of so many shards. `now` is when the cluster's times begin.
+    pub fn for_shards(limits: Limits, shards: usize, bell: Arc<dyn Bell>, now: Instant) -> Self {
+        let pending = Budget::new(limits.pending);
+        Self {
+            connections: Budget::for_shards(limits.connections, shards, &pending, bell),
+            pending,
             requests: Budget::new(limits.requests),
+            ejections: Ejections::new(Some(now)),
+            endpoints: HashMap::new(),
         }
     }
 
@@ -359,11 +623,12 @@ mod tests {
     #[test]
     fn permits_that_come_back_go_around_the_shards_that_wait() {
         let bell = Arc::new(Rings::default());
-        let budget = Budget::for_shards(1, 3, Arc::clone(&bell) as Arc<dyn Bell>);
+        let budget = Budget::for_shards(1, 3, &Budget::new(4), Arc::clone(&bell) as Arc<dyn Bell>);
         let mut held = budget.acquire();
         for shard in [0, 0, 2, 2] {
-            assert!(budget.wait(shard).is_none());
+            assert!(matches!(budget.wait(shard), Waiting::Yes));
         }
+        assert!(matches!(budget.wait(1), Waiting::Full));
         bell.0.lock().unwrap().clear();
         let mut order = Vec::new();
         for _ in 0..4 {
@@ -383,9 +648,9 @@ mod tests {
 
     #[test]
     fn a_smaller_limit_takes_permits_out_and_a_larger_one_hands_them_out() {
-        let budget = Budget::for_shards(3, 2, Arc::new(Rings::default()));
+        let budget = Budget::for_shards(3, 2, &Budget::new(9), Arc::new(Rings::default()));
         let mut held: Vec<_> = (0..3).filter_map(|_| budget.acquire()).collect();
-        assert!(budget.wait(1).is_none());
+        assert!(matches!(budget.wait(1), Waiting::Yes));
         budget.set_limit(1);
         held.truncate(1);
         assert_eq!((budget.held(), budget.take_grants(1).count()), (1, 0));
@@ -397,9 +662,9 @@ mod tests {
 
     #[test]
     fn who_leaves_too_late_leaves_a_permit_that_can_be_given_back() {
-        let budget = Budget::for_shards(1, 2, Arc::new(Rings::default()));
+        let budget = Budget::for_shards(1, 2, &Budget::new(9), Arc::new(Rings::default()));
         let held = budget.acquire();
-        assert!(budget.wait(0).is_none());
+        assert!(matches!(budget.wait(0), Waiting::Yes));
         drop(held);
         budget.leave(0);
         assert_eq!(budget.held(), 1, "it is on its way");
@@ -448,7 +713,8 @@ mod loom_tests {
     #[test]
     fn who_waits_while_a_permit_comes_back_gets_it() {
         loom::model(|| {
-            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let places = Budget::new(1);
+            let budget = Budget::for_shards(1, 2, &places, Arc::new(Silent));
             let held = budget.acquire();
             let waiting = {
                 let budget = Arc::clone(&budget);
@@ -457,19 +723,20 @@ mod loom_tests {
             drop(held);
             let at_once = waiting.join().unwrap();
             let granted: Vec<_> = budget.take_grants(1).collect();
-            assert_eq!(granted.len() + usize::from(at_once.is_some()), 1);
+            assert_eq!(granted.len() + usize::from(matches!(at_once, Waiting::Not(_))), 1);
             assert_eq!(budget.held(), 1);
             drop((granted, at_once));
-            assert_eq!(budget.held(), 0);
+            assert_eq!((budget.held(), places.held()), (0, 0));
         });
     }
 
     #[test]
     fn who_leaves_while_a_permit_is_handed_over_loses_none() {
         loom::model(|| {
-            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let places = Budget::new(1);
+            let budget = Budget::for_shards(1, 2, &places, Arc::new(Silent));
             let held = budget.acquire();
-            assert!(budget.wait(1).is_none());
+            assert!(matches!(budget.wait(1), Waiting::Yes));
             let leaving = {
                 let budget = Arc::clone(&budget);
                 loom::thread::spawn(move || budget.leave(1))
@@ -477,7 +744,7 @@ mod loom_tests {
             drop(held);
             leaving.join().unwrap();
             drop(budget.take_grants(1).collect::<Vec<_>>());
-            assert_eq!(budget.held(), 0);
+            assert_eq!((budget.held(), places.held()), (0, 0));
             assert!(!budget.is_wanted());
         });
     }
@@ -485,7 +752,8 @@ mod loom_tests {
     #[test]
     fn who_waits_while_the_limit_grows_gets_a_permit() {
         loom::model(|| {
-            let budget = Budget::for_shards(1, 2, Arc::new(Silent));
+            let places = Budget::new(1);
+            let budget = Budget::for_shards(1, 2, &places, Arc::new(Silent));
             let held = budget.acquire();
             let waiting = {
                 let budget = Arc::clone(&budget);
@@ -494,9 +762,47 @@ mod loom_tests {
             budget.set_limit(2);
             let at_once = waiting.join().unwrap();
             let granted: Vec<_> = budget.take_grants(1).collect();
-            assert_eq!(granted.len() + usize::from(at_once.is_some()), 1);
+            assert_eq!(granted.len() + usize::from(matches!(at_once, Waiting::Not(_))), 1);
             assert_eq!(budget.held(), 2);
             drop(held);
+        });
+    }
+
+    #[test]
+    fn two_shards_never_eject_more_than_may_be() {
+        loom::model(|| {
+            let ejections = Ejections::new(None);
+            let endpoints = [(); 2].map(|()| Arc::new(EndpointShared::default()));
+            let threads = endpoints.clone().map(|endpoint| {
+                let ejections = Arc::clone(&ejections);
+                loom::thread::spawn(move || {
+                    let (now, time) = (Instant::now(), |_| Duration::from_secs(1));
+                    ejections.eject(&endpoint, 1, now, time).is_some()
+                })
+            });
+            let ejected = threads.map(|thread| thread.join().unwrap());
+            assert_eq!(ejected.iter().filter(|ejected| **ejected).count(), 1);
+            assert_eq!(ejections.count(), 1);
+        });
+    }
+
+    #[test]
+    fn an_endpoint_that_two_shards_eject_or_remove_at_once_counts_once() {
+        loom::model(|| {
+            let ejections = Ejections::new(None);
+            let endpoint = Arc::new(EndpointShared::default());
+            let other = {
+                let (ejections, endpoint) = (Arc::clone(&ejections), Arc::clone(&endpoint));
+                loom::thread::spawn(move || {
+                    ejections.eject(&endpoint, 2, Instant::now(), |_| Duration::from_secs(1));
+                })
+            };
+            ejections.eject(&endpoint, 2, Instant::now(), |_| Duration::from_secs(1));
+            other.join().unwrap();
+            assert_eq!(ejections.count(), 1);
+            ejections.remove(&endpoint);
+            assert_eq!(ejections.count(), 0);
+            assert!(endpoint.is_ejected(), "and is not picked");
         });
     }
 }

@@ -149,7 +149,13 @@ impl Metrics {
         metrics::with_local_recorder(&self.recorder, || {
             metrics::describe_gauge!("isthmus_cluster_limit", "A limit of a cluster.");
             metrics::describe_gauge!("isthmus_cluster_used", "How much of a cluster's limit is used.");
+            metrics::describe_gauge!("isthmus_ejected", "Endpoints of a cluster that are ejected.");
             for (key, shared) in clusters {
+                // Those that never had one ejected have no series.
+                if shared.ejections.epoch() > 0 {
+                    metrics::gauge!("isthmus_ejected", "cluster" => key.to_string())
+                        .set(f64::from(shared.ejections.count()));
+                }
                 for limit in Limit::ALL {
                     let budget = shared.budget(limit);
                     // What waits is worth knowing whether or not that is limited.
@@ -184,6 +190,18 @@ impl Metrics {
             }
             metrics::describe_gauge!("isthmus_key_errors", "Keys that cannot be loaded.");
             metrics::gauge!("isthmus_key_errors").set(store.errors().count() as f64);
+        });
+    }
+
+    /// Counts an endpoint that was ejected, or is back.
+    pub(super) fn count_ejection(&self, cluster: &str, ejected: bool) {
+        let name = if ejected {
+            "isthmus_ejections_total"
+        } else {
+            "isthmus_unejections_total"
+        };
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::counter!(name, "cluster" => cluster.to_owned()).increment(1);
         });
     }
 

@@ -373,6 +373,16 @@ impl Control {
             }
             ToControl::Retired(publication) => drop(publication),
             ToControl::Stats { stats, clusters } => self.take_stats(index, &stats, clusters),
+            ToControl::Ejected(changes) => {
+                for (cluster, change) in changes {
+                    let (cluster, address) = (cluster.as_str(), change.address);
+                    match change.ejected {
+                        Some(time) => tracing::warn!(cluster, %address, ?time, "an endpoint is ejected"),
+                        None => tracing::info!(cluster, %address, "an ejected endpoint is back"),
+                    }
+                    self.metrics.count_ejection(cluster, change.ejected.is_some());
+                }
+            }
             ToControl::Drained => {
                 if let Some(shard) = self.shards.get_mut(index) {
                     shard.drained = true;

@@ -1,5 +1,6 @@
 //! Publishing: joins a snapshot with what shards share about its clusters, and keeps both until shards are done.
 
+use crate::io::clock;
 use crate::mailbox::{Bells, Publication};
 use isthmus_core::name::ClusterMap;
 use isthmus_core::shared::{Bell, ClusterShared};
@@ -34,10 +35,19 @@ impl Publisher {
             spec.balancer.prepare(&spec.endpoints.endpoints);
             let counts = known.unwrap_or_else(|| {
                 let bell: Arc<dyn Bell> = Arc::clone(&self.bells) as _;
-                Arc::new(ClusterShared::for_shards(spec.limits, self.bells.shards(), bell))
+                Arc::new(ClusterShared::for_shards(
+                    spec.limits,
+                    self.bells.shards(),
+                    bell,
+                    clock::now(),
+                ))
             });
             counts.set_limits(spec.limits);
-            shared.insert(key.clone(), counts);
+            if spec.outlier.is_none() {
+                counts.forgive(clock::now());
+            }
+            let addresses = spec.endpoints.endpoints.iter().map(|endpoint| endpoint.address);
+            shared.insert(key.clone(), Arc::new(counts.with_endpoints(addresses)));
         }
         let publication = Arc::new(Publication { snapshot, shared });
         self.current = Some(Arc::clone(&publication));

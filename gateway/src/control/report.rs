@@ -98,6 +98,11 @@ pub(super) fn clusters(collected: &Collected) -> Value {
                     .map(|(_, shared)| shared)
             });
             if let Some(shared) = shared {
+                for endpoint in cluster["endpoints"].as_array_mut().into_iter().flatten() {
+                    let address = endpoint["address"].as_str().and_then(|text| text.parse().ok());
+                    let known = address.and_then(|address| shared.endpoints.get(&address));
+                    endpoint["ejected"] = json!(known.is_some_and(|known| known.is_ejected()));
+                }
                 for limit in Limit::ALL {
                     let budget = shared.budget(limit);
                     let max = budget.is_limited().then(|| budget.limit());
@@ -132,8 +137,15 @@ pub(super) fn clusters_text(collected: &Collected) -> String {
             let name = cluster["name"].as_str().unwrap_or("");
             let address = endpoint["address"].as_str().unwrap_or("");
             text.push_str(&format!(
-                "{name}::{address}::weight::{}\n{name}::{address}::rq_active::{}\n{name}::{address}::cx_idle::{}\n",
-                endpoint["weight"], endpoint["requests_active"], endpoint["connections_idle"]
+                "{name}::{address}::weight::{}\n{name}::{address}::rq_active::{}\n{name}::{address}::cx_idle::{}\n{name}::{address}::health_flags::{}\n",
+                endpoint["weight"],
+                endpoint["requests_active"],
+                endpoint["connections_idle"],
+                if endpoint["ejected"] == json!(true) {
+                    "/failed_outlier_check"
+                } else {
+                    "healthy"
+                }
             ));
         }
     }

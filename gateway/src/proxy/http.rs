@@ -20,6 +20,7 @@ use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
+use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::forwarded;
 use isthmus_core::grpc;
@@ -415,8 +416,12 @@ async fn attempt(
             Connected::Refused(cause) => return Err(End::Reply(cause.into())),
             Connected::Yes(lease, mut upstream) => {
                 let began = if upstream.is_reused() { now } else { clock::now() };
-                match send(context, conn, x, cluster, &mut upstream, began).await? {
+                match watched(
+                    &lease,
+                    send(context, conn, x, cluster, &mut upstream, began).await,
+                )? {
                     Sent::Answered(sent) => {
+                        lease.report(Signal::Status(status_of(x)), clock::now());
                         if let Some(time) = x.outcome.upstream_time {
                             lease.observe(Some(time), began + time);
                         }
@@ -433,6 +438,10 @@ async fn attempt(
         if let Some(lease) = lease {
             let now = clock::now();
             lease.observe(None, now);
+            // A connection that idled too long says nothing about its endpoint.
+            if !matches!(failure, Failure::Reset { reused: true }) {
+                lease.report(Signal::NoAnswer, now);
+            }
             // A key leads to one endpoint, also in the next attempt (Istio turns `retryIgnorePreviousHosts` off then).
             if x.hash.is_none() {
                 avoid.push(lease.endpoint());
@@ -446,6 +455,30 @@ async fn attempt(
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
     }
+}
+
+/// Notes when an upstream has not answered in time, however the attempt goes on.
+fn watched<T>(lease: &Lease, sent: Result<T, End>) -> Result<T, End> {
+    if let Err(End::Reply(reply)) = &sent
+        && reply.cause == Cause::UpstreamTimeout
+    {
+        lease.report(Signal::NoAnswer, clock::now());
+    }
+    sent
+}
+
+/// The status of the answer; that of a call which ends with its head, as HTTP would say it.
+fn status_of(x: &Exchange) -> u16 {
+    let status = x.response.status;
+    let kind = x.request.headers.get(HeaderId::ContentType);
+    if status == StatusCode::OK && kind.is_some_and(grpc::is_call) {
+        let fields = &mut x.response.headers.iter();
+        let found = fields.find(|(_, name, _)| name.eq_ignore_ascii_case(b"grpc-status"));
+        if let Some(status) = found.and_then(|(_, _, value)| grpc::Status::parse(value)) {
+            return status.to_http();
+        }
+    }
+    status.as_u16()
 }
 
 /// Waits before a retry, unless the client goes away or the time is over.

@@ -25,7 +25,8 @@ use std::time::Duration;
 
 /// How often a shard does what need not be done at once: looks at idle upstream connections.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How often the access log's batch is handed over at the latest, and retired versions and full mailboxes are looked at.
+/// How often the access log's batch is handed over at the latest, and retired versions, full mailboxes and ejected
+/// endpoints are looked at.
 const FLUSH: Duration = Duration::from_millis(100);
 
 /// What a shard is started with.
@@ -250,6 +251,10 @@ impl Shard {
             self.outbox.borrow_mut().flush();
             self.report_drained();
             let now = clock::now();
+            let changes = self.context.clusters.sweep_outliers(now);
+            if !changes.is_empty() {
+                self.send(ToControl::Ejected(changes));
+            }
             if now.saturating_duration_since(last) >= HOUSEKEEPING {
                 last = now;
                 self.context.clusters.sweep();

@@ -9,7 +9,7 @@
 //! shards wait, a shard whose own requests would use every connection again and again gives one up each [`TURN`].
 
 use super::{Cluster, ConnId, SharedId};
-use crate::shared::{Limit, Permit};
+use crate::shared::{Limit, Permit, Waiting};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,9 @@ pub enum Victim {
 #[derive(Debug)]
 struct Waiter {
     id: WaiterId,
-    /// Its place among the requests that may wait; given back when it leaves.
-    _place: Permit,
+    /// Whether it has a claim to a permit, and with that one of the places of those that wait. It has none from the
+    /// moment that there is a connection for it, so that the next request finds room even before this one has gone.
+    has_claim: bool,
 }
 
 /// The requests of one cluster that wait on one shard.
@@ -49,6 +50,10 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    fn find(&self, id: WaiterId) -> Option<usize> {
+        self.waiters.binary_search_by_key(&id, |waiter| waiter.id).ok()
+    }
+
     /// A permit that others have handed over.
     pub(super) fn take_granted(&mut self) -> Option<Permit> {
         self.granted.pop()
@@ -87,15 +92,40 @@ impl Cluster {
 
     /// Joins the queue. The answer is given back by one [`Self::leave`].
     pub fn wait(&mut self) -> Result<WaiterId, Limit> {
-        let place = self.shared.pending.acquire().ok_or(Limit::Pending)?;
+        let waiting = self.shared.connections.wait(self.shard);
+        let has_claim = match waiting {
+            Waiting::Full => return Err(Limit::Pending),
+            Waiting::Yes => true,
+            // It has just come back, and is for the first of the queue.
+            Waiting::Not(permit) => {
+                self.queue.granted.push(permit);
+                false
+            }
+        };
         let id = WaiterId(self.queue.next);
         self.queue.next += 1;
-        self.queue.waiters.push_back(Waiter { id, _place: place });
-        // A permit that has just come back is for the first of the queue.
-        self.queue
-            .granted
-            .extend(self.shared.connections.wait(self.shard));
+        self.queue.waiters.push_back(Waiter { id, has_claim });
         Ok(id)
+    }
+
+    /// A request that had its turn and found nothing stays where it is in the queue.
+    pub fn wait_on(&mut self, id: WaiterId) {
+        let Some(at) = self.queue.find(id) else { return };
+        let Some(waiter) = self.queue.waiters.get_mut(at).filter(|waiter| !waiter.has_claim) else {
+            return;
+        };
+        let permit = self.shared.connections.wait_on(self.shard);
+        waiter.has_claim = permit.is_none();
+        self.queue.granted.extend(permit);
+    }
+
+    /// There is a connection for the first of the queue: it needs no permit.
+    pub fn call_first(&mut self) {
+        if let Some(first) = self.queue.waiters.front_mut()
+            && std::mem::take(&mut first.has_claim)
+        {
+            self.shared.connections.leave(self.shard);
+        }
     }
 
     /// Whether a permit is at hand for the first of the queue.
@@ -104,16 +134,16 @@ impl Cluster {
     }
 
     /// Leaves the queue: with a connection, or because the client is gone or the time over. The next one may then look.
-    pub fn leave(&mut self, id: WaiterId, has_used_grant: bool) {
-        let Ok(at) = self.queue.waiters.binary_search_by_key(&id, |waiter| waiter.id) else {
+    pub fn leave(&mut self, id: WaiterId) {
+        let Some(waiter) = self.queue.find(id).and_then(|at| {
+            if at == 0 {
+                self.picked = None;
+            }
+            self.queue.waiters.remove(at)
+        }) else {
             return;
         };
-        self.queue.waiters.remove(at);
-        if at == 0 {
-            self.forget_pick();
-        }
-        if !has_used_grant {
-            // Its claim is no more; if a permit is on its way for it, another request uses that, or nobody.
+        if waiter.has_claim {
             self.shared.connections.leave(self.shard);
         }
         if self.queue.waiters.is_empty() {
@@ -133,9 +163,13 @@ impl Cluster {
         let granted = self.shared.connections.take_grants(self.shard);
         if self.queue.waiters.is_empty() {
             granted.for_each(drop);
-        } else {
-            self.queue.granted.extend(granted);
+            return;
         }
+        let before = self.queue.granted.len();
+        self.queue.granted.extend(granted);
+        let new = self.queue.granted.len() - before;
+        let claims = self.queue.waiters.iter_mut().filter(|waiter| waiter.has_claim);
+        claims.take(new).for_each(|waiter| waiter.has_claim = false);
     }
 
     /// The connection that has idled longest, to be closed because a permit is wanted; it is known here no more.
@@ -208,7 +242,12 @@ mod tests {
 
     fn shards(limits: Limits, count: usize) -> (Vec<Cluster>, Random) {
         let mut random = Random::from_seed(7);
-        let shared = Arc::new(ClusterShared::for_shards(limits, count, Arc::new(Silent)));
+        let shared = Arc::new(ClusterShared::for_shards(
+            limits,
+            count,
+            Arc::new(Silent),
+            Instant::now(),
+        ));
         let spec = Arc::new(ClusterSpec {
             limits,
             ..ClusterSpec::clone(&spec(&[1]))
@@ -245,14 +284,17 @@ mod tests {
         assert!(open(cluster, &mut random).is_none());
         let (a, b) = (cluster.wait().unwrap(), cluster.wait().unwrap());
         cluster.release(endpoint, Some(ConnId(3)), Instant::now());
+        assert_eq!(cluster.shared().pending.held(), 2);
+        cluster.call_first();
+        assert_eq!(cluster.shared().pending.held(), 1, "the next request finds room");
         assert!(cluster.is_turn(Some(a)) && !cluster.is_turn(Some(b)) && !cluster.is_turn(None));
         assert!(matches!(
             cluster.acquire(any(), false, &mut random),
             Acquired::Use { conn: ConnId(3), .. }
         ));
-        cluster.leave(a, false);
+        cluster.leave(a);
         assert!(cluster.is_turn(Some(b)) && !cluster.is_turn(None));
-        cluster.leave(b, false);
+        cluster.leave(b);
         assert!(cluster.is_turn(None));
         assert_eq!((cluster.waiting(), cluster.shared().pending.held()), (0, 0));
     }
@@ -263,11 +305,12 @@ mod tests {
             pending: 2,
             ..connections(1)
         };
-        let (mut all, _) = shards(limits, 2);
+        let (mut all, mut random) = shards(limits, 2);
+        let _held = open(&mut all[0], &mut random).unwrap();
         let first = all[0].wait().unwrap();
         assert!(all[1].wait().is_ok(), "one for both shards");
         assert_eq!(all[1].wait(), Err(Limit::Pending));
-        all[0].leave(first, false);
+        all[0].leave(first);
         assert!(all[1].wait().is_ok());
     }
 
@@ -314,7 +357,7 @@ mod tests {
         right[0].take_grants();
         assert!(right[0].has_granted() && right[0].is_turn(Some(place)));
         let (_, permit) = open(&mut right[0], &mut random).unwrap();
-        right[0].leave(place, true);
+        right[0].leave(place);
         assert_eq!(right[0].shared().connections.held(), 2);
         assert!(left[0].reclaim().is_empty());
         drop(permit);
@@ -332,7 +375,7 @@ mod tests {
         assert!(!all[0].is_turn_over(now) && !all[0].is_turn_over(now + TURN / 2));
         assert!(all[0].is_turn_over(now + TURN));
         assert!(!all[0].is_turn_over(now + TURN), "a new one begins");
-        all[0].leave(own, false);
+        all[0].leave(own);
     }
 
     #[test]
@@ -341,13 +384,13 @@ mod tests {
         let held = open(&mut all[0], &mut random).unwrap();
         let (a, b) = (all[1].wait().unwrap(), all[1].wait().unwrap());
         drop(held);
-        all[1].leave(a, false);
+        all[1].leave(a);
         all[1].take_grants();
         assert!(
             all[1].has_granted(),
             "the second of the queue gets what was meant for the first"
         );
-        all[1].leave(b, false);
+        all[1].leave(b);
         assert_eq!(all[1].shared().connections.held(), 0);
         let late = all[1].wait();
         assert!(

@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod hash;
 mod latency;
 pub mod locality;
+pub mod outlier;
 pub mod pool;
 mod schedule;
 pub mod warmup;
@@ -17,7 +18,7 @@ use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
-use crate::shared::{ClusterShared, Limits, Permit};
+use crate::shared::{ClusterShared, EndpointShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerSpec, Load};
 use pool::Pool;
@@ -64,6 +65,8 @@ pub struct ClusterSpec {
     pub proxy_protocol: Option<ProxyVersion>,
     /// How many connections and requests there may be, in the whole process.
     pub limits: Limits,
+    /// When endpoints are ejected; None for never.
+    pub outlier: Option<outlier::OutlierPolicy>,
 }
 
 /// Versions of the PROXY protocol.
@@ -172,6 +175,8 @@ struct EndpointState {
     shared: Vec<Multiplexed>,
     /// Streams at a time that it allowed on its last connection, so that a new one begins with as many.
     streams_allowed: u32,
+    /// What the shards know about it.
+    health: Arc<EndpointShared>,
 }
 
 impl Load for [EndpointState] {
@@ -206,6 +211,10 @@ pub struct Cluster {
     queue: breaker::Queue,
     /// The endpoint that was picked for a request which found no permit: the balancer is asked once for each request.
     picked: Option<EndpointId>,
+    /// The change of what is ejected that the balancer knows of.
+    epoch: u32,
+    /// When outliers were last looked at.
+    swept: Option<Instant>,
     next_id: u32,
     next_shared: u32,
 }
@@ -228,6 +237,8 @@ impl Cluster {
             balancer,
             queue: breaker::Queue::default(),
             picked: None,
+            epoch: 0,
+            swept: None,
             next_id: 0,
             next_shared: 0,
         };
@@ -252,15 +263,23 @@ impl Cluster {
         &self.shared
     }
 
+    /// Takes over what the shards share in a new version, before its specification.
+    pub fn share_counts(&mut self, shared: Arc<ClusterShared>) {
+        self.shared = shared;
+    }
+
     /// Takes a new specification over. Endpoints whose address stays keep their connections and counts; the idle
     /// connections of the others are handed back to be closed.
     pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, now: Instant, random: &mut Random) -> Vec<ConnId> {
         let mut before = std::mem::take(&mut self.endpoints);
         for endpoint in &spec.endpoints.endpoints {
             let known = before.iter().position(|state| state.address == endpoint.address);
+            let health = self.shared.endpoints.get(&endpoint.address).map(Arc::clone);
+            let health = health.unwrap_or_default();
             let state = match known {
                 Some(at) => EndpointState {
                     weight: endpoint.weight,
+                    health,
                     ..before.swap_remove(at)
                 },
                 None => {
@@ -273,6 +292,7 @@ impl Cluster {
                         idle: Pool::default(),
                         shared: Vec::new(),
                         streams_allowed: u32::MAX,
+                        health,
                     }
                 }
             };
@@ -280,7 +300,10 @@ impl Cluster {
         }
         let ids = self.endpoints.iter().map(|state| state.id);
         self.positions = ids.zip(0..).collect();
-        let available = |_| true;
+        self.epoch = self.shared.ejections.epoch();
+        let (endpoints, detects) = (&self.endpoints, spec.outlier.is_some());
+        let available =
+            |at: usize| !detects || endpoints.get(at).is_some_and(|state| !state.health.is_ejected());
         self.balancer
             .replace(&spec.balancer, &spec.endpoints.endpoints, available, now, random);
         self.spec = spec;
@@ -374,6 +397,7 @@ impl Cluster {
 
     /// The endpoint that was picked when the same request found no permit, else a new one.
     fn pick_once(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
+        self.refresh(choice.now, random);
         let picked = self.picked.take().filter(|id| !choice.avoid.contains(id));
         let at = picked.and_then(|id| self.positions.get(&id).copied());
         at.or_else(|| self.pick(choice, random))
@@ -574,6 +598,7 @@ pub(in crate::cluster) mod tests {
             keepalive: None,
             proxy_protocol: None,
             limits: Limits::default(),
+            outlier: None,
         })
     }
 

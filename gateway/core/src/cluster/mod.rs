@@ -399,7 +399,12 @@ impl Cluster {
     fn pick_once(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
         self.refresh(choice.now, random);
         let picked = self.picked.take().filter(|id| !choice.avoid.contains(id));
-        let at = picked.and_then(|id| self.positions.get(&id).copied());
+        // It may have been ejected while the request has waited.
+        let at = picked.and_then(|id| {
+            let at = *self.positions.get(&id)?;
+            let state = self.endpoints.get(at)?;
+            (self.spec.outlier.is_none() || !state.health.is_ejected()).then_some(at)
+        });
         at.or_else(|| self.pick(choice, random))
     }
 

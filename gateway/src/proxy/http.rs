@@ -10,6 +10,7 @@ use super::body::{
 use super::exchange::{After, Exchange, Outcome};
 use super::fields;
 use super::local::{self, Answer};
+use super::watch::{status_of, watched};
 use super::{Context, FoundHost, ListenerState, pending, upgrade};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
@@ -455,30 +456,6 @@ async fn attempt(
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
     }
-}
-
-/// Notes when an upstream has not answered in time, however the attempt goes on.
-fn watched<T>(lease: &Lease, sent: Result<T, End>) -> Result<T, End> {
-    if let Err(End::Reply(reply)) = &sent
-        && reply.cause == Cause::UpstreamTimeout
-    {
-        lease.report(Signal::NoAnswer, clock::now());
-    }
-    sent
-}
-
-/// The status of the answer; that of a call which ends with its head, as HTTP would say it.
-fn status_of(x: &Exchange) -> u16 {
-    let status = x.response.status;
-    let kind = x.request.headers.get(HeaderId::ContentType);
-    if status == StatusCode::OK && kind.is_some_and(grpc::is_call) {
-        let fields = &mut x.response.headers.iter();
-        let found = fields.find(|(_, name, _)| name.eq_ignore_ascii_case(b"grpc-status"));
-        if let Some(status) = found.and_then(|(_, _, value)| grpc::Status::parse(value)) {
-            return status.to_http();
-        }
-    }
-    status.as_u16()
 }
 
 /// Waits before a retry, unless the client goes away or the time is over.

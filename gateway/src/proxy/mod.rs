@@ -9,6 +9,7 @@ mod local;
 mod pending;
 pub mod tcp;
 mod upgrade;
+mod watch;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;

@@ -578,12 +578,12 @@ impl Cluster {
 }
 
 #[cfg(test)]
-pub(in crate::cluster) mod tests {
+mod tests {
     use super::balancer::BalancerKind;
     use super::*;
     use crate::endpoint::Endpoint;
 
-    pub(in crate::cluster) fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
+    pub(super) fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
         let endpoints = ports
             .iter()
             .map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
@@ -607,7 +607,7 @@ pub(in crate::cluster) mod tests {
         })
     }
 
-    pub(in crate::cluster) fn any() -> Choice<'static> {
+    pub(super) fn any() -> Choice<'static> {
         but(&[])
     }
 

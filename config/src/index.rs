@@ -151,6 +151,7 @@ impl Rule<'_> {
                 retry_budget: policy.blocks.retry_budget.or(base.retry_budget),
                 hedges: base.hedges,
                 has_outlier_detection: policy.blocks.has_outlier_detection || base.has_outlier_detection,
+                outlier: policy.blocks.outlier.clone().or(base.outlier),
                 min_health_percent: match policy.blocks.has_outlier_detection {
                     true => policy.blocks.min_health_percent,
                     false => base.min_health_percent,

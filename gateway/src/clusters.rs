@@ -10,7 +10,9 @@ use crate::mailbox::{ClientConfigs, TlsSet};
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
+use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::{HashKey, Keyed, source};
+use isthmus_core::cluster::outlier::{Change, Signal};
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{
     Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId,
@@ -20,15 +22,17 @@ use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::proxy_protocol::Addresses;
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
-use isthmus_core::shared::Permit;
+use isthmus_core::shared::{Limit, Permit};
 use isthmus_core::tls::Offer;
 use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// A connection that idled no longer than this is used without a look, when a request on it can be sent again: the
@@ -49,6 +53,68 @@ pub struct ClusterHandle {
     keys: RefCell<Option<Keys>>,
     /// Copies of requests that are under way to it.
     mirrors: Rc<Cell<u32>>,
+    /// Who waits for a connection, in their order.
+    waiting: RefCell<VecDeque<(WaiterId, Option<Waker>)>>,
+    /// Whether the first of them has something to look at.
+    is_called: Cell<bool>,
+    /// What each limit has stopped since it was last asked, in the order of [`Limit::ALL`].
+    overflows: [Cell<u64>; Limit::ALL.len()],
+    /// Endpoints that were ejected or are back, of all clusters of the shard, until control is told.
+    changes: Changes,
+}
+
+/// What has happened to endpoints, until control is told.
+type Changes = Rc<RefCell<Vec<(ClusterKey, Change)>>>;
+
+/// A request's place in the queue of those that wait for a connection; it is left when this is dropped.
+pub struct Place {
+    handle: Rc<ClusterHandle>,
+    id: WaiterId,
+}
+
+impl Place {
+    /// Ready when the request is the first and something has changed: it may look again.
+    pub fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let handle = &self.handle;
+        let is_first = handle.cluster.borrow().first_waiter() == Some(self.id);
+        if is_first && handle.is_called.take() {
+            return Poll::Ready(());
+        }
+        let mut waiting = handle.waiting.borrow_mut();
+        if let Ok(at) = waiting.binary_search_by_key(&self.id, |(id, _)| *id)
+            && let Some((_, waker)) = waiting.get_mut(at)
+        {
+            match waker {
+                Some(known) if known.will_wake(cx.waker()) => {}
+                _ => *waker = Some(cx.waker().clone()),
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let handle = &self.handle;
+        // The waker is dropped after the borrows: it may own the task that owns other places.
+        let _waker = {
+            let mut waiting = handle.waiting.borrow_mut();
+            let at = waiting.binary_search_by_key(&self.id, |(id, _)| *id);
+            at.ok().and_then(|at| waiting.remove(at))
+        };
+        handle.cluster.borrow_mut().leave(self.id);
+        handle.stir();
+    }
+}
+
+/// What a request does that has found no connection.
+enum Room {
+    /// It looks again: there is room now.
+    Again,
+    /// It waits.
+    Wait,
+    /// It is refused.
+    Full,
 }
 
 /// What a cluster's connections are secured with.
@@ -82,7 +148,13 @@ impl Deref for TlsName<'_> {
 #[derive(Default)]
 pub struct Clusters {
     map: RefCell<ClusterMap<Rc<ClusterHandle>>>,
+    /// Those whose connections are limited: what a bell can be about.
+    limited: RefCell<Vec<Rc<ClusterHandle>>>,
+    /// Those that look for outliers.
+    watched: RefCell<Vec<Rc<ClusterHandle>>>,
+    changes: Changes,
     open: Rc<Cell<u64>>,
+    shard: usize,
 }
 
 /// A request's hold on an endpoint.
@@ -91,6 +163,8 @@ pub struct Lease {
     endpoint: EndpointId,
     /// The connection that it has a stream of, when it has one.
     stream: Option<SharedId>,
+    /// Its place among the requests under way, when those are limited.
+    _request: Option<Permit>,
     held: bool,
 }
 
@@ -100,6 +174,8 @@ pub enum Start {
     Reuse(Lease, Box<Connection>),
     /// On a new connection to this address.
     Connect(Lease, SocketAddr, Permit),
+    /// Later: at the turn of its place.
+    Wait,
     /// Not at all.
     Refuse(Cause),
 }
@@ -110,11 +186,22 @@ pub enum StartStream {
     Share(Lease, Rc<h2::Connection>),
     /// On this connection, which is to be made with these means.
     Open(Lease, Rc<h2::Connection>, Box<h2::Means>),
+    /// Later: at the turn of its place.
+    Wait,
     /// Not at all.
     Refuse(Cause),
 }
 
 impl Lease {
+    /// Says how an attempt on the endpoint went, for outlier detection.
+    pub fn report(&self, signal: Signal, now: Instant) {
+        let handle = &self.handle;
+        let change = handle.cluster.borrow_mut().record(self.endpoint, signal, now);
+        if let (Some(change), Some(key)) = (change, &handle.key) {
+            handle.changes.borrow_mut().push((key.clone(), change));
+        }
+    }
+
     /// Notes what the attempt took until its answer began; None for one that failed.
     pub fn observe(&self, latency: Option<Duration>, now: Instant) {
         if self.handle.cluster.borrow().spec().balancer.kind.learns() {
@@ -135,16 +222,24 @@ impl Lease {
         if let Some(conn) = self.stream {
             return handle.release_stream(self.endpoint, conn, now);
         }
+        let keeps = !handle.gone.get() && !handle.cluster.borrow_mut().is_turn_over(now);
         let conn = match reusable {
-            Some(connection) if !handle.gone.get() => {
-                Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32))
-            }
+            Some(connection) if keeps => Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32)),
+            // Dropped here: its permit goes to who waits for it.
             _ => None,
         };
-        let orphan = handle.cluster.borrow_mut().release(self.endpoint, conn, now);
+        let orphan = {
+            let mut cluster = handle.cluster.borrow_mut();
+            let orphan = cluster.release(self.endpoint, conn, now);
+            if conn.is_some() && orphan.is_none() {
+                cluster.call_first();
+            }
+            orphan
+        };
         if let Some(ConnId(key)) = orphan {
             handle.close([ConnId(key)]);
         }
+        handle.stir();
     }
 }
 
@@ -309,12 +404,123 @@ impl ClusterHandle {
         Arc::ptr_eq(self.cluster.borrow().spec(), spec)
     }
 
-    fn lease(self: &Rc<Self>, endpoint: EndpointId, stream: Option<SharedId>) -> Lease {
+    fn lease(
+        self: &Rc<Self>,
+        endpoint: EndpointId,
+        stream: Option<SharedId>,
+        request: Option<Permit>,
+    ) -> Lease {
         Lease {
             handle: Rc::clone(self),
             endpoint,
             stream,
+            _request: request,
             held: true,
+        }
+    }
+
+    /// Lets the first of those that wait look whether there is a connection for it.
+    fn stir(&self) {
+        let waiting = self.waiting.borrow();
+        let Some((_, waker)) = waiting.front() else {
+            return;
+        };
+        self.is_called.set(true);
+        if let Some(waker) = waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Looks what other shards have handed over, and what they want.
+    fn answer_bell(&self) {
+        let victims = {
+            let mut cluster = self.cluster.borrow_mut();
+            cluster.take_grants();
+            cluster.reclaim()
+        };
+        for victim in victims {
+            self.close_victim(victim);
+        }
+        self.stir();
+    }
+
+    /// Closes a connection that the cluster has given up.
+    fn close_victim(&self, victim: Victim) {
+        match victim {
+            Victim::Idle(conn) => self.close([conn]),
+            Victim::Shared(_) => self.retire_unshared(),
+        }
+    }
+
+    fn refuse(&self, limit: Limit) -> Cause {
+        let all = Limit::ALL.iter().zip(&self.overflows);
+        for (_, count) in all.filter(|(other, _)| **other == limit) {
+            count.set(count.get() + 1);
+        }
+        Cause::Overflow
+    }
+
+    /// Makes room for a connection by closing one that idles, or has the request wait.
+    fn make_room(self: &Rc<Self>, place: &mut Option<Place>) -> Room {
+        let victim = self.cluster.borrow_mut().give_up_idle();
+        if let Some(victim) = victim {
+            self.close_victim(victim);
+            if matches!(victim, Victim::Idle(_)) {
+                // It may have been this shard's turn to get the permit.
+                self.cluster.borrow_mut().take_grants();
+                return Room::Again;
+            }
+            // The permit of the other kind comes back when the connection has ended.
+        }
+        self.join(place)
+    }
+
+    /// Joins the queue, unless the request is in it.
+    fn join(self: &Rc<Self>, place: &mut Option<Place>) -> Room {
+        if let Some(place) = place {
+            self.cluster.borrow_mut().wait_on(place.id);
+            if self.cluster.borrow().has_granted() {
+                self.stir();
+            }
+            return Room::Wait;
+        }
+        let joined = self.cluster.borrow_mut().wait();
+        let Ok(id) = joined else {
+            self.cluster.borrow_mut().forget_pick();
+            return Room::Full;
+        };
+        self.waiting.borrow_mut().push_back((id, None));
+        *place = Some(Place {
+            handle: Rc::clone(self),
+            id,
+        });
+        if self.cluster.borrow().has_granted() {
+            self.stir();
+        }
+        Room::Wait
+    }
+
+    /// Whether it is the request's turn to look for a connection, and the right to be under way if those are limited.
+    fn admit(self: &Rc<Self>, place: &mut Option<Place>) -> Result<Option<Permit>, Room> {
+        let admitted = {
+            let cluster = self.cluster.borrow();
+            cluster
+                .is_turn(place.as_ref().map(|place| place.id))
+                .then(|| cluster.admit())
+        };
+        match admitted {
+            Some(Ok(request)) => Ok(request),
+            Some(Err(limit)) => {
+                self.refuse(limit);
+                Err(Room::Full)
+            }
+            None => Err(match self.join(place) {
+                Room::Full => {
+                    self.refuse(Limit::Pending);
+                    Room::Full
+                }
+                room => room,
+            }),
         }
     }
 
@@ -322,15 +528,20 @@ impl ClusterHandle {
         let is_over = {
             let mut cluster = self.cluster.borrow_mut();
             let is_over = cluster.release_stream(endpoint, conn, now);
-            if self.gone.get() {
-                // No sweep comes by here any more.
+            if self.gone.get() || cluster.is_turn_over(now) {
+                // No sweep comes by here any more, or others wait for it to end.
                 cluster.unshare(conn);
             }
-            is_over || self.gone.get()
+            let is_over = is_over || !cluster.is_shared(conn);
+            if !is_over {
+                cluster.call_first();
+            }
+            is_over
         };
         if is_over {
             self.retire_unshared();
         }
+        self.stir();
     }
 
     /// Which version of HTTP a request is sent in, given the client's.
@@ -348,7 +559,12 @@ impl ClusterHandle {
         })
     }
 
-    /// Picks an endpoint and a stream of a connection to it that asked for `name`, or has one made for it.
+    /// Picks an endpoint and a stream of a connection to it that asked for `name`, or has one made for it. `place` is
+    /// that of a request that has waited, or is to.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a fact about the request, or a means of the shard"
+    )]
     pub fn start_stream(
         self: &Rc<Self>,
         choice: Choice<'_>,
@@ -356,17 +572,32 @@ impl ClusterHandle {
         (peer, local): (SocketAddr, Option<SocketAddr>),
         random: &RefCell<Random>,
         clusters: &Clusters,
+        place: &mut Option<Place>,
     ) -> StartStream {
-        let acquired = self.cluster.borrow_mut().acquire_stream(
-            choice,
-            |id| self.fits(id, name),
-            &mut random.borrow_mut(),
-        );
+        let request = match self.admit(place) {
+            Ok(request) => request,
+            Err(Room::Full) => return StartStream::Refuse(Cause::Overflow),
+            Err(_) => return StartStream::Wait,
+        };
+        let acquired = loop {
+            let acquired = self.cluster.borrow_mut().acquire_stream(
+                choice,
+                |id| self.fits(id, name),
+                &mut random.borrow_mut(),
+            );
+            if !matches!(acquired, AcquiredStream::Overflow) {
+                break acquired;
+            }
+            match self.make_room(place) {
+                Room::Again => {}
+                Room::Wait => return StartStream::Wait,
+                Room::Full => return StartStream::Refuse(self.refuse(Limit::Pending)),
+            }
+        };
         match acquired {
-            AcquiredStream::NoEndpoint => StartStream::Refuse(Cause::NoEndpoint),
-            AcquiredStream::Overflow => StartStream::Refuse(Cause::Overflow),
+            AcquiredStream::NoEndpoint | AcquiredStream::Overflow => StartStream::Refuse(Cause::NoEndpoint),
             AcquiredStream::Share { conn, endpoint } => {
-                let lease = self.lease(endpoint, Some(conn));
+                let lease = self.lease(endpoint, Some(conn), request);
                 let shared = self.shared.borrow();
                 match shared.iter().find(|(id, _)| *id == conn) {
                     Some((_, connection)) => StartStream::Share(lease, Rc::clone(connection)),
@@ -378,7 +609,7 @@ impl ClusterHandle {
                 address,
                 permit,
             } => {
-                let mut lease = self.lease(endpoint, None);
+                let mut lease = self.lease(endpoint, None, request);
                 let wanted = match self.wanted(name, Offer::Http2, peer, local) {
                     Ok(wanted) => wanted,
                     Err(cause) => return StartStream::Refuse(cause),
@@ -417,6 +648,7 @@ impl ClusterHandle {
                 self.shared.borrow_mut().retain(|(other, _)| *other != id);
             }
         }
+        self.stir();
     }
 
     /// Lets those connections end whose streams are handed out no more.
@@ -444,7 +676,11 @@ impl ClusterHandle {
 
     /// Picks an endpoint and, unless `fresh`, an idle connection to it that is still good. `careful` asks for a look
     /// even at one that was used a moment ago: the request could not be sent again. Of secured ones only those do that
-    /// asked for `name`.
+    /// asked for `name`. `place` is that of a request that has waited, or is to.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a fact about the request, or a means of the shard"
+    )]
     pub fn start(
         self: &Rc<Self>,
         choice: Choice<'_>,
@@ -452,29 +688,38 @@ impl ClusterHandle {
         careful: bool,
         name: Option<&str>,
         random: &RefCell<Random>,
+        place: &mut Option<Place>,
     ) -> Start {
+        let mut request = match self.admit(place) {
+            Ok(request) => request,
+            Err(Room::Full) => return Start::Refuse(Cause::Overflow),
+            Err(_) => return Start::Wait,
+        };
         loop {
             let acquired = self
                 .cluster
                 .borrow_mut()
                 .acquire(choice, fresh, &mut random.borrow_mut());
-            let lease = |endpoint| self.lease(endpoint, None);
             match acquired {
                 Acquired::NoEndpoint => return Start::Refuse(Cause::NoEndpoint),
-                Acquired::Overflow => return Start::Refuse(Cause::Overflow),
+                Acquired::Overflow => match self.make_room(place) {
+                    Room::Again => {}
+                    Room::Wait => return Start::Wait,
+                    Room::Full => return Start::Refuse(self.refuse(Limit::Pending)),
+                },
                 Acquired::Open {
                     endpoint,
                     address,
                     permit,
                 } => {
-                    return Start::Connect(lease(endpoint), address, permit);
+                    return Start::Connect(self.lease(endpoint, None, request), address, permit);
                 }
                 Acquired::Use {
                     conn: ConnId(key),
                     endpoint,
                     idle_since,
                 } => {
-                    let lease = lease(endpoint);
+                    let mut lease = self.lease(endpoint, None, None);
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
@@ -490,10 +735,41 @@ impl ClusterHandle {
                         && !connection.is_doubtful
                         && connection.stream.is_quiet();
                     if trusted || connection.stream.liveness() == Liveness::Idle {
+                        lease._request = request.take();
                         return Start::Reuse(lease, connection);
                     }
                     // Dead: dropped with its lease, and the next one is tried.
                 }
+            }
+        }
+    }
+
+    /// Picks an endpoint for a connection of bytes, which waits for no other and is refused when there are as many as
+    /// there may be.
+    pub fn start_bytes(self: &Rc<Self>, choice: Choice<'_>, random: &RefCell<Random>) -> Start {
+        loop {
+            let acquired = self
+                .cluster
+                .borrow_mut()
+                .acquire(choice, true, &mut random.borrow_mut());
+            match acquired {
+                Acquired::Open {
+                    endpoint,
+                    address,
+                    permit,
+                } => return Start::Connect(self.lease(endpoint, None, None), address, permit),
+                Acquired::Overflow => {
+                    // Idle connections of requests to the same port.
+                    let victim = self.cluster.borrow_mut().give_up_idle();
+                    match victim {
+                        Some(victim) => self.close_victim(victim),
+                        None => {
+                            self.cluster.borrow_mut().forget_pick();
+                            return Start::Refuse(self.refuse(Limit::Connections));
+                        }
+                    }
+                }
+                Acquired::NoEndpoint | Acquired::Use { .. } => return Start::Refuse(Cause::NoEndpoint),
             }
         }
     }
@@ -509,6 +785,46 @@ fn has_name(asked: Option<&str>, name: Option<&str>) -> bool {
 }
 
 impl Clusters {
+    /// None yet, on this shard.
+    pub fn on_shard(shard: usize) -> Self {
+        Self {
+            shard,
+            ..Self::default()
+        }
+    }
+
+    /// Does what other shards have rung for: takes the permits that they have handed over, and closes the idle connections
+    /// whose permits they want.
+    pub fn answer_bell(&self) {
+        for handle in self.limited.borrow().iter() {
+            handle.answer_bell();
+        }
+    }
+
+    /// Lets endpoints come back whose ejection is over, and answers what has happened to any since this was last asked.
+    pub fn sweep_outliers(&self, now: Instant) -> Vec<(ClusterKey, Change)> {
+        for handle in self.watched.borrow().iter() {
+            let back = handle.cluster.borrow_mut().sweep_outliers(now);
+            if let Some(key) = &handle.key {
+                let back = back.into_iter().map(|change| (key.clone(), change));
+                self.changes.borrow_mut().extend(back);
+            }
+        }
+        self.changes.take()
+    }
+
+    /// Adds what limits have stopped since this was last asked.
+    pub fn take_overflows(&self, into: &mut HashMap<(ClusterKey, Limit), u64>) {
+        for (key, handle) in self.map.borrow().iter() {
+            for (limit, count) in Limit::ALL.into_iter().zip(&handle.overflows) {
+                match count.take() {
+                    0 => {}
+                    count => *into.entry((key.clone(), limit)).or_default() += count,
+                }
+            }
+        }
+    }
+
     /// Counts a connection that is about to be opened.
     pub fn count_open(&self) -> Open {
         Open::new(&self.open)
@@ -540,6 +856,7 @@ impl Clusters {
             };
             let handle = match before.remove(key) {
                 Some(known) => {
+                    known.cluster.borrow_mut().share_counts(Arc::clone(shared));
                     if !known.has_spec(spec) {
                         let orphans = known.cluster.borrow_mut().reconcile(
                             Arc::clone(spec),
@@ -548,27 +865,47 @@ impl Clusters {
                         );
                         known.close(orphans);
                         known.retire_unshared();
+                        known.stir();
                     }
                     known
                 }
                 None => Rc::new(ClusterHandle {
                     key: Some(key.clone()),
-                    cluster: RefCell::new(Cluster::new(
-                        Arc::clone(spec),
-                        Arc::clone(shared),
-                        clock::now(),
-                        &mut random.borrow_mut(),
-                    )),
+                    cluster: RefCell::new(
+                        Cluster::new(
+                            Arc::clone(spec),
+                            Arc::clone(shared),
+                            clock::now(),
+                            &mut random.borrow_mut(),
+                        )
+                        .on_shard(self.shard),
+                    ),
                     idle: RefCell::new(Slab::new()),
                     shared: RefCell::default(),
                     gone: Cell::new(false),
                     keys: RefCell::default(),
                     mirrors: Rc::default(),
+                    waiting: RefCell::default(),
+                    is_called: Cell::new(false),
+                    overflows: Default::default(),
+                    changes: Rc::clone(&self.changes),
                 }),
             };
             handle.take_keys(tls);
             next.insert(key.clone(), handle);
         }
+        // Requests that wait for a cluster which is gone are served all the same.
+        let mut limited = std::mem::take(&mut *self.limited.borrow_mut());
+        limited.retain(|handle| !handle.waiting.borrow().is_empty());
+        for handle in next.values() {
+            let is_limited = handle.cluster.borrow().shared().connections.is_limited();
+            if is_limited && !limited.iter().any(|other| Rc::ptr_eq(other, handle)) {
+                limited.push(Rc::clone(handle));
+            }
+        }
+        *self.limited.borrow_mut() = limited;
+        let watches = |handle: &&Rc<ClusterHandle>| handle.cluster.borrow().spec().outlier.is_some();
+        *self.watched.borrow_mut() = next.values().filter(watches).cloned().collect();
         *self.map.borrow_mut() = next;
         // Requests in flight keep their handle; its connections close when they come back.
         for handle in before.into_values() {
@@ -576,6 +913,7 @@ impl Clusters {
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
             handle.retire_unshared();
+            handle.stir();
         }
     }
 

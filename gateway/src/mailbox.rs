@@ -3,11 +3,15 @@
 //! A message carries whole values; no closure crosses a core. Neither side ever waits for room: what does not fit stays
 //! in the sender's outbox and goes with the next [`Outbox::flush`]. A wake-up is an atomic flag and, when the other
 //! side sleeps, one write to its event descriptor; the shard's ticker bounds what a lost one could cost.
+//!
+//! Beside the mailboxes each shard has a bell ([`Bells`]), which says no more than that a budget has something for it:
+//! what it is, the budget itself knows. So shards hand permits to each other without control between them.
 
 use atomic_waker::AtomicWaker;
+use isthmus_core::cluster::outlier::Change;
 use isthmus_core::listener::ListenerKey;
-use isthmus_core::name::ClusterMap;
-use isthmus_core::shared::ClusterShared;
+use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::shared::{Bell, ClusterShared};
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::ShardStats;
 use isthmus_core::tls::{ClientTls, Offer, ServerTls};
@@ -17,6 +21,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 /// One version of the configuration as shards get it. Made and freed on control.
@@ -26,6 +31,56 @@ pub struct Publication {
     pub snapshot: Snapshot,
     /// What the shards share about each cluster.
     pub shared: ClusterMap<Arc<ClusterShared>>,
+}
+
+/// The bells of all shards.
+#[derive(Debug)]
+pub struct Bells(Box<[Doorbell]>);
+
+/// One shard's; each on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Doorbell {
+    rung: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Bells {
+    /// Bells for so many shards.
+    pub fn new(shards: usize) -> Arc<Self> {
+        Arc::new(Self((0..shards).map(|_| Doorbell::default()).collect()))
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Waits until the bell of `shard` is rung. Only one may wait at a bell.
+    pub async fn rung(&self, shard: usize) {
+        poll_fn(|cx| {
+            let Some(bell) = self.0.get(shard) else {
+                return Poll::Pending;
+            };
+            bell.waker.register(cx.waker());
+            if bell.rung.swap(false, Ordering::AcqRel) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+impl Bell for Bells {
+    fn ring(&self, shard: usize) {
+        if let Some(bell) = self.0.get(shard)
+            && !bell.rung.swap(true, Ordering::AcqRel)
+        {
+            bell.waker.wake();
+        }
+    }
 }
 
 /// Configurations for connections to an upstream: one for each [`Offer`], at its place.
@@ -137,6 +192,8 @@ pub enum ToControl {
         /// The clusters.
         clusters: Vec<ClusterView>,
     },
+    /// Endpoints were ejected, or are back: all shards know already.
+    Ejected(Vec<(ClusterKey, Change)>),
     /// The last connection has ended after a drain.
     Drained,
 }
@@ -255,6 +312,20 @@ mod tests {
         assert_eq!(got, [0, 1, 2, 3, 4]);
         drop(outbox);
         assert_eq!(futures_lite::future::block_on(inbox.recv()), None);
+    }
+
+    #[test]
+    fn a_bell_that_is_rung_before_or_while_somebody_waits_is_heard() {
+        let bells = Bells::new(2);
+        bells.ring(1);
+        bells.ring(7);
+        futures_lite::future::block_on(bells.rung(1));
+        let ringer = {
+            let bells = Arc::clone(&bells);
+            std::thread::spawn(move || bells.ring(1))
+        };
+        futures_lite::future::block_on(bells.rung(1));
+        ringer.join().unwrap();
     }
 
     #[test]

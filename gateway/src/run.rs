@@ -216,11 +216,14 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
         Err(exit) => return exit,
     };
     let mut links = Vec::with_capacity(count);
+    let bells = mailbox::Bells::new(count);
     for index in 0..count {
         let (to_shard, from_control) = mailbox::channel(MAILBOX);
         let (to_control, from_shard) = mailbox::channel(MAILBOX);
         let heartbeat = Heartbeat::default();
         let start = shard::Start {
+            index,
+            bells: std::sync::Arc::clone(&bells),
             settings: settings.clone(),
             connections_max,
             seed: seed(index),
@@ -262,7 +265,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
             &settings.congestion_control,
             (outcome, files),
             store,
-            links,
+            (links, bells),
             metrics,
             log,
         ),

@@ -26,6 +26,7 @@ mod limits;
 mod mirror;
 mod nginx_upstream;
 mod reload;
+mod resilience;
 mod retries;
 mod routing;
 mod seed_examples;

@@ -78,6 +78,8 @@ fn cluster(
             .unwrap_or(IDLE_TIMEOUT),
         proxy_protocol: blocks.proxy_protocol,
         retries: super::retry::limits(blocks),
+        outlier: blocks.outlier.clone(),
+        limits: pool.map(|pool| pool.limits).unwrap_or_default(),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)

@@ -5,9 +5,11 @@ use super::load_balancer::LoadBalancer;
 use super::retries::RetryBudget;
 use crate::yaml::Node;
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
+use isthmus_core::shared::Limits;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -65,6 +67,7 @@ pub(crate) struct Blocks {
     pub(crate) has_outlier_detection: bool,
     /// Its `minHealthPercent`.
     pub(crate) min_health_percent: Option<u32>,
+    pub(crate) outlier: Option<OutlierPolicy>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -72,6 +75,8 @@ pub(crate) struct Blocks {
 /// `connectionPool`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ConnectionPool {
+    /// `maxConnections`, `http1MaxPendingRequests`, `http2MaxRequests`.
+    pub(crate) limits: Limits,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) tcp_idle_timeout: Option<Duration>,
@@ -182,13 +187,24 @@ impl Blocks {
         Self {
             load_balancer: node.get("loadBalancer").map(LoadBalancer::read),
             has_outlier_detection: written("outlierDetection"),
+            outlier: node.get("outlierDetection").map(super::outlier::read),
             min_health_percent: node
                 .get("outlierDetection")
                 .and_then(|outlier| u32::try_from(outlier.int("minHealthPercent")?).ok()),
             connection_pool: pool.map(|pool| {
                 let tcp = pool.get("tcp").unwrap_or(&Node::Null);
                 let http = pool.get("http").unwrap_or(&Node::Null);
+                // Zero is what is not written.
+                let limit = |node: &Node, name| {
+                    let written = node.int(name).and_then(|limit| u32::try_from(limit).ok());
+                    written.filter(|limit| *limit > 0).unwrap_or(u32::MAX)
+                };
                 ConnectionPool {
+                    limits: Limits {
+                        connections: limit(tcp, "maxConnections"),
+                        pending: limit(http, "http1MaxPendingRequests"),
+                        requests: limit(http, "http2MaxRequests"),
+                    },
                     connect_timeout: duration_of(tcp, "connectTimeout"),
                     idle_timeout: duration_of(http, "idleTimeout"),
                     tcp_idle_timeout: duration_of(tcp, "idleTimeout"),

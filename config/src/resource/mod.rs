@@ -9,6 +9,7 @@ pub(crate) mod fault;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
 pub(crate) mod load_balancer;
+pub(crate) mod outlier;
 pub(crate) mod retries;
 pub(crate) mod schema;
 pub(crate) mod service_entry;

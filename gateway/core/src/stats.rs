@@ -3,6 +3,7 @@
 use crate::grpc;
 use crate::name::ClusterKey;
 use crate::reply::Flags;
+use crate::shared::Limit;
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
 
@@ -213,6 +214,8 @@ pub struct ShardStats {
     pub causes: HashMap<(&'static str, Flags), u64>,
     /// Copies of requests by the cluster that got them and what became of them.
     pub mirrored: HashMap<(ClusterKey, Mirrored), u64>,
+    /// Requests and connections that a limit of a cluster stopped.
+    pub overflows: HashMap<(ClusterKey, Limit), u64>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -328,6 +331,9 @@ impl ShardStats {
         }
         for (mirrored, count) in &other.mirrored {
             *self.mirrored.entry(mirrored.clone()).or_default() += count;
+        }
+        for (limit, count) in &other.overflows {
+            *self.overflows.entry(limit.clone()).or_default() += count;
         }
         self.counters.merge(&other.counters);
         self.gauges.merge(&other.gauges);

@@ -148,8 +148,8 @@ async fn clusters(State(events): State<Events>, Query(query): Query<HashMap<Stri
         return ending();
     };
     match query.get("format").map(String::as_str) {
-        Some("json") => json(report::clusters(&collected.clusters).to_string()),
-        _ => report::clusters_text(&collected.clusters).into_response(),
+        Some("json") => json(report::clusters(&collected).to_string()),
+        _ => report::clusters_text(&collected).into_response(),
     }
 }
 

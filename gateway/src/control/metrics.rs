@@ -8,6 +8,7 @@ use crate::tls::Store;
 use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::shared::{ClusterShared, Limit};
 use isthmus_core::stats::{Answer, Gauges, RequestProtocol, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
@@ -116,6 +117,17 @@ impl Metrics {
                 )
                 .increment(count);
             }
+            metrics::describe_counter!(
+                "isthmus_overflows_total",
+                "Requests and connections that a limit of a cluster stopped."
+            );
+            for ((cluster, limit), &count) in &stats.overflows {
+                let labels = [
+                    ("cluster", cluster.to_string()),
+                    ("limit", limit.label().to_owned()),
+                ];
+                metrics::counter!("isthmus_overflows_total", &labels).increment(count);
+            }
             for (cluster, series) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {
@@ -152,6 +164,33 @@ impl Metrics {
         });
     }
 
+    /// Notes the limits of clusters, and how much of them is used.
+    pub(super) fn set_limits(&self, clusters: &ClusterMap<Arc<ClusterShared>>) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_gauge!("isthmus_cluster_limit", "A limit of a cluster.");
+            metrics::describe_gauge!("isthmus_cluster_used", "How much of a cluster's limit is used.");
+            metrics::describe_gauge!("isthmus_ejected", "Endpoints of a cluster that are ejected.");
+            for (key, shared) in clusters {
+                // Those that never had one ejected have no series.
+                if shared.ejections.epoch() > 0 {
+                    metrics::gauge!("isthmus_ejected", "cluster" => key.to_string())
+                        .set(f64::from(shared.ejections.count()));
+                }
+                for limit in Limit::ALL {
+                    let budget = shared.budget(limit);
+                    // What waits is worth knowing whether or not that is limited.
+                    let can_wait = limit == Limit::Pending && shared.connections.is_limited();
+                    if !budget.is_limited() && !can_wait {
+                        continue;
+                    }
+                    let labels = [("cluster", key.to_string()), ("limit", limit.label().to_owned())];
+                    metrics::gauge!("isthmus_cluster_limit", &labels).set(f64::from(budget.limit()));
+                    metrics::gauge!("isthmus_cluster_used", &labels).set(f64::from(budget.held()));
+                }
+            }
+        });
+    }
+
     /// Notes what is known about keys: when certificates expire, and how much is wrong.
     pub(super) fn set_certificates(&self, store: &Store) {
         metrics::with_local_recorder(&self.recorder, || {
@@ -171,6 +210,18 @@ impl Metrics {
             }
             metrics::describe_gauge!("isthmus_key_errors", "Keys that cannot be loaded.");
             metrics::gauge!("isthmus_key_errors").set(store.errors().count() as f64);
+        });
+    }
+
+    /// Counts an endpoint that was ejected, or is back.
+    pub(super) fn count_ejection(&self, cluster: &str, ejected: bool) {
+        let name = if ejected {
+            "isthmus_ejections_total"
+        } else {
+            "isthmus_unejections_total"
+        };
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::counter!(name, "cluster" => cluster.to_owned()).increment(1);
         });
     }
 

@@ -20,7 +20,7 @@ pub use source::Files;
 use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
-use crate::mailbox::{ClusterView, Inbox, Outbox, TlsSet, ToControl, ToShard};
+use crate::mailbox::{Bells, ClusterView, Inbox, Outbox, Publication, TlsSet, ToControl, ToShard};
 use crate::tls::Store;
 use configuration::Configuration;
 use isthmus_config::Secrets;
@@ -120,6 +120,7 @@ pub enum StartError {
 struct Collected {
     gauges: Gauges,
     clusters: BTreeMap<String, Vec<ClusterView>>,
+    publication: Option<Arc<Publication>>,
 }
 
 enum Event {
@@ -219,7 +220,7 @@ pub async fn run(
     congestion_control: &CongestionControl,
     (outcome, files): (Outcome, Option<Files>),
     keys: Store,
-    links: Vec<ShardLink>,
+    (links, bells): (Vec<ShardLink>, Arc<Bells>),
     metrics: Metrics,
     log: access_log::Writer,
 ) -> Result<Ended, StartError> {
@@ -267,7 +268,7 @@ pub async fn run(
         options,
         shards,
         listeners,
-        publisher: Publisher::default(),
+        publisher: Publisher::new(bells),
         keys,
         configuration: Configuration::default(),
         watch,
@@ -540,6 +541,16 @@ impl Control {
             }
             ToControl::Retired(publication) => drop(publication),
             ToControl::Stats { stats, clusters } => self.take_stats(index, &stats, clusters),
+            ToControl::Ejected(changes) => {
+                for (cluster, change) in changes {
+                    let (cluster, address) = (cluster.as_str(), change.address);
+                    match change.ejected {
+                        Some(time) => tracing::warn!(cluster, %address, ?time, "an endpoint is ejected"),
+                        None => tracing::info!(cluster, %address, "an ejected endpoint is back"),
+                    }
+                    self.metrics.count_ejection(cluster, change.ejected.is_some());
+                }
+            }
             ToControl::Drained => {
                 if let Some(shard) = self.shards.get_mut(index) {
                     shard.drained = true;
@@ -656,6 +667,7 @@ impl Control {
             let collected = Collected {
                 gauges: collection.gauges.clone(),
                 clusters: collection.clusters.clone(),
+                publication: self.publisher.current().cloned(),
             };
             let _asker_gone = answer.send(collected);
         }
@@ -666,6 +678,9 @@ impl Control {
         self.metrics.set_certificates(self.keys.store());
         let (documents, ports) = self.configuration.left_behind();
         self.metrics.set_left_behind(documents, ports);
+        if let Some(publication) = self.publisher.current() {
+            self.metrics.set_limits(&publication.shared);
+        }
         let version = self
             .publisher
             .current()

@@ -1,18 +1,24 @@
 //! Publishing: joins a snapshot with what shards share about its clusters, and keeps both until shards are done.
 
-use crate::mailbox::Publication;
+use crate::io::clock;
+use crate::mailbox::{Bells, Publication};
 use isthmus_core::name::ClusterMap;
-use isthmus_core::shared::ClusterShared;
+use isthmus_core::shared::{Bell, ClusterShared};
 use isthmus_core::snapshot::{Difference, Snapshot};
 use std::sync::Arc;
 
 /// What is published.
-#[derive(Default)]
 pub(super) struct Publisher {
     current: Option<Arc<Publication>>,
+    bells: Arc<Bells>,
 }
 
 impl Publisher {
+    /// Nothing yet; `bells` are those of the shards.
+    pub(super) fn new(bells: Arc<Bells>) -> Self {
+        Self { current: None, bells }
+    }
+
     /// Makes a version of a snapshot, and tells what it changes. A cluster that was there before keeps its shared
     /// counts, and what did not change is the same part as before.
     pub(super) fn publish(&mut self, mut snapshot: Snapshot) -> (Arc<Publication>, Difference) {
@@ -27,20 +33,28 @@ impl Publisher {
             .as_ref()
             .map_or(1, |publication| publication.snapshot.version + 1);
         let mut shared: ClusterMap<Arc<ClusterShared>> = ClusterMap::default();
-        for key in snapshot.clusters.keys() {
+        for (key, spec) in &snapshot.clusters {
             let known = before
                 .as_ref()
                 .and_then(|publication| publication.shared.get(key))
                 .map(Arc::clone);
-            if let Some(spec) = snapshot.clusters.get(key) {
-                // Here, so that no shard has to while it serves.
-                spec.balancer.prepare(&spec.endpoints.endpoints);
+            // Here, so that no shard has to while it serves.
+            spec.balancer.prepare(&spec.endpoints.endpoints);
+            let counts = known.unwrap_or_else(|| {
+                let bell: Arc<dyn Bell> = Arc::clone(&self.bells) as _;
+                Arc::new(ClusterShared::for_shards(
+                    spec.limits,
+                    self.bells.shards(),
+                    bell,
+                    clock::now(),
+                ))
+            });
+            counts.set_limits(spec.limits);
+            if spec.outlier.is_none() {
+                counts.forgive(clock::now());
             }
-            // Limits of connectionPool are not executed yet; the count is kept all the same.
-            shared.insert(
-                key.clone(),
-                known.unwrap_or_else(|| Arc::new(ClusterShared::new(u32::MAX))),
-            );
+            let addresses = spec.endpoints.endpoints.iter().map(|endpoint| endpoint.address);
+            shared.insert(key.clone(), Arc::new(counts.with_endpoints(addresses)));
         }
         let publication = Arc::new(Publication { snapshot, shared });
         self.current = Some(Arc::clone(&publication));

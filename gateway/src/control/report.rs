@@ -1,10 +1,12 @@
 //! What the admin API and the ready file say, as JSON.
 
+use super::Collected;
 use super::listeners::Listeners;
-use crate::mailbox::{ClusterView, Publication};
+use crate::mailbox::Publication;
 use crate::tls::Store;
 use isthmus_core::listener::{Accepts, Chain, ChainAction, TcpRoute};
 use isthmus_core::route::{Action, Route};
+use isthmus_core::shared::Limit;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -66,8 +68,9 @@ pub(super) fn certificates(store: &Store) -> String {
 }
 
 /// `/clusters?format=json`: what each shard has, added up.
-pub(super) fn clusters(clusters: &BTreeMap<String, Vec<ClusterView>>) -> Value {
-    let list: Vec<Value> = clusters
+pub(super) fn clusters(collected: &Collected) -> Value {
+    let list: Vec<Value> = collected
+        .clusters
         .iter()
         .map(|(name, shards)| {
             let mut endpoints: BTreeMap<SocketAddr, (u32, u64, u64)> = BTreeMap::new();
@@ -88,26 +91,61 @@ pub(super) fn clusters(clusters: &BTreeMap<String, Vec<ClusterView>>) -> Value {
                     })
                 })
                 .collect();
-            json!({ "name": name, "endpoints": endpoints })
+            let mut cluster = json!({ "name": name, "endpoints": endpoints });
+            let shared = collected.publication.as_ref().and_then(|publication| {
+                let all = &mut publication.shared.iter();
+                all.find(|(key, _)| key.as_str() == *name)
+                    .map(|(_, shared)| shared)
+            });
+            if let Some(shared) = shared {
+                for endpoint in cluster["endpoints"].as_array_mut().into_iter().flatten() {
+                    let address = endpoint["address"].as_str().and_then(|text| text.parse().ok());
+                    let known = address.and_then(|address| shared.endpoints.get(&address));
+                    endpoint["ejected"] = json!(known.is_some_and(|known| known.is_ejected()));
+                }
+                for limit in Limit::ALL {
+                    let budget = shared.budget(limit);
+                    let max = budget.is_limited().then(|| budget.limit());
+                    cluster[limit.label()] = json!({ "held": budget.held(), "max": max });
+                }
+            }
+            cluster
         })
         .collect();
     json!({ "clusters": list })
 }
 
 /// `/clusters`: the same as lines.
-pub(super) fn clusters_text(clusters: &BTreeMap<String, Vec<ClusterView>>) -> String {
+pub(super) fn clusters_text(collected: &Collected) -> String {
     let mut text = String::new();
-    for cluster in self::clusters(clusters)["clusters"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
+    for cluster in clusters(collected)["clusters"].as_array().into_iter().flatten() {
+        for (limit, max, held) in [
+            (Limit::Connections, "max_connections", "cx_active"),
+            (Limit::Pending, "max_pending_requests", "rq_pending_active"),
+            (Limit::Requests, "max_requests", "rq_limited_active"),
+        ] {
+            let name = cluster["name"].as_str().unwrap_or("");
+            let budget = &cluster[limit.label()];
+            if let Some(limit) = budget["max"].as_u64() {
+                text.push_str(&format!(
+                    "{name}::default_priority::{max}::{limit}\n{name}::default_priority::{held}::{}\n",
+                    budget["held"]
+                ));
+            }
+        }
         for endpoint in cluster["endpoints"].as_array().into_iter().flatten() {
             let name = cluster["name"].as_str().unwrap_or("");
             let address = endpoint["address"].as_str().unwrap_or("");
             text.push_str(&format!(
-                "{name}::{address}::weight::{}\n{name}::{address}::rq_active::{}\n{name}::{address}::cx_idle::{}\n",
-                endpoint["weight"], endpoint["requests_active"], endpoint["connections_idle"]
+                "{name}::{address}::weight::{}\n{name}::{address}::rq_active::{}\n{name}::{address}::cx_idle::{}\n{name}::{address}::health_flags::{}\n",
+                endpoint["weight"],
+                endpoint["requests_active"],
+                endpoint["connections_idle"],
+                if endpoint["ejected"] == json!(true) {
+                    "/failed_outlier_check"
+                } else {
+                    "healthy"
+                }
             ));
         }
     }

@@ -5,7 +5,8 @@
 
 use super::body::{End, Moved, Sending, TURN_BYTES, poll_request};
 use super::exchange::{Exchange, Outcome};
-use super::{Context, upgrade};
+use super::watch::{status_of, watched};
+use super::{Context, pending, upgrade};
 use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
 use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, ReadError};
@@ -16,6 +17,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{
     Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
 };
+use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::grpc;
@@ -201,6 +203,10 @@ async fn attempt_all(
         };
         let now = clock::now();
         lease.observe(None, now);
+        // A connection that idled too long says nothing about its endpoint.
+        if !matches!(failure, Failure::Reset { reused: true }) {
+            lease.report(Signal::NoAnswer, now);
+        }
         if avoids {
             avoid.push(lease.endpoint());
         }
@@ -256,10 +262,17 @@ async fn try_once(
     };
     let began = if upstream.is_reused() { now } else { clock::now() };
     Ok(
-        match send(context, conn, x, cluster, &mut upstream, began).await? {
+        match watched(
+            &lease,
+            send(context, conn, x, cluster, &mut upstream, began).await,
+        )? {
             Sent::Answered(sent) => {
-                if let Some(time) = x.outcome.upstream_time {
-                    lease.observe(Some(time), began + time);
+                let time = x.outcome.upstream_time;
+                // The clock has just been read for this.
+                let now = began + time.unwrap_or_default();
+                lease.report(Signal::Status(status_of(x)), now);
+                if time.is_some() {
+                    lease.observe(time, now);
                 }
                 Tried::Answered(lease, upstream, sent)
             }
@@ -472,8 +485,8 @@ async fn pause(
 
 /// The deadlines of a wait for an upstream.
 #[derive(Clone, Copy)]
-struct Timers<'x> {
-    route: &'x Timer,
+pub(super) struct Timers<'x> {
+    pub(super) route: &'x Timer,
     /// None when attempts have no time of their own, so that nobody looks.
     attempt: Option<&'x Timer>,
 }
@@ -491,7 +504,7 @@ impl<'x> Timers<'x> {
     }
 
     /// What ends the wait for a connection: None when it is the attempt's own time.
-    fn interrupted<T>(
+    pub(super) fn interrupted<T>(
         &self,
         conn: &mut impl Downstream,
         cx: &mut TaskContext<'_>,
@@ -548,13 +561,27 @@ async fn connect(
         let parts = (&mut x.outcome, timers, !x.request.upgrade.is_empty());
         return connect_stream(context, conn, parts, cluster, choice, name).await;
     }
-    match cluster.start(choice, fresh, careful, name, &context.random) {
+    let mut place = None;
+    let started = loop {
+        match cluster.start(choice, fresh, careful, name, &context.random, &mut place) {
+            Start::Wait => {
+                let idle = context.settings.stream_idle_timeout;
+                let timers = Timers::of(&x.route_timer, &x.try_timer, x.timeouts);
+                pending::turn(conn, place.as_ref(), timers, idle).await?;
+            }
+            started => break started,
+        }
+    };
+    drop(place);
+    match started {
         Start::Refuse(cause) => Ok(Connected::Refused(cause)),
         Start::Reuse(lease, upstream) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
             x.outcome.upstream_host = Some(upstream.address);
             Ok(Connected::Yes(lease, Upstream::H1(upstream)))
         }
+        // Waited for above.
+        Start::Wait => Ok(Connected::Refused(Cause::Overflow)),
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
             let wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
@@ -610,7 +637,18 @@ async fn connect_stream(
     name: Option<&str>,
 ) -> Result<Connected, End> {
     let ends = (conn.peer(), conn.local_addr());
-    let started = cluster.start_stream(choice, name, ends, &context.random, &context.clusters);
+    let (random, clusters) = (&context.random, &context.clusters);
+    let mut place = None;
+    let started = loop {
+        match cluster.start_stream(choice, name, ends, random, clusters, &mut place) {
+            StartStream::Wait => {
+                let idle = context.settings.stream_idle_timeout;
+                pending::turn(conn, place.as_ref(), timers, idle).await?;
+            }
+            started => break started,
+        }
+    };
+    drop(place);
     let (lease, connection) = match started {
         StartStream::Share(lease, connection) => {
             context.stats.borrow_mut().counters.upstream_reuses += 1;
@@ -628,6 +666,8 @@ async fn connect_stream(
             (lease, connection)
         }
         StartStream::Refuse(cause) => return Ok(Connected::Refused(cause)),
+        // Waited for above.
+        StartStream::Wait => return Ok(Connected::Refused(Cause::Overflow)),
     };
     outcome.upstream_host = Some(connection.address);
     let ready = poll_fn(|cx| {

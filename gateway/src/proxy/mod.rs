@@ -10,9 +10,11 @@ mod fields;
 pub mod http;
 mod local;
 mod mirror;
+mod pending;
 pub mod tcp;
 mod tee;
 pub mod upgrade;
+mod watch;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;

@@ -13,6 +13,7 @@ use crate::io::stream::Stream;
 use crate::io::{clock, executor};
 use crate::upstream::connect;
 use http::Method;
+use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
@@ -254,10 +255,10 @@ async fn carry(
             avoid: &avoid,
             now: clock::now(),
         };
-        let started = cluster.start(choice, true, true, None, &context.random);
+        let started = cluster.start_bytes(choice, &context.random);
         let (lease, address, permit) = match started {
             Start::Connect(lease, address, permit) => (lease, address, permit),
-            Start::Reuse(..) => continue,
+            Start::Reuse(..) | Start::Wait => continue,
             Start::Refuse(cause) => {
                 outcome.cause = Some(cause);
                 return client.stream.reset_on_close();
@@ -270,10 +271,12 @@ async fn carry(
         match connected {
             Ok(upstream) => {
                 stats.counters.upstream_connects += 1;
+                lease.report(Signal::Connected, clock::now());
                 break (lease, permit, open, upstream);
             }
             Err(cause) => {
                 stats.counters.upstream_connect_failures += 1;
+                lease.report(Signal::NoAnswer, clock::now());
                 avoid.push(lease.endpoint());
                 lease.finish(None, clock::now());
                 if avoid.len() >= ATTEMPTS {

@@ -11,7 +11,7 @@ use crate::io::spawn::{self, Tasks};
 use crate::io::timer::Wheel;
 use crate::io::{clock, socket};
 use crate::mailbox::TlsSet;
-use crate::mailbox::{Inbox, Outbox, Publication, ToControl, ToShard};
+use crate::mailbox::{Bells, Inbox, Outbox, Publication, ToControl, ToShard};
 use crate::proxy::{Context, ListenerState, Serving};
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 /// How often a shard does what need not be done at once: looks at idle upstream connections.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How often the access log's batch is handed over at the latest, and retired versions and full mailboxes are looked at.
+/// How often the access log's batch is handed over at the latest, and retired versions, full mailboxes and ejected
+/// endpoints are looked at.
 const FLUSH: Duration = Duration::from_millis(100);
 /// How long the connections of a listener that is gone may wait for a request that announces their end, before those
 /// without one are closed: what a client sends at that moment is not lost.
@@ -33,6 +34,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What a shard is started with.
 pub struct Start {
+    /// Its number, from 0.
+    pub index: usize,
+    /// By which shards tell each other that there is something to look at.
+    pub bells: Arc<Bells>,
     /// The process's settings.
     pub settings: Settings,
     /// Most downstream connections.
@@ -76,7 +81,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         wheel,
         pool: Pool::default(),
         tasks: Rc::new(Tasks::default()),
-        clusters: Clusters::default(),
+        clusters: Clusters::on_shard(start.index),
         random: RefCell::new(Random::from_seed(start.seed)),
         scratch: RefCell::default(),
         stats: RefCell::default(),
@@ -100,6 +105,13 @@ pub async fn run(start: Start, wheel: Wheel) {
         &shard.context.tasks,
         async move { housekeeping.keep_house().await },
     );
+    let (answering, bells, index) = (Rc::clone(&shard), start.bells, start.index);
+    spawn::spawn(&shard.context.tasks, async move {
+        loop {
+            bells.rung(index).await;
+            answering.context.clusters.answer_bell();
+        }
+    });
     let mut inbox = start.inbox;
     while let Some(message) = inbox.recv().await {
         match message {
@@ -204,6 +216,7 @@ impl Shard {
     fn send_stats(&self) {
         let mut stats = std::mem::take(&mut *self.context.stats.borrow_mut());
         let (open, idle) = self.context.clusters.connections();
+        self.context.clusters.take_overflows(&mut stats.overflows);
         stats.counters.task_panics = self.context.tasks.take_panics();
         stats.gauges.downstream_connections_active = self.accepting.connections();
         stats.gauges.requests_active = self.context.active.get();
@@ -285,6 +298,10 @@ impl Shard {
             self.outbox.borrow_mut().flush();
             self.report_drained();
             let now = clock::now();
+            let changes = self.context.clusters.sweep_outliers(now);
+            if !changes.is_empty() {
+                self.send(ToControl::Ejected(changes));
+            }
             if now.saturating_duration_since(last) >= HOUSEKEEPING {
                 last = now;
                 self.context.clusters.sweep();

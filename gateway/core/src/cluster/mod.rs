@@ -5,9 +5,11 @@
 //! connection is stays the shell's affair. Everything acquired is given back by one release.
 
 pub mod balancer;
+pub mod breaker;
 pub mod hash;
 mod latency;
 pub mod locality;
+pub mod outlier;
 pub mod pool;
 pub mod retry_budget;
 mod schedule;
@@ -17,7 +19,7 @@ use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
-use crate::shared::{ClusterShared, Permit};
+use crate::shared::{ClusterShared, EndpointShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerSpec, Load};
 use pool::Pool;
@@ -65,6 +67,10 @@ pub struct ClusterSpec {
     pub proxy_protocol: Option<ProxyVersion>,
     /// How many requests may be sent again.
     pub retries: RetryLimits,
+    /// How many connections and requests there may be, in the whole process.
+    pub limits: Limits,
+    /// When endpoints are ejected; None for never.
+    pub outlier: Option<outlier::OutlierPolicy>,
 }
 
 /// Versions of the PROXY protocol.
@@ -123,7 +129,7 @@ pub enum Acquired {
     },
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The limit of connections is reached.
+    /// As many connections as there may be are there, and none of this shard's serves: [`breaker`] says what next.
     Overflow,
 }
 
@@ -148,7 +154,7 @@ pub enum AcquiredStream {
     },
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The limit of connections is reached.
+    /// As many connections as there may be are there, and none of this shard's serves: [`breaker`] says what next.
     Overflow,
 }
 
@@ -173,6 +179,8 @@ struct EndpointState {
     shared: Vec<Multiplexed>,
     /// Streams at a time that it allowed on its last connection, so that a new one begins with as many.
     streams_allowed: u32,
+    /// What the shards know about it.
+    health: Arc<EndpointShared>,
 }
 
 impl Load for [EndpointState] {
@@ -198,10 +206,19 @@ struct Multiplexed {
 pub struct Cluster {
     spec: Arc<ClusterSpec>,
     shared: Arc<ClusterShared>,
+    /// Which shard this is.
+    shard: usize,
     endpoints: Vec<EndpointState>,
     /// Where each is in `endpoints`.
     positions: HashMap<EndpointId, usize, foldhash::fast::FixedState>,
     balancer: Balancer,
+    queue: breaker::Queue,
+    /// The endpoint that was picked for a request which found no permit: the balancer is asked once for each request.
+    picked: Option<EndpointId>,
+    /// The change of what is ejected that the balancer knows of.
+    epoch: u32,
+    /// When outliers were last looked at.
+    swept: Option<Instant>,
     next_id: u32,
     next_shared: u32,
 }
@@ -218,14 +235,26 @@ impl Cluster {
         let mut cluster = Self {
             spec: Arc::clone(&spec),
             shared,
+            shard: 0,
             endpoints: Vec::new(),
             positions: HashMap::default(),
             balancer,
+            queue: breaker::Queue::default(),
+            picked: None,
+            epoch: 0,
+            swept: None,
             next_id: 0,
             next_shared: 0,
         };
         let _no_pool_yet = cluster.reconcile(spec, now, random);
         cluster
+    }
+
+    /// The same on this shard, by its number from 0; without this it is the first.
+    #[must_use]
+    pub fn on_shard(mut self, shard: usize) -> Self {
+        self.shard = shard;
+        self
     }
 
     /// What the resources say.
@@ -238,15 +267,23 @@ impl Cluster {
         &self.shared
     }
 
+    /// Takes over what the shards share in a new version, before its specification.
+    pub fn share_counts(&mut self, shared: Arc<ClusterShared>) {
+        self.shared = shared;
+    }
+
     /// Takes a new specification over. Endpoints whose address stays keep their connections and counts; the idle
     /// connections of the others are handed back to be closed.
     pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, now: Instant, random: &mut Random) -> Vec<ConnId> {
         let mut before = std::mem::take(&mut self.endpoints);
         for endpoint in &spec.endpoints.endpoints {
             let known = before.iter().position(|state| state.address == endpoint.address);
+            let health = self.shared.endpoints.get(&endpoint.address).map(Arc::clone);
+            let health = health.unwrap_or_default();
             let state = match known {
                 Some(at) => EndpointState {
                     weight: endpoint.weight,
+                    health,
                     ..before.swap_remove(at)
                 },
                 None => {
@@ -259,6 +296,7 @@ impl Cluster {
                         idle: Pool::default(),
                         shared: Vec::new(),
                         streams_allowed: u32::MAX,
+                        health,
                     }
                 }
             };
@@ -266,7 +304,10 @@ impl Cluster {
         }
         let ids = self.endpoints.iter().map(|state| state.id);
         self.positions = ids.zip(0..).collect();
-        let available = |_| true;
+        self.epoch = self.shared.ejections.epoch();
+        let (endpoints, detects) = (&self.endpoints, spec.outlier.is_some());
+        let available =
+            |at: usize| !detects || endpoints.get(at).is_some_and(|state| !state.health.is_ejected());
         self.balancer
             .replace(&spec.balancer, &spec.endpoints.endpoints, available, now, random);
         self.spec = spec;
@@ -281,7 +322,7 @@ impl Cluster {
     /// endpoint is given back by one [`Self::release`].
     pub fn acquire(&mut self, choice: Choice<'_>, fresh: bool, random: &mut Random) -> Acquired {
         let Some(state) = self
-            .pick(choice, random)
+            .pick_once(choice, random)
             .and_then(|at| self.endpoints.get_mut(at))
         else {
             return Acquired::NoEndpoint;
@@ -294,7 +335,8 @@ impl Cluster {
                 idle_since: idle.since,
             };
         }
-        match self.shared.connections.acquire() {
+        let granted = self.queue.take_granted();
+        match granted.or_else(|| self.shared.connections.acquire()) {
             Some(permit) => {
                 state.active += 1;
                 Acquired::Open {
@@ -303,7 +345,10 @@ impl Cluster {
                     permit,
                 }
             }
-            None => Acquired::Overflow,
+            None => {
+                self.picked = Some(state.id);
+                Acquired::Overflow
+            }
         }
     }
 
@@ -318,7 +363,7 @@ impl Cluster {
     ) -> AcquiredStream {
         let last = self.requests_max();
         let Some(state) = self
-            .pick(choice, random)
+            .pick_once(choice, random)
             .and_then(|at| self.endpoints.get_mut(at))
         else {
             return AcquiredStream::NoEndpoint;
@@ -337,7 +382,8 @@ impl Cluster {
                 endpoint: state.id,
             };
         }
-        match self.shared.connections.acquire() {
+        let granted = self.queue.take_granted();
+        match granted.or_else(|| self.shared.connections.acquire()) {
             Some(permit) => {
                 state.active += 1;
                 AcquiredStream::Open {
@@ -346,8 +392,24 @@ impl Cluster {
                     permit,
                 }
             }
-            None => AcquiredStream::Overflow,
+            None => {
+                self.picked = Some(state.id);
+                AcquiredStream::Overflow
+            }
         }
+    }
+
+    /// The endpoint that was picked when the same request found no permit, else a new one.
+    fn pick_once(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
+        self.refresh(choice.now, random);
+        let picked = self.picked.take().filter(|id| !choice.avoid.contains(id));
+        // It may have been ejected while the request has waited.
+        let at = picked.and_then(|id| {
+            let at = *self.positions.get(&id)?;
+            let state = self.endpoints.get(at)?;
+            (self.spec.outlier.is_none() || !state.health.is_ejected()).then_some(at)
+        });
+        at.or_else(|| self.pick(choice, random))
     }
 
     fn pick(&mut self, choice: Choice<'_>, random: &mut Random) -> Option<usize> {
@@ -534,7 +596,7 @@ mod tests {
     use super::*;
     use crate::endpoint::Endpoint;
 
-    fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
+    pub(super) fn spec(ports: &[u16]) -> Arc<ClusterSpec> {
         let endpoints = ports
             .iter()
             .map(|&port| Endpoint::new(([127, 0, 0, 1], port).into()));
@@ -554,10 +616,12 @@ mod tests {
             keepalive: None,
             proxy_protocol: None,
             retries: RetryLimits::default(),
+            limits: Limits::default(),
+            outlier: None,
         })
     }
 
-    fn any() -> Choice<'static> {
+    pub(super) fn any() -> Choice<'static> {
         but(&[])
     }
 

@@ -136,7 +136,7 @@ fn a_mirror_that_leads_nowhere_is_told() {
     let told: Vec<_> = compiled
         .diagnostics
         .iter()
-        .map(|found| (found.code, found.field.as_str()))
+        .map(|found| (found.name, found.field.as_str()))
         .collect();
     assert_eq!(told, [("unknown-host", "spec.http[0].mirror.host")]);
 }

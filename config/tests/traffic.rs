@@ -71,7 +71,7 @@ fn forward(compiled: &Compiled) -> &Forward {
 /// Codes and fields of what is said.
 fn told(compiled: &Compiled) -> Vec<(&str, &str)> {
     let all = compiled.diagnostics.iter();
-    all.map(|found| (found.code, found.field.as_str())).collect()
+    all.map(|found| (found.name, found.field.as_str())).collect()
 }
 
 #[test]

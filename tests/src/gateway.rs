@@ -429,6 +429,17 @@ impl Gateway {
         serde_json::from_str(answer.text()).expect("JSON")
     }
 
+    /// What `isthmus check` says about its files.
+    pub fn check(&self) -> String {
+        let said = Command::new(binary())
+            .arg("check")
+            .arg("-f")
+            .arg(self.folder.path().join("resources"))
+            .output()
+            .expect("the gateway's binary runs");
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -382,7 +382,11 @@ fn a_caller_may_ask_for_a_time_of_each_attempt() {
     let (silent, good) = (FaultPeer::start(Fault::NeverAnswers), Upstream::echo("good"));
     let gateway = before(&[silent.address(), good.address()], "timeout: 30s").start();
     let mut client = gateway.client();
-    for _ in 0..6 {
+    // Which endpoint is the first is drawn.
+    for _ in 0..60 {
+        if silent.accepted() > 0 {
+            break;
+        }
         client.send(
             "GET / HTTP/1.1\r\nhost: h\r\nx-envoy-upstream-rq-per-try-timeout-ms: 80\r\nx-envoy-retry-on: reset\r\n\r\n",
         );

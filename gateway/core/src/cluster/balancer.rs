@@ -379,7 +379,7 @@ impl Balancer {
         &mut self,
         hash: Option<u64>,
         load: &(impl Load + ?Sized),
-        avoid: impl Fn(usize) -> bool,
+        avoid: impl Fn(usize) -> bool + Copy,
         now: Instant,
         random: &mut Random,
     ) -> Option<usize> {
@@ -389,11 +389,24 @@ impl Balancer {
         let mut picked = self.pick_once(load, now, random)?;
         for _ in 0..RESELECTIONS_MAX {
             if !avoid(picked) {
-                break;
+                return Some(picked);
             }
             picked = self.pick_once(load, now, random)?;
         }
-        Some(picked)
+        if !avoid(picked) {
+            return Some(picked);
+        }
+        // The policy insists, as by load it does on an endpoint that refuses everything and is idle therefore.
+        let others = || {
+            let live = self.sets.get(..self.live).unwrap_or_default();
+            let members = live.iter().flat_map(|set| &set.members);
+            let usable = |at: &usize| self.members.get(*at).is_some_and(|member| member.usable);
+            members
+                .map(|at| *at as usize)
+                .filter(move |at| usable(at) && !avoid(*at))
+        };
+        let nth = random.below(others().count().max(1) as u64);
+        Some(others().nth(nth as usize).unwrap_or(picked))
     }
 
     /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.

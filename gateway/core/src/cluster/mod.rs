@@ -721,6 +721,32 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_endpoint_that_failed_is_avoided_however_busy_the_others_are() {
+        use balancer::BalancerKind::{LeastRequest, PeakEwma, Prequal, Random as Drawn, RoundRobin};
+        for kind in [RoundRobin, Drawn, LeastRequest, PeakEwma, Prequal] {
+            let mut random = Random::from_seed(7);
+            let mut spec = (*spec(&[1, 2])).clone();
+            spec.balancer = kind.into();
+            let now = Instant::now();
+            let mut cluster = Cluster::new(
+                Arc::new(spec),
+                Arc::new(ClusterShared::new(u32::MAX)),
+                now,
+                &mut random,
+            );
+            let (failed, ..) = open(&mut cluster, &mut random);
+            cluster.release(failed, None, now);
+            let _busy: Vec<Acquired> = (0..1000)
+                .map(|_| cluster.acquire(but(&[failed]), true, &mut random))
+                .inspect(|acquired| match acquired {
+                    Acquired::Open { endpoint, .. } => assert_ne!(*endpoint, failed, "{kind:?}"),
+                    other => panic!("{kind:?}: {other:?}"),
+                })
+                .collect();
+        }
+    }
+
+    #[test]
     fn limits_and_emptiness_are_answers() {
         let mut random = Random::from_seed(1);
         let mut one = Cluster::new(

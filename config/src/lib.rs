@@ -18,12 +18,14 @@ mod origins;
 mod registry;
 mod report;
 mod resource;
+mod sarif;
 pub mod settings;
 mod validate;
 mod yaml;
 
-pub use origins::{Origins, Place, TlsAsked};
+pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
+pub use sarif::to_sarif;
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;

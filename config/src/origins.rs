@@ -6,8 +6,8 @@ use crate::diagnostic::{Diagnostic, Severity, code_of};
 use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
 use isthmus_core::listener::ListenerKey;
-use isthmus_core::tls::{ClientTls, ServerTls};
-use std::collections::HashMap;
+use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTls};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A rule in its document.
@@ -51,6 +51,76 @@ pub enum TlsAsked {
     Client(Arc<ClientTls>),
 }
 
+/// What is wrong with keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyProblem {
+    /// No credential has the name.
+    NotFound,
+    /// They cannot be used.
+    Unusable,
+    /// They are used nonetheless.
+    Doubtful,
+}
+
+impl TlsAsked {
+    /// The field that names what a message is about, and the credential if it is one: a file whose path is in the
+    /// message, else what the keys come from.
+    fn named_in(&self, message: &str) -> (Option<&'static str>, Option<&CredentialName>) {
+        let (keys, ca, crl, certificate) = match self {
+            Self::Server(policy) => {
+                let ca = policy.ca.as_ref();
+                (&policy.keys[..], ca, policy.crl.as_deref(), "serverCertificate")
+            }
+            Self::Client(policy) => {
+                let ca = Some(&policy.ca);
+                (
+                    policy.key.as_slice(),
+                    ca,
+                    policy.crl.as_deref(),
+                    "clientCertificate",
+                )
+            }
+        };
+        let mut files = Vec::new();
+        let mut credential = None;
+        for key in keys {
+            match key {
+                KeySource::Files {
+                    certificate: chain,
+                    key,
+                } => files.extend([(&**key, "privateKey"), (&**chain, certificate)]),
+                KeySource::Credential(name) => {
+                    credential.get_or_insert((name, "credentialName"));
+                }
+            }
+        }
+        match ca {
+            Some(CaSource::File(file)) => files.push((file, "caCertificates")),
+            // An authority of its own, when the keys come from elsewhere.
+            Some(CaSource::Credential(name)) if credential.is_none_or(|(known, _)| known != name) => {
+                let about = message.contains(&*name.name);
+                if about || credential.is_none() {
+                    let field = match (self, credential) {
+                        (Self::Client(_), None) => "credentialName",
+                        _ => "caCertCredentialName",
+                    };
+                    credential = Some((name, field));
+                }
+            }
+            _ => {}
+        }
+        files.extend(crl.map(|file| (file, "caCrl")));
+        let file = files
+            .into_iter()
+            .find(|(path, _)| !path.is_empty() && message.contains(path));
+        match (file, credential) {
+            (Some((_, field)), _) => (Some(field), None),
+            (None, Some((name, field))) => (Some(field), Some(name)),
+            (None, None) => (None, None),
+        }
+    }
+}
+
 /// Where in its resource a `tls` is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TlsPlace {
@@ -79,6 +149,8 @@ pub struct Origins {
     /// As in the snapshot.
     pub(crate) routes: RouteOrigins,
     pub(crate) tls: Vec<TlsUse>,
+    /// Secrets that are left out for their errors, by namespace and name.
+    pub(crate) refused_secrets: HashSet<(String, String)>,
 }
 
 impl Origins {
@@ -108,12 +180,13 @@ impl Origins {
         self.tls.iter().map(|found| &found.asked)
     }
 
-    /// A warning about the keys of a `tls`, by its position in [`Self::tls`].
+    /// A warning about the keys of a `tls`, by its position in [`Self::tls`]. It points at the field that names what the
+    /// message is about.
     pub fn tls_problem(
         &self,
         sources: &[Source],
         at: usize,
-        code: &'static str,
+        problem: KeyProblem,
         message: String,
         help: &str,
     ) -> Option<Diagnostic> {
@@ -136,8 +209,22 @@ impl Origins {
             TlsPlace::Policy(_, Some(port)) => Some(ports.index(port)),
             _ => None,
         };
-        let path = port.as_ref().unwrap_or(within).key("tls");
-        let (line, column) = document.locate(&source.text, found.origin.item, &path)?;
+        let tls = port.as_ref().unwrap_or(within).key("tls");
+        let (field, credential) = found.asked.named_in(&message);
+        let refused = |name: &CredentialName| {
+            let id = (name.namespace.to_string(), name.name.to_string());
+            self.refused_secrets.contains(&id)
+        };
+        let code = match (problem, credential) {
+            (KeyProblem::NotFound, Some(name)) if refused(name) => "bad-credential",
+            (KeyProblem::NotFound, _) => "unknown-credential",
+            (_, Some(_)) => "bad-credential",
+            (KeyProblem::Unusable, None) => "keys-unusable",
+            (KeyProblem::Doubtful, None) => "keys-doubtful",
+        };
+        let inner = field.map(|field| tls.key(field));
+        let path = inner.as_ref().unwrap_or(&tls);
+        let (line, column) = document.locate(&source.text, found.origin.item, path)?;
         Some(Diagnostic {
             severity: Severity::Warning,
             code: code_of(code),

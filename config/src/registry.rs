@@ -21,6 +21,8 @@ pub(crate) struct Service<'a> {
     pub(crate) host: String,
     pub(crate) namespace: &'a str,
     pub(crate) ports: Vec<Port<'a>>,
+    /// Namespaces that see it; empty for all.
+    pub(crate) export_to: &'a [String],
     /// Names of which its certificates must have one; empty when any will do.
     pub(crate) subject_alt_names: &'a [String],
 }
@@ -45,7 +47,7 @@ type Workloads<'a> = HashMap<&'a str, Vec<&'a WorkloadEntry>>;
 
 impl<'a> Registry<'a> {
     /// Collects the services that are exported to the gateway's namespace.
-    pub(crate) fn new(resources: &'a Resources, options: &Options) -> Self {
+    pub(crate) fn new(resources: &'a Resources, options: &'a Options) -> Self {
         let mut registry = Self::default();
         let mut workloads = Workloads::new();
         for Written { meta, spec } in &resources.workload_entries {
@@ -59,6 +61,10 @@ impl<'a> Registry<'a> {
                 .push(spec);
         }
         for Written { meta, spec } in &resources.services {
+            let shown_to = export_to(&spec.export_to, &options.mesh.service_export_to);
+            if !is_exported(shown_to, &meta.namespace, &options.namespace) {
+                continue;
+            }
             let slices = slices
                 .get(&(meta.namespace.as_str(), meta.name.as_str()))
                 .map_or(&[][..], Vec::as_slice);
@@ -102,19 +108,26 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                export_to: shown_to,
                 subject_alt_names: &[],
             });
         }
         for Written { meta, spec } in &resources.service_entries {
             let shown_to = export_to(&spec.export_to, &options.mesh.service_export_to);
             if is_exported(shown_to, &meta.namespace, &options.namespace) {
-                registry.add_entry(meta, spec, &workloads);
+                registry.add_entry(meta, spec, shown_to, &workloads);
             }
         }
         registry
     }
 
-    fn add_entry(&mut self, meta: &'a Meta, spec: &'a ServiceEntry, workloads: &Workloads<'a>) {
+    fn add_entry(
+        &mut self,
+        meta: &'a Meta,
+        spec: &'a ServiceEntry,
+        export_to: &'a [String],
+        workloads: &Workloads<'a>,
+    ) {
         let selected: Vec<&'a WorkloadEntry> = match &spec.selector {
             Some(labels) => {
                 let workloads = workloads
@@ -149,6 +162,7 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                export_to,
                 subject_alt_names: &spec.subject_alt_names,
             });
         }

@@ -5,8 +5,10 @@
 
 use crate::Source;
 use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
+use crate::index::CLUSTER_DOMAIN;
 use crate::yaml::{Document, Path, Positions};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Most diagnostics of one document that are kept; the rest are counted.
@@ -14,16 +16,6 @@ const PER_DOCUMENT_MAX: usize = 200;
 
 /// Longest message in characters; what it cites may be as long as a document.
 const MESSAGE_CHARS_MAX: usize = 500;
-/// Problems that say that something is not there. They say nothing while a document could not be read, because it may
-/// be in that one.
-const ABSENCES: [&str; 6] = [
-    "unknown-delegate",
-    "unknown-gateway",
-    "unknown-host",
-    "unknown-port",
-    "unknown-subset",
-    "unserved-host",
-];
 
 /// Where a resource was written.
 #[derive(Debug, Clone)]
@@ -54,6 +46,9 @@ pub(crate) struct Finding<'a> {
     pub(crate) help: Option<String>,
     /// The other places that have a part in it, from [`Report::related`].
     pub(crate) related: Vec<Related>,
+    /// The name that was looked for in vain. While documents cannot be read and have a word of it, nothing is told: what
+    /// is looked for may be in one of them.
+    pub(crate) absent: Option<&'a str>,
 }
 
 impl<'a> Finding<'a> {
@@ -74,6 +69,7 @@ impl<'a> Finding<'a> {
             message: message.into(),
             help: None,
             related: Vec::new(),
+            absent: None,
         }
     }
 }
@@ -146,8 +142,8 @@ pub(crate) struct Report<'a> {
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
     lenient: bool,
-    /// Whether a document could not be read.
-    incomplete: bool,
+    /// Words of the documents that could not be read.
+    unread: HashSet<&'a str>,
     /// Fields of the resource at hand that have an error.
     faulty: Vec<String>,
     /// Whether single fields have been checked already.
@@ -162,7 +158,7 @@ impl<'a> Report<'a> {
             found: Vec::new(),
             errors: 0,
             lenient,
-            incomplete: false,
+            unread: HashSet::new(),
             faulty: Vec::new(),
             validating: false,
         };
@@ -183,7 +179,7 @@ impl<'a> Report<'a> {
                     Severity::Error
                 };
                 report.errors += usize::from(severity == Severity::Error);
-                report.incomplete |= severity == Severity::Error;
+                report.unread.extend(words(error.unread));
                 report.found.push((
                     index,
                     Diagnostic {
@@ -354,6 +350,15 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// Whether a name may be in a document that could not be read: its first label, or the one behind it, which is the
+    /// first of a wildcard that has it.
+    fn may_be_unread(&self, name: &str) -> bool {
+        let known = |label: Option<&str>| label.is_some_and(|label| self.unread.contains(label));
+        let mut labels = name.split('.');
+        !self.unread.is_empty()
+            && (known(labels.next()) || (!name.ends_with(CLUSTER_DOMAIN) && known(labels.next())))
+    }
+
     /// Reports a problem.
     pub(crate) fn tell(&mut self, finding: Finding<'_>) {
         let Finding {
@@ -365,8 +370,9 @@ impl<'a> Report<'a> {
             message,
             help,
             related,
+            absent,
         } = finding;
-        if self.incomplete && ABSENCES.contains(&name) {
+        if absent.is_some_and(|name| self.may_be_unread(name)) {
             return;
         }
         let full = self
@@ -458,6 +464,11 @@ impl<'a> Report<'a> {
             .sort_by_key(|(source, diagnostic)| (*source, diagnostic.line, diagnostic.column));
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }
+}
+
+/// The words of a text, as names are put together from them.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'))
 }
 
 /// A text that is no longer than a message may be.

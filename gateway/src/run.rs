@@ -72,6 +72,12 @@ impl Exit {
     }
 }
 
+/// Whether what is shown there is coloured: on a terminal, unless whoever sits at it wants none (<https://no-color.org>).
+pub(crate) fn colored(is_terminal: bool) -> bool {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    is_terminal && wanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run.
 fn load(options: &Options) -> Result<Compiled, Exit> {
     let sources =
@@ -82,10 +88,20 @@ fn load(options: &Options) -> Result<Compiled, Exit> {
 /// Compiles resources and prints what there is to say about them.
 fn compile(sources: &[Source], options: &isthmus_config::Options) -> Result<Compiled, Exit> {
     let compiled = isthmus_config::compile(sources, options);
-    let color = std::io::stderr().is_terminal();
-    let text = diagnostic::render(&compiled.diagnostics, sources, color);
+    let color = colored(std::io::stderr().is_terminal());
+    // Hints are for whoever checks.
+    let (hints, told): (Vec<_>, Vec<_>) = compiled
+        .diagnostics
+        .iter()
+        .cloned()
+        .partition(|found| found.severity == diagnostic::Severity::Hint);
+    let text = diagnostic::render(&told, sources, color);
     if !text.is_empty() {
         let _closed = std::io::stderr().write_all(text.as_bytes());
+    }
+    if !hints.is_empty() {
+        let hints = hints.len();
+        tracing::info!(hints, "`isthmus check` has hints about these resources");
     }
     if compiled.has_errors() {
         let errors = compiled
@@ -121,7 +137,7 @@ pub(crate) fn load_process(
         }
     };
     let refuse = |source: &Source, found: &[Diagnostic]| {
-        let color = std::io::stderr().is_terminal();
+        let color = colored(std::io::stderr().is_terminal());
         let text = diagnostic::render(found, std::slice::from_ref(source), color);
         let _closed = std::io::stderr().write_all(text.as_bytes());
         let wrong = found

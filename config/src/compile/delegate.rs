@@ -160,6 +160,10 @@ pub(crate) fn merge(root: &HttpRoute, own: &HttpRoute) -> Option<HttpRoute> {
     fill(&mut merged.direct_response, &root.direct_response);
     fill(&mut merged.timeout, &root.timeout);
     fill(&mut merged.headers, &root.headers);
+    if merged.mirror.is_none() && merged.mirrors.is_empty() {
+        merged.mirror.clone_from(&root.mirror);
+        merged.mirrors.clone_from(&root.mirrors);
+    }
     Some(merged)
 }
 

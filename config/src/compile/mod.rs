@@ -21,8 +21,6 @@ use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Resources, Written};
 use delegate::Delegates;
 use isthmus_core::snapshot::Snapshot;
-use std::collections::HashSet;
-use std::sync::Arc;
 
 /// What the compiler looks things up in.
 pub(crate) struct Context<'a> {
@@ -31,15 +29,6 @@ pub(crate) struct Context<'a> {
     pub(crate) rules: Rules<'a>,
     pub(crate) virtual_services: &'a [Written<VirtualService>],
     pub(crate) delegates: Delegates<'a>,
-    refused: &'a HashSet<Arc<str>>,
-}
-
-impl Context<'_> {
-    /// Whether a resource of this kind has errors and was left out: what is missing may be in it.
-    pub(crate) fn has_refused(&self, kind: &str) -> bool {
-        let of_kind = |id: &Arc<str>| id.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '));
-        self.refused.iter().any(of_kind)
-    }
 }
 
 /// Compiles everything that was written without errors.
@@ -54,7 +43,6 @@ pub(crate) fn compile(
         rules: Rules::new(&resources.destination_rules, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
-        refused: &resources.refused,
     };
     let listeners = listener::compile(resources, &context, report);
     let snapshot = Snapshot {
@@ -70,12 +58,19 @@ pub(crate) fn compile(
             .into_iter()
             .chain(tls::uses(&resources.destination_rules, &context))
             .collect(),
+        refused_secrets: resources
+            .refused
+            .iter()
+            .filter_map(|id| id.strip_prefix("Secret ")?.split_once('/'))
+            .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
+            .collect(),
     };
     let view = View {
         resources,
         context: &context,
         snapshot: &snapshot,
         origins: &origins,
+        facts: &listeners.facts,
     };
     crate::analyze::analyze(&view, report);
     (snapshot, origins)

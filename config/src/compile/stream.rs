@@ -15,8 +15,6 @@ pub(crate) struct Passed<'a> {
     pub(crate) rule: usize,
     /// Position in its `match`.
     pub(crate) matched: usize,
-    /// What tells this match apart from every other.
-    pub(crate) id: String,
 }
 
 /// The first `tcp[]` rule that applies.
@@ -53,12 +51,6 @@ pub(crate) fn tls<'a>(
                     route,
                     rule: at,
                     matched: matched_at,
-                    id: format!(
-                        "VirtualService {}, tls rule {}, match {}",
-                        meta.id(),
-                        at + 1,
-                        matched_at + 1
-                    ),
                 });
             }
         }

@@ -33,6 +33,10 @@ pub(crate) struct HttpRoute {
     pub(crate) timeout: Option<Duration>,
     pub(crate) headers: Option<Headers>,
     pub(crate) delegate: Option<Delegate>,
+    /// `mirror`: where copies of requests go.
+    pub(crate) mirror: Option<Target>,
+    /// `mirrors[].destination`.
+    pub(crate) mirrors: Vec<Target>,
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
     pub(crate) has_fault: bool,
@@ -74,7 +78,11 @@ pub(crate) struct Target {
 impl Target {
     /// Reads the `destination` in `node`.
     fn read(node: &Node) -> Self {
-        let destination = node.get("destination").unwrap_or(&Node::Null);
+        Self::of(node.get("destination").unwrap_or(&Node::Null))
+    }
+
+    /// Reads a `Destination`.
+    fn of(destination: &Node) -> Self {
         Self {
             host: destination.text("host").unwrap_or("").to_owned(),
             subset: destination.text("subset").unwrap_or("").to_owned(),
@@ -243,6 +251,8 @@ impl HttpRoute {
                 name: node.text("name").unwrap_or("").to_owned(),
                 namespace: node.text("namespace").unwrap_or("").to_owned(),
             }),
+            mirror: node.get("mirror").map(Target::of),
+            mirrors: node.list("mirrors").iter().map(Target::read).collect(),
             is_empty: *node == Node::Null,
             has_fault: node.get("fault").is_some(),
         }

@@ -273,7 +273,7 @@ pub(crate) struct Document<'a> {
 
 /// Why a document could not be read, and where (in the file, from 1).
 #[derive(Debug)]
-pub(crate) struct SyntaxError {
+pub(crate) struct SyntaxError<'a> {
     pub(crate) code: &'static str,
     pub(crate) line: usize,
     pub(crate) column: usize,
@@ -281,6 +281,8 @@ pub(crate) struct SyntaxError {
     pub(crate) help: Option<String>,
     /// Whether the document was repaired and is there all the same.
     pub(crate) repaired: bool,
+    /// The text that is not there for it.
+    pub(crate) unread: &'a str,
 }
 
 /// A part of a file between `---` lines.
@@ -299,8 +301,9 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 }
 
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
-pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
+pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError<'a>>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
+    let whole = text;
     for (number, chunk) in split(text).into_iter().enumerate() {
         let Chunk { text, line, column } = chunk;
         if number == DOCUMENTS_MAX {
@@ -311,6 +314,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 message: format!("a file has at most {DOCUMENTS_MAX} documents: the rest is not read"),
                 help: None,
                 repaired: false,
+                unread: whole,
             });
             break;
         }
@@ -325,6 +329,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 ),
                 help: None,
                 repaired: false,
+                unread: text,
             });
             continue;
         }
@@ -355,14 +360,22 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 let file_column = |at_line: usize, at: usize| if at_line == 0 { at + column } else { at } + 1;
                 match here {
                     // All of them at once, so that one run of the editor suffices.
-                    Some(_) => errors.extend(stars.iter().take(STARS_TOLD_MAX).map(|star| SyntaxError {
-                        code: "unquoted-wildcard",
-                        line: line + star.line + 1,
-                        column: file_column(star.line, star.column),
-                        message: format!("`{}` is not quoted: YAML reads a star as an alias", star.token),
-                        help: Some(format!("quote it: \"{}\"", star.token)),
-                        repaired: is_repaired,
-                    })),
+                    Some(_) => {
+                        errors.extend(stars.iter().take(STARS_TOLD_MAX).enumerate().map(|(at, star)| {
+                            SyntaxError {
+                                code: "unquoted-wildcard",
+                                line: line + star.line + 1,
+                                column: file_column(star.line, star.column),
+                                message: format!(
+                                    "`{}` is not quoted: YAML reads a star as an alias",
+                                    star.token
+                                ),
+                                help: Some(format!("quote it: \"{}\"", star.token)),
+                                repaired: is_repaired,
+                                unread: if at == 0 && !is_repaired { text } else { "" },
+                            }
+                        }))
+                    }
                     None => errors.push(SyntaxError {
                         code: fault.code,
                         line: line + fault.line + 1,
@@ -370,6 +383,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                         message: fault.message,
                         help: None,
                         repaired: false,
+                        unread: text,
                     }),
                 }
             }
@@ -666,7 +680,7 @@ mod tests {
         documents.remove(0).node
     }
 
-    fn fault(text: &str) -> SyntaxError {
+    fn fault(text: &str) -> SyntaxError<'_> {
         let (_, mut errors) = read(text, false);
         assert_eq!(errors.len(), 1, "{errors:?}");
         errors.remove(0)
@@ -818,7 +832,8 @@ mod tests {
             assert_eq!(find(&Path::Root.key("x")), Some((1, 0)), "{strange:?}");
             assert_eq!(find(&Path::Root.key("y")), Some((1, 5)), "{strange:?}");
             assert_eq!(find(&Path::Root.key("y").key("z")), Some((2, 2)), "{strange:?}");
-            let error = fault(&format!("# a{strange}# b\nx: [1{strange}y: }}\n"));
+            let text = format!("# a{strange}# b\nx: [1{strange}y: }}\n");
+            let error = fault(&text);
             assert_eq!(error.line, 2, "{strange:?}");
         }
     }
@@ -860,7 +875,7 @@ mod tests {
     }
 
     /// Reads a text and asks for its positions; what that cost.
-    fn cost(text: &str, lenient: bool) -> (work::Work, Vec<SyntaxError>) {
+    fn cost(text: &str, lenient: bool) -> (work::Work, Vec<SyntaxError<'_>>) {
         work::take();
         let (documents, errors) = read(text, lenient);
         let mut work = work::take();
@@ -881,7 +896,8 @@ mod tests {
         ] {
             for start in ["", "a: ", "- ", "a:\n  b: ", "# x\n---\n"] {
                 for lenient in [false, true] {
-                    let (work, errors) = cost(&format!("{start}{}", many(piece)), lenient);
+                    let text = format!("{start}{}", many(piece));
+                    let (work, errors) = cost(&text, lenient);
                     let codes: Vec<_> = errors.iter().map(|error| error.code).collect();
                     if start.ends_with(": ") && !piece.contains('[') && piece.starts_with(['-', '?']) {
                         // No list may begin behind a key: the parser stops at the first dash.

@@ -2,19 +2,20 @@
 
 use super::{ResourceArgs, print};
 use crate::io::clock;
-use crate::run::Exit;
+use crate::run::{Exit, colored};
+use crate::tls::MaterialError;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
-use isthmus_config::{Compiled, Source, TlsAsked};
+use isthmus_config::{Compiled, KeyProblem, Source, TlsAsked};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     resources: ResourceArgs,
-    /// How findings are printed.
+    /// How findings are printed: for people, as a JSON list, or as SARIF 2.1.0 for code scanning.
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: Output,
     /// Take warnings as errors.
@@ -26,6 +27,7 @@ pub(super) struct Args {
 pub(super) enum Output {
     Text,
     Json,
+    Sarif,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -61,27 +63,38 @@ pub(super) fn run(args: &Args) -> ExitCode {
             .count()
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let found = &compiled.diagnostics;
     match args.output {
-        Output::Json => print(&format!("{:#}\n", diagnostic::to_json(&compiled.diagnostics))),
+        Output::Json => print(&format!("{:#}\n", diagnostic::to_json(found))),
+        Output::Sarif => {
+            let log = isthmus_config::to_sarif(found, env!("CARGO_PKG_VERSION"));
+            print(&format!("{log:#}\n"));
+        }
         Output::Text => {
-            let color = std::io::stdout().is_terminal();
-            print(&diagnostic::render(&compiled.diagnostics, &sources, color));
+            let color = colored(std::io::stdout().is_terminal());
+            let mut text = diagnostic::render(found, &sources, color);
             for (kind, number) in &compiled.passed_over {
-                print(&format!(
+                text.push_str(&format!(
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
                 ));
             }
             if compiled.resources == 0 {
-                print(
+                text.push_str(
                     "no resource was found: of a directory, files that end in .yaml, .yml or .json are read\n",
                 );
             }
-            print(&format!(
-                "{}, {}, {}\n",
+            text.push_str(&format!(
+                "{}, {}, {}",
                 counted(compiled.resources, "resource"),
                 counted(errors, "error"),
                 counted(warnings, "warning")
             ));
+            let hints = count(Severity::Hint);
+            if hints > 0 {
+                text.push_str(&format!(", {}", counted(hints, "hint")));
+            }
+            text.push('\n');
+            show(&text);
         }
     }
     let failed = errors > 0 || (args.strict && warnings > 0);
@@ -114,17 +127,19 @@ fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<P
             }
         };
         for error in errors {
+            let kind = match error {
+                MaterialError::NotFound { .. } => KeyProblem::NotFound,
+                _ => KeyProblem::Unusable,
+            };
             let message = error.to_string();
-            let problem = compiled
-                .origins
-                .tls_problem(sources, at, "keys-unusable", message, help);
+            let problem = compiled.origins.tls_problem(sources, at, kind, message, help);
             found.extend(problem);
         }
         for warning in warnings {
             let (message, help) = (warning.to_string(), "it is used nonetheless");
             let problem = compiled
                 .origins
-                .tls_problem(sources, at, "keys-doubtful", message, help);
+                .tls_problem(sources, at, KeyProblem::Doubtful, message, help);
             found.extend(problem);
         }
     }
@@ -133,6 +148,45 @@ fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<P
         .diagnostics
         .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     Ok(())
+}
+
+/// Prints a text; on a terminal that it does not fit on, through `$PAGER` or less, as git does.
+fn show(text: &str) {
+    if !paged(text) {
+        print(text);
+    }
+}
+
+/// Whether a pager has shown the text.
+fn paged(text: &str) -> bool {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return false;
+    }
+    let rows = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_row));
+    if rows == 0 || text.lines().count() < rows {
+        return false;
+    }
+    let pager = std::env::var("PAGER").unwrap_or_else(|_| "less".to_owned());
+    let mut words = pager.split_whitespace();
+    let Some(program) = words.next().filter(|program| *program != "cat") else {
+        return false;
+    };
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::piped());
+    // What git gives less: end when it fits, keep colours, leave the text on the screen.
+    if std::env::var_os("LESS").is_none() {
+        command.env("LESS", "FRX");
+    }
+    let Ok(mut child) = command.spawn() else {
+        return false;
+    };
+    if let Some(mut input) = child.stdin.take() {
+        // Whoever has read enough closes it.
+        let _closed = input.write_all(text.as_bytes());
+    }
+    let _ended = child.wait();
+    true
 }
 
 /// `1 error`, `2 errors`.

@@ -34,10 +34,11 @@ enum Command {
     /// Run the gateway on an embedded example with embedded upstreams, and print what to try.
     #[command(after_help = "Example:\n  isthmus demo\n  isthmus demo --port 8080")]
     Demo(demo::Args),
-    /// Parse, validate and compile resources, and say what is wrong with them.
+    /// Parse, validate and analyze resources, and say what is wrong with them.
     #[command(
-        after_help = "Exit status: 0 clean or warnings only, 1 errors, 2 usage.\n\nExample:\n  \
-                            isthmus check -f ./resources -o json"
+        after_help = "Findings across resources are warnings, because a document may refer to what another file brings;\n\
+                            hints are worth knowing. Exit status: 0 clean or warnings only, 1 errors, 2 usage.\n\nExamples:\n  \
+                            isthmus check -f ./resources --strict\n  isthmus check -f ./resources -o sarif > isthmus.sarif"
     )]
     Check(check::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
@@ -262,7 +263,7 @@ pub(crate) fn start_log(level: &str) {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(run::colored(std::io::stderr().is_terminal()))
         .with_writer(std::io::stderr)
         .try_init();
     // A second log in one process is a test's; the first stays.

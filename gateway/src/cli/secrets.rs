@@ -23,13 +23,13 @@ pub(super) struct Args {
     admin: SocketAddr,
     /// How they are printed.
     #[arg(short = 'o', long, value_enum, default_value = "text")]
-    output: super::check::Output,
+    output: super::FormatArg,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let shown = get(args.admin, "/certs").and_then(|text| match args.output {
-        super::check::Output::Json => Ok(text + "\n"),
-        super::check::Output::Text => table(&serde_json::from_str(&text)?),
+        super::FormatArg::Json => Ok(text + "\n"),
+        super::FormatArg::Text => table(&serde_json::from_str(&text)?),
     });
     match shown {
         Ok(text) => {

@@ -143,6 +143,12 @@ impl Check<'_, '_> {
         if let Some(delay) = fault.get("delay") {
             let path = path.key("delay");
             self.fault_percentage(delay, &path);
+            if has(delay, "percent") {
+                let message = "`percent` is an old spelling of `percentage`";
+                let origin = &self.meta.origin;
+                self.report
+                    .warn("old-spelling", origin, &path.key("percent"), message);
+            }
             if has(delay, "exponentialDelay") {
                 self.error(
                     "bad-value",

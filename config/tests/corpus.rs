@@ -179,3 +179,48 @@ fn samples_and_documentation_load_and_name_what_is_not_executed() {
     eprintln!("{loaded} documents load; in {named} something is named that is not executed");
     assert!(loaded > 400 && named > 50, "{loaded} {named}");
 }
+
+#[test]
+fn samples_that_belong_together_have_no_findings_that_are_not_true() {
+    let Some(corpus) = corpus() else { return };
+    // What the samples refer to, as the applications' own manifests bring it.
+    let services = |names: &[&str]| {
+        let one = |name: &&str| {
+            let slice = |version: &str| {
+                format!(
+                    "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-{version}, \
+                     labels: {{kubernetes.io/service-name: {name}, version: {version}}}}}\nports: [{{name: http, port: \
+                     9080}}]\nendpoints: [{{addresses: [127.0.0.1]}}]\n"
+                )
+            };
+            let versions = ["v1", "v2", "v3", "v2-mysql", "v2-mysql-vm"].map(slice);
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{name: http, port: \
+                 9080}}]}}\n{}",
+                versions.concat()
+            )
+        };
+        isthmus_config::Source {
+            name: "services.yaml".to_owned(),
+            text: names.iter().map(one).collect(),
+        }
+    };
+    let folder = corpus.join("samples-bookinfo");
+    let rules = ["all-v1", "reviews-90-10", "reviews-test-v2", "ratings-test-abort"];
+    for rule in rules {
+        let names = [
+            "bookinfo-gateway.yaml",
+            "destination-rule-all.yaml",
+            &format!("virtual-service-{rule}.yaml"),
+        ];
+        let paths = names.map(|name| folder.join(name));
+        let mut sources = read_paths(&paths).unwrap();
+        sources.push(services(&["productpage", "reviews", "ratings", "details"]));
+        let compiled = compile(&sources, &Options::default());
+        let wrong = compiled.diagnostics.iter().filter(|found| {
+            found.severity != isthmus_config::diagnostic::Severity::Hint && found.code != "not-executed"
+        });
+        let wrong: Vec<String> = wrong.map(ToString::to_string).collect();
+        assert!(wrong.is_empty(), "{rule}: {wrong:#?}");
+    }
+}

@@ -194,3 +194,65 @@ fn counted(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isthmus_config::diagnostic::Diagnostic;
+
+    /// Everything that is found in a file of the corpus' analyzers, at a gateway in `istio-system`, where Istio's own is.
+    fn found(name: &str) -> Option<Vec<Diagnostic>> {
+        let given = std::env::var_os("ISTHMUS_CORPUS").map(PathBuf::from);
+        let corpus =
+            given.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus"));
+        if !corpus.is_dir() {
+            eprintln!("NOT RUN: there is no corpus at {}", corpus.display());
+            assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
+            return None;
+        }
+        let sources = isthmus_config::read_paths(&[corpus.join("analyzers").join(name)]).unwrap();
+        let options = isthmus_config::Options {
+            namespace: "istio-system".to_owned(),
+            ..isthmus_config::Options::default()
+        };
+        let mut compiled = isthmus_config::compile(&sources, &options);
+        check_keys(&sources, &mut compiled, None).unwrap();
+        Some(compiled.diagnostics)
+    }
+
+    fn of(found: &[Diagnostic], code: &str) -> Vec<(String, String)> {
+        let with = found.iter().filter(|found| found.code == code);
+        with.map(|found| (found.resource.clone(), found.field.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn credentials_that_are_not_there_are_told_where_they_are_named() {
+        let Some(found) = found("gateway-secrets.yaml") else {
+            return;
+        };
+        let missing = of(&found, "IST0101");
+        let named = (
+            "Gateway default/defaultgateway-bogusCredentialName".to_owned(),
+            "spec.servers[0].tls.credentialName".to_owned(),
+        );
+        assert!(missing.contains(&named), "{missing:?}");
+        let good = |(resource, _): &(String, String)| resource.ends_with("/defaultgateway-noerrors");
+        assert!(!missing.iter().any(good), "{missing:?}");
+    }
+
+    #[test]
+    fn credentials_that_cannot_be_used_are_told_where_they_are_named() {
+        let Some(found) = found("gateway-secrets-validation.yaml") else {
+            return;
+        };
+        let bad = of(&found, "IST0161");
+        for name in ["invalid-keys", "missing-keys", "invalid-cert", "expired"] {
+            let named = (
+                format!("Gateway default/defaultgateway-{name}"),
+                "spec.servers[0].tls.credentialName".to_owned(),
+            );
+            assert!(bad.contains(&named), "{name}: {bad:?}");
+        }
+    }
+}

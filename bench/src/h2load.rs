@@ -4,17 +4,24 @@ use crate::load::Outcome;
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-/// Sends requests for `path` on so many connections, each with so many streams at a time.
+/// A message of gRPC: not compressed, and its length (of the specification of gRPC over HTTP/2).
+const MESSAGE: &[u8] = b"\0\0\0\0\x0chello, bench";
+
+/// Sends requests for `path` on so many connections, each with so many streams at a time; `grpc` makes them calls.
 pub(crate) fn run(
     address: SocketAddr,
     path: &str,
     (connections, streams): (usize, usize),
+    grpc: bool,
     time: Duration,
 ) -> Result<Outcome> {
+    let mut message = tempfile::NamedTempFile::new()?;
+    message.write_all(MESSAGE)?;
     // It knows whole seconds only when it is told a time, so it is told a number of requests, in portions.
     let portion = connections * streams * 40;
     let mut outcome = Outcome {
@@ -25,7 +32,16 @@ pub(crate) fn run(
     };
     let start = std::time::Instant::now();
     while outcome.elapsed < time {
-        let output = Command::new("h2load")
+        let mut command = Command::new("h2load");
+        if grpc {
+            command.arg("-d").arg(message.path()).args([
+                "-H",
+                "content-type: application/grpc",
+                "-H",
+                "te: trailers",
+            ]);
+        }
+        let output = command
             .args(["-n", &portion.to_string(), "-c", &connections.to_string()])
             .args(["-m", &streams.to_string()])
             .arg(format!("https://{address}{path}"))

@@ -4,10 +4,11 @@
 //! with one worker on core 0; the load and the upstream share core 1; the proxies are loaded one after the other in an
 //! order that rotates from round to round, and a proxy's CPU time per request is divided by the others' of the same
 //! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends through a [`channel`], [`measure`] reads
-//! what the kernel has counted, [`report`] writes the table, the JSON and the plot.
+//! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`] measures the gateway alone.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
+mod attack;
 mod channel;
 mod h2load;
 mod load;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use channel::Dialer;
 use clap::Parser;
 use hdrhistogram::Histogram;
+use isthmus_tests::nghttpd::Nghttpd;
 use load::{Load, Outcome, Pace};
 use measure::{Cpu, Spread, pin};
 use proxy::{PROXIES, Running};
@@ -66,6 +68,10 @@ struct Arguments {
     /// Count a request's system calls and allocations instead; the gateway must have the feature `count-allocations`
     #[arg(long)]
     steady: bool,
+    /// Measure instead what a neighbour feels of each attack over HTTP/2; fails when its slowest hundredth takes more than
+    /// three times as long as in quiet
+    #[arg(long)]
+    attacks: bool,
     /// With --micro: let the figures be those that later ones are compared with
     #[arg(long, requires = "micro")]
     keep: bool,
@@ -96,6 +102,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.steady {
         pin(1)?;
         return steady::measure(&arguments.gateway, &arguments.out);
+    }
+    if arguments.attacks {
+        pin(1)?;
+        let time = Duration::from_secs(if arguments.smoke { 1 } else { 10 });
+        return attack::measure(&arguments.gateway, &arguments.out, time, !arguments.smoke);
     }
     if arguments.micro {
         return micro::measure(&arguments.out, Path::new(KNOWN), arguments.keep);
@@ -179,7 +190,9 @@ fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Dura
         Tls::Pass => proxy::sink()?,
         _ => origin.plain(),
     };
-    let upstreams = (upstream, origin.http2());
+    let calls = scenario.grpc.then(Nghttpd::grpc);
+    let http2 = calls.as_ref().map_or(origin.http2(), Nghttpd::address);
+    let upstreams = (upstream, http2);
     proxy::keys(&folder.path().join("keys"))?;
     let mut running = Vec::new();
     for proxy in PROXIES {
@@ -263,7 +276,8 @@ fn closed(scenario: &Scenario, one: &Running, time: Duration) -> Result<Outcome>
         return load(scenario, one, Pace::Closed, time)?.run();
     };
     let path = format!("/{}", scenario.file());
-    h2load::run(one.address, &path, (scenario.connections, http2.streams), time)
+    let size = (scenario.connections, http2.streams);
+    h2load::run(one.address, &path, size, scenario.grpc, time)
 }
 
 fn loaded(scenario: &Scenario, one: &Running, time: Duration, figures: &mut Figures) -> Result<()> {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::retry_budget::RetryLimits;
 use isthmus_core::cluster::{Acquired, Cluster, ClusterSpec, ConnId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::forwarded::{self, Downstream};
@@ -18,7 +19,7 @@ use isthmus_core::h1::encode::{self, ResponseContext};
 use isthmus_core::h1::{HeadParser, Parsed};
 use isthmus_core::header::{HeaderId, HeaderList};
 use isthmus_core::hello::{self, Peek};
-use isthmus_core::limits::{MessageLimits, Settings};
+use isthmus_core::limits::{MessageLimits, Settings, TrustedRanges};
 use isthmus_core::listener::{Chain, ChainAction, SniTable};
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::{ClusterKey, HostPattern};
@@ -100,9 +101,15 @@ const CASES: &[Case] = &[
     }),
     ("forwarding fields: set", |times| {
         let (mut head, limits, mut random) = (RequestHead::default(), limits(), Random::from_seed(1));
+        let trusted = TrustedRanges::default();
         for _ in 0..times {
             parse_request(TINY_REQUEST, &limits, &mut head);
-            black_box(forwarded::apply(&mut head, downstream(), &mut random));
+            black_box(forwarded::apply(
+                &mut head,
+                downstream(&trusted),
+                &mut random,
+                &mut None,
+            ));
         }
     }),
     ("route: prefix, 1 route", |times| look_up(&prefixes(1), 0, times)),
@@ -148,12 +155,13 @@ fn form() -> ResponseContext {
     }
 }
 
-fn downstream() -> Downstream {
+fn downstream(trusted: &TrustedRanges) -> Downstream<'_> {
     Downstream {
         peer: [127, 0, 0, 1].into(),
         scheme: "http",
         port: 80,
         trusted_proxies: 0,
+        trusted,
     }
 }
 
@@ -175,6 +183,7 @@ fn route(path: String) -> Route {
     Route {
         name: "".into(),
         virtual_service: "default/bench".into(),
+        stat_prefix: "".into(),
         matches: RouteMatch {
             path: PathMatch {
                 text: TextMatch::Prefix(path.into()),
@@ -327,6 +336,7 @@ fn cluster() -> Arc<ClusterSpec> {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        retries: RetryLimits::default(),
     })
 }
 
@@ -336,12 +346,13 @@ fn exchange(table: &RouteTable, bytes: &[u8], times: usize) {
     let (mut request, mut response) = (RequestHead::default(), ResponseHead::default());
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
     let normalization = Settings::default().path_normalization;
+    let trusted = TrustedRanges::default();
     let host_of = |request: &RequestHead| table.find_host(&request.host).unwrap_or(0);
     for _ in 0..times {
         parse_request(black_box(bytes), &limits, &mut request);
         assert!(path::normalize(&mut request, normalization).is_ok());
         request.headers.remove_connection_fields();
-        forwarded::apply(&mut request, downstream(), &mut random);
+        forwarded::apply(&mut request, downstream(&trusted), &mut random, &mut None);
         let found = table
             .virtual_hosts()
             .get(host_of(&request))

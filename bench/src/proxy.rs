@@ -108,6 +108,14 @@ pub(crate) const PROXIES: &[Proxy] = &[
         shares_port: false,
     },
     Proxy {
+        name: "h2o",
+        // It speaks HTTP/1.1 to upstreams.
+        takes: |scenario| scenario.http2.is_some() && !scenario.is_http2_upstream(),
+        launch: h2o,
+        version: &["h2o", "--version"],
+        shares_port: false,
+    },
+    Proxy {
         name: "envoy",
         takes: |_| true,
         launch: envoy,
@@ -786,5 +794,30 @@ fn nghttpx(setup: &Setup<'_>) -> Result<Command> {
         .arg("--backend-connections-per-host=256")
         .arg("--errorlog-file=/dev/stderr")
         .args([&key, &certificate]);
+    Ok(command)
+}
+
+fn h2o(setup: &Setup<'_>) -> Result<Command> {
+    let [certificate, key, _] = key_files(setup, setup.scenario.tls.key().context("HTTP/2 is over TLS")?);
+    let configuration = json!({
+        "num-threads": 1,
+        "max-connections": 16384,
+        "user": "root",
+        "proxy.preserve-host": "ON",
+        "proxy.timeout.keepalive": 600_000,
+        "hosts": {"default": {
+            "listen": {
+                "host": setup.listen.ip().to_string(),
+                "port": setup.listen.port(),
+                "ssl": {"certificate-file": certificate, "key-file": key},
+            },
+            "paths": {"/": {"proxy.reverse.url": format!("http://{}/", setup.upstream)}},
+        }},
+    });
+    // JSON is YAML as well.
+    let file = setup.folder.join("h2o.json");
+    fs::write(&file, configuration.to_string())?;
+    let mut command = Command::new("h2o");
+    command.arg("-c").arg(file);
     Ok(command)
 }

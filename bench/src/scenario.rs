@@ -72,6 +72,8 @@ pub(crate) struct Scenario {
     pub(crate) tls: Tls,
     /// HTTP/2; None for HTTP/1.1.
     pub(crate) http2: Option<Http2>,
+    /// Whether requests are calls of gRPC, whose message comes back with trailers.
+    pub(crate) grpc: bool,
     /// Connections of clients.
     pub(crate) connections: usize,
     /// Connections that do nothing while memory is read; 0: not measured.
@@ -88,6 +90,7 @@ const PLAIN: Scenario = Scenario {
     features: false,
     tls: Tls::None,
     http2: None,
+    grpc: false,
     connections: 64,
     idle: 0,
     rate: 0,
@@ -215,6 +218,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             streams: 32,
             upstream: true,
         }),
+        connections: 8,
+        ..PLAIN
+    },
+    Scenario {
+        key: "grpc",
+        title: "unary calls of gRPC over TLS 1.3, 8 connections of 32 streams, HTTP/2 to the upstream in cleartext",
+        tls: Tls::Kept,
+        http2: Some(Http2 {
+            streams: 32,
+            upstream: true,
+        }),
+        grpc: true,
         connections: 8,
         ..PLAIN
     },

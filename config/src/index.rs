@@ -2,8 +2,10 @@
 
 use crate::Options;
 use crate::resource::destination_rule::{Blocks, DestinationRule, Subset, TrafficPolicy};
+use crate::resource::retries::HEDGING;
 use crate::resource::{Meta, Written};
 use crate::validate::is_label;
+use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::name::{HostIndex, HostPattern};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -90,6 +92,8 @@ pub(crate) struct Rule<'a> {
     /// The first of each name.
     pub(crate) subsets: Vec<&'a Subset>,
     names: HashSet<&'a str>,
+    /// Of the oldest rule that has the annotation.
+    hedges: Option<Hedges>,
 }
 
 impl Rule<'_> {
@@ -102,12 +106,23 @@ impl Rule<'_> {
     /// settings of a port replace those above them as a whole, a subset's blocks replace those of the service one by
     /// one.
     pub(crate) fn blocks(&self, port: u16, subset: Option<&Subset>) -> Blocks {
+        Blocks {
+            hedges: self.hedges.unwrap_or_default(),
+            ..self.written_blocks(port, subset)
+        }
+    }
+
+    fn written_blocks(&self, port: u16, subset: Option<&Subset>) -> Blocks {
         let of_port = |policy: &TrafficPolicy| {
             let found = policy
                 .ports
                 .iter()
                 .find(|(number, _)| *number == i128::from(port));
-            found.map(|(_, blocks)| blocks.clone())
+            // A port has no budget of its own.
+            found.map(|(_, blocks)| Blocks {
+                retry_budget: policy.blocks.retry_budget,
+                ..blocks.clone()
+            })
         };
         let base = self
             .policy
@@ -117,12 +132,17 @@ impl Rule<'_> {
             return base;
         };
         match of_port(policy) {
-            Some(own) => own,
+            Some(own) => Blocks {
+                retry_budget: own.retry_budget.or(base.retry_budget),
+                ..own
+            },
             None => Blocks {
                 load_balancer: policy.blocks.load_balancer.clone().or(base.load_balancer),
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
                 tls: policy.blocks.tls.clone().or(base.tls),
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
+                retry_budget: policy.blocks.retry_budget.or(base.retry_budget),
+                hedges: base.hedges,
                 any: policy.blocks.any || base.any,
             },
         }
@@ -180,11 +200,15 @@ impl<'a> Rules<'a> {
                         policy: None,
                         subsets: Vec::new(),
                         names: HashSet::new(),
+                        hedges: None,
                     });
                     all.merged.len() - 1
                 });
             if let Some(rule) = all.merged.get_mut(at) {
                 rule.policy = rule.policy.or(spec.policy.as_ref());
+                // Validation has refused what cannot be read.
+                let hedges = meta.annotations.get(HEDGING).and_then(|text| text.parse().ok());
+                rule.hedges = rule.hedges.or(hedges);
                 for subset in &spec.subsets {
                     if rule.names.insert(&subset.name) {
                         rule.subsets.push(subset);

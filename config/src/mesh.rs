@@ -7,11 +7,13 @@ use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::report::{Origin, Report};
 use crate::resource::destination_rule::keepalive;
+use crate::resource::retries::Retries;
 use crate::resource::{duration_of, schema};
 use crate::yaml::{Node, Path};
+use isthmus_core::attempt::RetryPolicy;
 use isthmus_core::cluster::CONNECT_TIMEOUT;
 use isthmus_core::cluster::TcpKeepalive;
-use isthmus_core::limits::{SettingValue, Settings};
+use isthmus_core::limits::{PathNormalization, SettingValue, Settings};
 use std::time::Duration;
 
 /// What of MeshConfig the compiler needs; the rest goes into the settings.
@@ -23,6 +25,8 @@ pub struct MeshConfig {
     pub keepalive: Option<TcpKeepalive>,
     /// Whether upstreams are spoken to in HTTP/2 when no DestinationRule says (`h2UpgradePolicy`).
     pub h2_upgrade: bool,
+    /// Retries of rules that have no word about them (`defaultHttpRetryPolicy`).
+    pub retry: RetryPolicy,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
@@ -31,6 +35,8 @@ pub struct MeshConfig {
     pub virtual_service_export_to: Vec<String>,
     /// The same of DestinationRules (`defaultDestinationRuleExportTo`).
     pub destination_rule_export_to: Vec<String>,
+    /// How the process normalizes paths before rules see them (`pathNormalization`), for what is said about rules.
+    pub path_normalization: PathNormalization,
 }
 
 impl Default for MeshConfig {
@@ -39,10 +45,12 @@ impl Default for MeshConfig {
             connect_timeout: CONNECT_TIMEOUT,
             keepalive: None,
             h2_upgrade: false,
+            retry: RetryPolicy::default(),
             root_namespace: "istio-system".to_owned(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
             destination_rule_export_to: Vec::new(),
+            path_normalization: PathNormalization::default(),
         }
     }
 }
@@ -116,6 +124,8 @@ fn read(node: &Node, loaded: &mut Loaded) {
     }
     mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
     mesh.h2_upgrade = node.text("h2UpgradePolicy") == Some("UPGRADE");
+    let retries = node.get("defaultHttpRetryPolicy").map(Retries::read);
+    mesh.retry = crate::compile::retry::policy(retries.as_ref(), &RetryPolicy::default());
     mesh.service_export_to = node.texts("defaultServiceExportTo");
     mesh.virtual_service_export_to = node.texts("defaultVirtualServiceExportTo");
     mesh.destination_rule_export_to = node.texts("defaultDestinationRuleExportTo");
@@ -125,6 +135,7 @@ fn read(node: &Node, loaded: &mut Loaded) {
         let _valid = loaded
             .settings
             .set("pathNormalization", &SettingValue::Text(form.clone()));
+        loaded.mesh.path_normalization = loaded.settings.path_normalization;
     }
     let topology = below("defaultConfig", "gatewayTopology");
     if let Some(Node::Text(form)) = topology.and_then(|node| node.get("forwardClientCertDetails")) {
@@ -143,11 +154,10 @@ fn read(node: &Node, loaded: &mut Loaded) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isthmus_core::limits::PathNormalization;
 
     const TEXT: &str = "connectTimeout: 3s\nrootNamespace: root\npathNormalization:\n  normalization: 3\n\
                         defaultConfig:\n  gatewayTopology: {numTrustedProxies: 2}\ndefaultServiceExportTo: [.]\n\
-                        h2UpgradePolicy: 1\nenableTracing: true\nconectTimeout: 1s\n";
+                        h2UpgradePolicy: 1\ndefaultHttpRetryPolicy: {attempts: 4, retryOn: \"503\"}\nenableTracing: true\nconectTimeout: 1s\n";
 
     #[test]
     fn what_concerns_a_gateway_is_taken() {
@@ -156,6 +166,8 @@ mod tests {
             assert_eq!(loaded.mesh.root_namespace, "root");
             assert_eq!(loaded.mesh.service_export_to, ["."]);
             assert!(loaded.mesh.h2_upgrade);
+            assert_eq!(loaded.mesh.retry.retries, 4);
+            assert_eq!(*loaded.mesh.retry.status_codes, [503]);
             assert_eq!(
                 loaded.settings.path_normalization,
                 PathNormalization::MergeSlashes
@@ -166,7 +178,7 @@ mod tests {
                 .iter()
                 .map(|found| (found.severity, found.line, found.help.is_some()))
                 .collect();
-            assert_eq!(told, [(Severity::Hint, 9, false), (Severity::Warning, 10, true)]);
+            assert_eq!(told, [(Severity::Hint, 10, false), (Severity::Warning, 11, true)]);
         };
         check(load(TEXT, "mesh.yaml"));
         let inner = TEXT.replace('\n', "\n    ");

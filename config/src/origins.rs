@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A rule in its document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RuleOrigin {
     /// Position among the documents of the run.
     pub(crate) document: usize,
@@ -24,7 +24,7 @@ pub(crate) struct RuleOrigin {
 }
 
 /// Where one route comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RouteOrigin {
     pub(crate) own: RuleOrigin,
     /// The rule that delegates to it.

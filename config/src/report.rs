@@ -9,6 +9,7 @@ use crate::index::CLUSTER_DOMAIN;
 use crate::yaml::{Document, Path, Positions};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most diagnostics of one document that are kept; the rest are counted.
@@ -134,16 +135,19 @@ struct Entry<'a> {
     document: Document<'a>,
     positions: Option<Positions>,
     count: usize,
+    has_errors: bool,
 }
 
 /// See the module.
 pub(crate) struct Report<'a> {
     documents: Vec<Entry<'a>>,
+    /// Source and bytes of documents that could not be read.
+    unread: Vec<(usize, Range<usize>)>,
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
     lenient: bool,
     /// Words of the documents that could not be read.
-    unread: HashSet<&'a str>,
+    unread_words: HashSet<&'a str>,
     /// Fields of the resource at hand that have an error.
     faulty: Vec<String>,
     /// Whether single fields have been checked already.
@@ -155,10 +159,11 @@ impl<'a> Report<'a> {
     pub(crate) fn new(sources: &'a [Source], lenient: bool) -> Self {
         let mut report = Self {
             documents: Vec::new(),
+            unread: Vec::new(),
             found: Vec::new(),
             errors: 0,
             lenient,
-            unread: HashSet::new(),
+            unread_words: HashSet::new(),
             faulty: Vec::new(),
             validating: false,
         };
@@ -170,6 +175,7 @@ impl<'a> Report<'a> {
                 document,
                 positions: None,
                 count: 0,
+                has_errors: false,
             };
             report.documents.extend(documents.into_iter().map(entry));
             for error in errors {
@@ -179,7 +185,12 @@ impl<'a> Report<'a> {
                     Severity::Error
                 };
                 report.errors += usize::from(severity == Severity::Error);
-                report.unread.extend(words(error.unread));
+                let unread = (index, error.span);
+                if severity == Severity::Error && report.unread.last() != Some(&unread) {
+                    let text = source.text.get(unread.1.clone()).unwrap_or("");
+                    report.unread_words.extend(words(text));
+                    report.unread.push(unread);
+                }
                 report.found.push((
                     index,
                     Diagnostic {
@@ -218,6 +229,32 @@ impl<'a> Report<'a> {
             },
         };
         self.documents.iter().map(place).collect()
+    }
+
+    /// What became of each document, in the order of the files. `named` are the resources of documents.
+    pub(crate) fn outcome(&self, named: &[(usize, Arc<str>)]) -> Vec<crate::Document> {
+        let read = self.documents.iter().map(|entry| crate::Document {
+            source: entry.source,
+            line: entry.document.line + 1,
+            span: entry.document.span.clone(),
+            resources: Vec::new(),
+            has_errors: entry.has_errors,
+        });
+        let mut all: Vec<crate::Document> = read.collect();
+        for (document, name) in named {
+            if let Some(document) = all.get_mut(*document) {
+                document.resources.push(Arc::clone(name));
+            }
+        }
+        all.extend(self.unread.iter().map(|(source, span)| crate::Document {
+            source: *source,
+            line: 0,
+            span: span.clone(),
+            resources: Vec::new(),
+            has_errors: true,
+        }));
+        all.sort_by_key(|document| (document.source, document.span.start));
+        all
     }
 
     /// Takes the value of a document out.
@@ -353,9 +390,9 @@ impl<'a> Report<'a> {
     /// Whether a name may be in a document that could not be read: its first label, or the one behind it, which is the
     /// first of a wildcard that has it.
     fn may_be_unread(&self, name: &str) -> bool {
-        let known = |label: Option<&str>| label.is_some_and(|label| self.unread.contains(label));
+        let known = |label: Option<&str>| label.is_some_and(|label| self.unread_words.contains(label));
         let mut labels = name.split('.');
-        !self.unread.is_empty()
+        !self.unread_words.is_empty()
             && (known(labels.next()) || (!name.ends_with(CLUSTER_DOMAIN) && known(labels.next())))
     }
 
@@ -384,6 +421,7 @@ impl<'a> Report<'a> {
             self.errors += usize::from(severity == Severity::Error);
             if let Some(entry) = self.documents.get_mut(origin.document) {
                 entry.count += 1;
+                entry.has_errors |= severity == Severity::Error;
             }
             return;
         }
@@ -409,6 +447,7 @@ impl<'a> Report<'a> {
             return;
         };
         entry.count += 1;
+        entry.has_errors |= severity == Severity::Error;
         let source = entry.source;
         if entry.count > PER_DOCUMENT_MAX {
             return;

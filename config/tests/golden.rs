@@ -7,7 +7,9 @@
 )]
 
 use isthmus_config::diagnostic::{render, to_json};
+use isthmus_config::diff::{self, Difference, Side};
 use isthmus_config::{Compiled, Defaults, Options, Source, compile};
+use isthmus_core::limits::PathNormalization;
 use isthmus_core::listener::{Accepts, Upgrades};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::protocol::{UpstreamHttp, UpstreamVersion};
@@ -212,6 +214,85 @@ fn rules_compile_to_these_routes() {
     );
     insta::assert_snapshot!(shown(&compiled, &sources));
     insta::assert_snapshot!("routes_told", told("routes.yaml", &in_istio_system()));
+}
+
+#[test]
+fn rules_that_take_no_request_are_told() {
+    insta::assert_snapshot!("reach_told", told("reach.yaml", &Options::default()));
+}
+
+fn differences(old: &[Source], new: &[Source]) -> Difference {
+    let options = Options::default();
+    let (before, after) = (compile(old, &options), compile(new, &options));
+    for (compiled, sources) in [(&before, old), (&after, new)] {
+        assert!(
+            !compiled.has_errors(),
+            "{}",
+            render(&compiled.diagnostics, sources, false)
+        );
+    }
+    let side = |compiled, sources| Side { compiled, sources };
+    diff::diff(
+        side(&before, old),
+        side(&after, new),
+        PathNormalization::default(),
+    )
+}
+
+#[test]
+fn two_sets_differ_in_what_they_do() {
+    let (old, new) = ([source("diff/old.yaml")], [source("diff/new.yaml")]);
+    let found = differences(&old, &new);
+    insta::assert_snapshot!("diff", diff::render(&found));
+    insta::assert_json_snapshot!("diff_json", diff::to_json(&found));
+    // The other way round, what was new is lost.
+    insta::assert_snapshot!("diff_back", diff::render(&differences(&new, &old)));
+}
+
+#[test]
+fn the_same_in_other_words_is_no_difference() {
+    let old = source("diff/old.yaml");
+    let same = |text: String| {
+        let new = Source {
+            name: "new.yaml".to_owned(),
+            text,
+        };
+        let found = differences(std::slice::from_ref(&old), &[new]);
+        assert!(found.is_none(), "{}", diff::render(&found));
+    };
+    same(old.text.clone());
+    // Other names, other order of documents, of endpoints, and of rules that no request tells apart.
+    same(
+        old.text
+            .replace("{name: shop, ", "{name: renamed, ")
+            .replace("name: slow\n", "name: quick\n"),
+    );
+    let mut documents: Vec<&str> = old.text.split("---\n").collect();
+    documents.reverse();
+    same(documents.join("---\n"));
+    let (first, second) = ("  - {address: 10.0.1.1}\n", "  - {address: 10.0.1.2}\n");
+    same(
+        old.text
+            .replace(&format!("{first}{second}"), &format!("{second}{first}")),
+    );
+    let rule = |name: &str, path: &str, status| {
+        format!(
+            "  - name: {name}\n    match: [{{uri: {{exact: {path}}}}}]\n    directResponse: {{status: {status}}}\n"
+        )
+    };
+    let (a, b) = (rule("exact", "/a", 201), rule("other", "/b", 202));
+    let swapped = old.text.replace(&format!("{a}{b}"), &format!("{b}{a}"));
+    assert_ne!(swapped, old.text);
+    same(swapped);
+    // A rule that nobody reaches.
+    let never = rule("never", "/reviews/x", 299);
+    same(old.text.replace(&a, &format!("{never}{a}")));
+    // One prefix in the words of two.
+    let slow = "  - name: slow\n    match: [{uri: {prefix: /slow}}]";
+    let two = "  - name: slow\n    match: [{uri: {regex: \"/slow[^x].*\"}}, {uri: {regex: \"/slow(x.*)?\"}}]";
+    let split = old.text.replace(slow, two);
+    assert_ne!(split, old.text);
+    same(split);
 }
 
 #[test]

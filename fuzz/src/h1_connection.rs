@@ -9,6 +9,7 @@ use crate::input::Input;
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::retry_budget::RetryLimits;
 use isthmus_core::cluster::{Acquired, CONNECT_TIMEOUT, Cluster, ClusterSpec, ConnId, EndpointId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::h1::encode::{self, BodyFraming};
@@ -171,7 +172,7 @@ impl World {
         limits: &MessageLimits,
     ) -> usize {
         let policy = RetryPolicy::default();
-        let mut attempts = Attempts::new(policy, &request.method);
+        let mut attempts = Attempts::new(&policy, None, &request.method, false);
         let mut avoid = Vec::new();
         loop {
             self.jump(input);
@@ -220,7 +221,7 @@ impl World {
                 sent,
                 replayable: body.len() < 1024,
             };
-            match attempts.failed(failure, progress, &mut self.random) {
+            match attempts.failed(failure, progress, &mut self.random, || true) {
                 Verdict::Retry(wait) => {
                     assert!(wait <= policy.backoff * 10);
                     let twice = sent && matches!(failure, Failure::Reset { .. });
@@ -358,6 +359,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        retries: RetryLimits::default(),
     })
 }
 

@@ -1,5 +1,5 @@
-//! Frames of a client for a whole server side: the library with the settings that clients meet, and the watch in front
-//! of it, over a transport in memory.
+//! Frames of a client for a whole server side: the library with the settings that clients meet, and the watch and the
+//! repacking in front of it, over a transport in memory.
 //!
 //! What must hold: nothing panics; the work and the answer are in proportion to what came; and a farewell that is
 //! renamed is still a farewell.
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::server::{self, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
-use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour, Watch};
+use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour, Repack, Watch};
 use isthmus_core::limits::Settings;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -41,6 +41,9 @@ struct Seen {
 struct Client {
     pieces: VecDeque<Vec<u8>>,
     watch: Watch,
+    repack: Repack,
+    /// What passes and was not taken yet.
+    passed: VecDeque<u8>,
     now: Instant,
     seen: Rc<Seen>,
 }
@@ -55,18 +58,28 @@ impl AsyncRead for Client {
         if this.seen.found.get().is_some() {
             return Poll::Pending;
         }
-        let Some(mut piece) = this.pieces.pop_front() else {
-            return Poll::Ready(Ok(()));
-        };
-        if piece.len() > into.remaining() {
-            this.pieces.push_front(piece.split_off(into.remaining()));
+        while this.passed.is_empty() {
+            let Some(piece) = this.pieces.pop_front() else {
+                return Poll::Ready(Ok(()));
+            };
+            this.seen.read.set(this.seen.read.get() + piece.len());
+            if let Err(found) = this.watch.read(&piece, this.now) {
+                this.seen.found.set(Some(found));
+                return Poll::Pending;
+            }
+            let piece = [this.repack.begun(), &piece].concat();
+            let (mut rest, mut voids) = (Vec::new(), this.watch.voids().iter());
+            let passed = this
+                .repack
+                .pass(&piece, |_| voids.next() == Some(&true), &mut rest);
+            assert_eq!(voids.next(), None, "both have seen the same frames");
+            assert!(this.repack.held_bytes() <= FRAME_SIZE_MAX as usize + 9);
+            this.passed.extend(&piece[..passed]);
+            this.passed.extend(rest);
         }
-        this.seen.read.set(this.seen.read.get() + piece.len());
-        if let Err(found) = this.watch.read(&piece, this.now) {
-            this.seen.found.set(Some(found));
-            return Poll::Pending;
-        }
-        into.put_slice(&piece);
+        let taken = this.passed.len().min(into.remaining());
+        let taken: Vec<u8> = this.passed.drain(..taken).collect();
+        into.put_slice(&taken);
         Poll::Ready(Ok(()))
     }
 }
@@ -108,6 +121,8 @@ pub fn run(bytes: &[u8]) {
     let client = Client {
         pieces,
         watch: Watch::new(settings.http2_limits(), now),
+        repack: Repack::of_client(),
+        passed: VecDeque::new(),
         now,
         seen: Rc::clone(&seen),
     };

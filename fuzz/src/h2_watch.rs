@@ -1,12 +1,14 @@
-//! What is watched of an HTTP/2 connection: the bytes of both sides in pieces, and header blocks for themselves.
+//! What is watched of an HTTP/2 connection: the bytes of both sides in pieces, and header blocks for themselves; and the
+//! same bytes as they are repacked for the library.
 //!
 //! What must hold: however the bytes are cut, the same is found; what is found once stays so; what is kept is bounded;
-//! and a block that is broken stays so, whatever follows.
+//! a block that is broken stays so, whatever follows; and what is repacked has the same frames, but for those that are
+//! joined or say nothing.
 
 use crate::input::Input;
-use isthmus_core::h2::Watch;
 use isthmus_core::h2::fields::{Form, Scan};
 use isthmus_core::h2::watch::{BLOCKS_BYTES_MAX, Misbehaviour};
+use isthmus_core::h2::{FRAME_SIZE_MAX, FrameHeader, FrameKind, FrameTap, Repack, Watch};
 use isthmus_core::limits::{Http2Limits, Settings};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ pub fn run(bytes: &[u8]) {
         let length = input.below(1024);
         let bytes = input.take(length);
         scan(bytes);
+        repack(bytes, 1 + usize::from(turn));
         now += Duration::from_millis(u64::from(turn & 0xc0) * 10);
         let step = 1 + usize::from(turn >> 1 & 0x1f);
         let show: Show = if turn & 1 == 0 { Watch::read } else { Watch::wrote };
@@ -75,6 +78,48 @@ fn limits(input: &mut Input<'_>) -> Http2Limits {
         }
     };
     settings.http2_limits()
+}
+
+/// Bytes as frames for the library.
+fn repack(bytes: &[u8], step: usize) {
+    let is_void = |stream: u32| stream % 4 == 1;
+    let mut repack = Repack::of_server();
+    let mut out = Vec::new();
+    for piece in bytes.chunks(step) {
+        let piece = [repack.begun(), piece].concat();
+        let mut rest = Vec::new();
+        let passed = repack.pass(&piece, is_void, &mut rest);
+        out.extend_from_slice(&piece[..passed]);
+        out.extend(rest);
+        assert!(repack.held_bytes() <= FRAME_SIZE_MAX as usize + 9);
+    }
+    assert!(out.len() <= bytes.len());
+    let (came, went) = (frames(bytes), frames(&out));
+    // All that is not joined or left out is there, in its order.
+    let other = |frames: &[FrameHeader]| -> Vec<FrameHeader> {
+        let mut frames = frames.to_vec();
+        frames.retain(|frame| {
+            let is_empty = frame.kind == FrameKind::Data && frame.length == 0 && is_void(frame.stream);
+            frame.kind != FrameKind::Continuation && !is_empty
+        });
+        frames
+    };
+    assert_eq!(other(&came), other(&went));
+    // Of a block no more bytes come out than went in, and no fewer when it is whole.
+    let fragments = |frames: &[FrameHeader]| -> u64 {
+        let parts = frames
+            .iter()
+            .filter(|frame| frame.kind == FrameKind::Continuation);
+        parts.map(|frame| u64::from(frame.length)).sum()
+    };
+    let held = repack.held_bytes() as u64 + u64::from(FRAME_SIZE_MAX);
+    assert!(fragments(&went) <= fragments(&came) && fragments(&came) <= fragments(&went) + held);
+}
+
+/// The frames whose header is whole.
+fn frames(mut bytes: &[u8]) -> Vec<FrameHeader> {
+    let mut tap = FrameTap::of_server();
+    std::iter::from_fn(|| tap.next(&mut bytes)).collect()
 }
 
 /// Bytes as a header block.

@@ -23,6 +23,7 @@ pub mod input;
 pub mod pem;
 pub mod proxy_protocol;
 pub mod routes;
+pub mod upgrade;
 pub mod yaml;
 
 /// Takes whatever bytes there are.
@@ -36,6 +37,7 @@ pub const DOORS: &[(&str, Door)] = &[
     ("h1_connection", h1_connection::run),
     ("h2_watch", h2_watch::run),
     ("h2_server", h2_server::run),
+    ("upgrade", upgrade::run),
     ("yaml", yaml::run),
     ("routes", routes::run),
     ("hello", hello::run),

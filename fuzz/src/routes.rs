@@ -64,6 +64,7 @@ fn host(input: &mut Input<'_>, action: &Arc<Action>) -> Arc<VirtualHost> {
         routes.push(Route {
             name: "".into(),
             virtual_service: "ns/name".into(),
+            stat_prefix: "".into(),
             matches: matches(input),
             action: Arc::clone(action),
             response_headers: Vec::new(),

@@ -10,6 +10,7 @@ use crate::mailbox::{ClientConfigs, TlsSet};
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
+use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{Acquired, AcquiredStream, Cluster, ClusterSpec, ConnId, EndpointId, SharedId};
 use isthmus_core::message::Version;
 use isthmus_core::name::{ClusterKey, ClusterMap};
@@ -43,6 +44,8 @@ pub struct ClusterHandle {
     gone: Cell<bool>,
     /// None for plaintext.
     keys: RefCell<Option<Keys>>,
+    /// Copies of requests that are under way to it.
+    mirrors: Rc<Cell<u32>>,
 }
 
 /// What a cluster's connections are secured with.
@@ -204,6 +207,30 @@ impl ClusterHandle {
             }),
             secure,
         })
+    }
+
+    /// Counts a request, where a budget of retries wants to know of it.
+    pub fn begin_request(&self, now: Instant) -> Option<RequestCount> {
+        let cluster = self.cluster.borrow();
+        let limits = &cluster.spec().retries;
+        limits.budget?;
+        cluster.shared().retries.begin_request(limits, now)
+    }
+
+    /// Asks for a retry; None when the cluster's limits leave none.
+    pub fn begin_retry(&self, now: Instant) -> Option<RetryPermit> {
+        let cluster = self.cluster.borrow();
+        cluster.shared().retries.begin_retry(&cluster.spec().retries, now)
+    }
+
+    /// How many attempts may be made beside one whose own time is over.
+    pub fn hedges(&self) -> u32 {
+        self.cluster.borrow().spec().retries.hedges.0
+    }
+
+    /// How many copies of requests are under way to it.
+    pub fn mirrors(&self) -> &Rc<Cell<u32>> {
+        &self.mirrors
     }
 
     /// Whether a connection that has carried so many requests may not carry another.
@@ -503,6 +530,7 @@ impl Clusters {
                     shared: RefCell::default(),
                     gone: Cell::new(false),
                     keys: RefCell::default(),
+                    mirrors: Rc::default(),
                 }),
             };
             handle.take_keys(tls);

@@ -17,6 +17,7 @@
 
 pub mod bytes;
 pub mod cert;
+pub mod chromium;
 pub mod client;
 pub mod corpus;
 pub mod curl;

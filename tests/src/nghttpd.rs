@@ -21,12 +21,21 @@ pub struct Nghttpd {
 impl Nghttpd {
     /// Starts one, with TLS if it gets a certificate.
     pub fn start(leaf: Option<&Leaf>) -> Self {
+        Self::with_trailer(leaf, TRAILER)
+    }
+
+    /// Starts one without TLS that answers calls of gRPC with what they have sent.
+    pub fn grpc() -> Self {
+        Self::with_trailer(None, ("grpc-status", "0"))
+    }
+
+    fn with_trailer(leaf: Option<&Leaf>, trailer: (&str, &str)) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let mut command = Command::new("nghttpd");
         command
             .arg("--address=127.0.0.1")
             .arg(format!("--htdocs={}", folder.path().display()))
-            .arg(format!("--trailer={}: {}", TRAILER.0, TRAILER.1))
+            .arg(format!("--trailer={}: {}", trailer.0, trailer.1))
             .arg("--echo-upload");
         if leaf.is_none() {
             command.arg("--no-tls");

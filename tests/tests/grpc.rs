@@ -90,6 +90,18 @@ fn all_kinds(tls: bool) {
     assert_all_passed(&run(GRPC, &args));
     let line = gateway.access_line("/peer.Echo/Unary");
     assert!(line.line.contains("HTTP/2\" 200"), "{line:?}");
+    // Calls are counted by the status in their trailers.
+    eventually(SOON, "calls are counted as such", || {
+        let counted = |status: &str| {
+            let label = format!("grpc_response_status=\"{status}\"");
+            gateway.metric_with("istio_requests_total", &label) >= Some(1.0)
+        };
+        counted("0") && counted("5")
+    });
+    assert_eq!(
+        gateway.metric_with("istio_requests_total", "request_protocol=\"http\""),
+        None
+    );
     eventually(SOON, "no request is under way", || {
         let page = gateway.get_admin("/clusters");
         let mut counts = page

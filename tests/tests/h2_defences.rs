@@ -193,7 +193,7 @@ fn a_head_in_ever_more_parts_ends_its_connection() {
         let (stream, head) = (client.next_stream(), client.head("GET", "/"));
         client.send(&Frame::headers(flag::END_STREAM, stream, head));
     };
-    ends(BY_THE_LIBRARY, 200, begin, |client, number| {
+    ends("http2_continuations", 200, begin, |client, number| {
         let field = Block::new().field(format!("x-{number}"), "v");
         client.send(&Frame::continuation(flag::NONE, 1, field));
     });
@@ -205,7 +205,7 @@ fn a_head_without_bytes_in_its_parts_ends_its_connection() {
         let (stream, head) = (client.next_stream(), client.head("GET", "/"));
         client.send(&Frame::headers(flag::END_STREAM, stream, head));
     };
-    ends(BY_THE_LIBRARY, 200, begin, |client, _| {
+    ends("http2_continuations", 200, begin, |client, _| {
         client.send(&Frame::continuation(flag::NONE, 1, []));
     });
 }
@@ -216,7 +216,7 @@ fn a_head_of_many_bytes_ends_its_connection() {
         let (stream, head) = (client.next_stream(), client.head("GET", "/"));
         client.send(&Frame::headers(flag::END_STREAM, stream, head));
     };
-    ends(BY_THE_LIBRARY, 20, begin, |client, number| {
+    ends("http2_header_block", 20, begin, |client, number| {
         let value = "v".repeat(16_300);
         let field = Block::new().literal(Indexing::Without, format!("x-{number}"), value);
         client.send(&Frame::continuation(flag::NONE, 1, field));
@@ -348,6 +348,58 @@ fn a_busy_client_is_not_taken_for_an_attacker() {
         }
     }
     assert_eq!(client.goaway, None, "{}", client.told());
+    gateway.stop();
+}
+
+/// What is legal and odd is taken however much of it there is in a connection's life, as long as it does not come at once.
+#[test]
+fn empty_data_and_small_parts_of_heads_are_taken_for_ever() {
+    let server = upstream();
+    let gateway = gateway_before(&server);
+    let mut client = two(gateway.address(), &[]);
+    for round in 0..300 {
+        let stream = client.next_stream();
+        let head = Vec::from(client.head("POST", "/odd").field("x-round", format!("{round}")));
+        let (first, rest) = head.split_at(1);
+        client.send(&Frame::headers(flag::NONE, stream, first));
+        for part in rest.chunks(rest.len() / 20 + 1) {
+            client.send(&Frame::continuation(flag::NONE, stream, part));
+        }
+        client.send(&Frame::continuation(flag::END_HEADERS, stream, []));
+        client.send(&Frame::data(flag::NONE, stream, []));
+        client.send(&Frame::data(flag::NONE, stream, *b"a body"));
+        client.send(&Frame::data(flag::NONE, stream, []));
+        client.send(&Frame::data(flag::END_STREAM, stream, []));
+        assert_eq!(answered(&mut client, stream, 200).text(), "a body");
+    }
+    assert_eq!(client.goaway, None, "{}", client.told());
+    let requests = server.requests();
+    assert_eq!(requests.len(), 300);
+    assert_eq!(requests[299].field("x-round").as_deref(), Some("299"));
+    gateway.stop();
+}
+
+/// An upstream's connection lives long, and many clients' requests are on it.
+#[test]
+fn an_upstream_may_send_empty_data_for_ever() {
+    let server = Server::start(&[], |peer, event| {
+        if let Event::End(stream) = event {
+            peer.head(stream, 200, &[], false);
+            for _ in 0..10 {
+                peer.send(&Frame::data(flag::NONE, stream, []));
+            }
+            peer.send(&Frame::data(flag::NONE, stream, *b"a body"));
+            peer.send(&Frame::data(flag::NONE, stream, []));
+            peer.send(&Frame::data(flag::END_STREAM, stream, []));
+        }
+    });
+    let gateway = gateway_before(&server);
+    let mut client = two(gateway.address(), &[]);
+    for _ in 0..50 {
+        let stream = client.get("/");
+        assert_eq!(answered(&mut client, stream, 200).text(), "a body");
+    }
+    assert_eq!(server.connections().len(), 1, "none was given up");
     gateway.stop();
 }
 

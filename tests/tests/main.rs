@@ -9,7 +9,10 @@
 )]
 
 mod bookinfo;
+mod browser;
+mod cors;
 mod environment;
+mod fault;
 mod faults;
 mod framing;
 mod grpc;
@@ -19,8 +22,13 @@ mod h2_defences;
 mod h2_matrix;
 mod h2_pool;
 mod limits;
+mod mirror;
 mod nginx_upstream;
+mod reload;
+mod retries;
 mod routing;
+mod seed_examples;
+mod substitutions;
 mod tcp;
 mod tls;
 mod tls_hello;

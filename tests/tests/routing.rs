@@ -1,6 +1,7 @@
 //! What a VirtualService says, and what a client then sees.
 
 use isthmus_tests::client::Client;
+use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::fault::{Fault, FaultPeer};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::resources::{
@@ -300,4 +301,31 @@ fn several_shards_serve_one_port() {
 
 fn get_status(gateway: &Gateway, path: &str) -> u16 {
     isthmus_tests::client::get(gateway.status(), "h", path).status
+}
+
+#[test]
+fn routes_are_named_in_the_log_and_counted_under_their_prefix() {
+    let a = route_to("a.example");
+    let (gateway, upstreams) = with_rules(&format!(
+        "- {{name: front, match: [{{name: one, uri: {{prefix: /one}}, statPrefix: first}}, {{uri: {{prefix: /two}}}}], {a}}}
+- {{match: [{{uri: {{prefix: /none}}, statPrefix: gone}}], directResponse: {{status: 404}}}}"
+    ));
+    let mut client = gateway.client();
+    for path in ["/one", "/one/again", "/two", "/none"] {
+        client.get("h", path);
+    }
+    for (path, name) in [("/one", " front.one"), ("/two", " front")] {
+        let line = gateway.access_line(path);
+        assert!(line.line.ends_with(name), "{line:?}");
+    }
+    eventually(SOON, "they are counted", || {
+        let counted = |labels: &str| gateway.metric_with("isthmus_route_requests_total", labels);
+        counted("stat_prefix=\"first\",response_code=\"200\"") == Some(2.0)
+            && counted("stat_prefix=\"gone\",response_code=\"404\"") == Some(1.0)
+    });
+    assert_eq!(gateway.metric("isthmus_route_requests_total"), Some(3.0));
+    let name = "isthmus_route_request_duration_milliseconds_count";
+    assert_eq!(gateway.metric(name), Some(3.0));
+    assert_eq!(upstreams.iter().map(Upstream::served).sum::<u64>(), 3);
+    gateway.stop();
 }

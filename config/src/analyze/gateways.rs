@@ -3,7 +3,6 @@
 use super::View;
 use super::facts::{Reason, ServerAt, TlsMatch};
 use super::hosts::HostSet;
-use crate::compile::listener::MESH_DOOR;
 use crate::diagnostic::{Severity, nearest};
 use crate::index::{name_of, selects};
 use crate::report::{Finding, Report};
@@ -28,7 +27,6 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     }
     for written in view.gateways() {
         annotations(&written.meta, &GATEWAY_ANNOTATIONS, report);
-        mesh_door(&written.meta, report);
     }
     for written in view.virtual_services() {
         annotations(&written.meta, &["abort"], report);
@@ -413,16 +411,6 @@ const ALL_ANNOTATIONS: [(&str, &str); 7] = [
     ("balancer", "DestinationRule"),
     ("hedging", "DestinationRule"),
 ];
-
-/// Reports a door of mesh clients that is none, because its value is neither word.
-fn mesh_door(meta: &Meta, report: &mut Report<'_>) {
-    let value = meta.annotations.get(MESH_DOOR);
-    if let Some(other) = value.filter(|value| !matches!(value.as_str(), "true" | "false")) {
-        let path = Path::ANNOTATIONS;
-        let message = format!("`{other}` is not `true` or `false`: this Gateway is no door of mesh clients");
-        report.warn("bad-value", &meta.origin, &path.key(MESH_DOOR), message);
-    }
-}
 
 /// Reports annotations that are one letter away from ours, and ours on kinds where they mean nothing.
 fn annotations(meta: &Meta, known: &[&str], report: &mut Report<'_>) {

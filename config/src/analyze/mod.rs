@@ -6,11 +6,13 @@
 //! another file brings) and hints, each with the places of everything that has a part in it. Each module has one
 //! subject, finds its own with an index and never with all pairs, and is called from here.
 
+mod actions;
 pub(crate) mod facts;
 mod gateways;
 mod hosts;
 mod overlaps;
 mod policy;
+pub(crate) mod reach;
 mod references;
 mod rules;
 mod services;
@@ -31,10 +33,8 @@ pub(crate) struct View<'a> {
     /// What names are looked up in.
     pub(crate) context: &'a Context<'a>,
     /// What it all means.
-    #[expect(dead_code, reason = "proofs of what no request reaches need it")]
     pub(crate) snapshot: &'a Snapshot,
     /// Where the routes of the snapshot were written.
-    #[expect(dead_code, reason = "proofs of what no request reaches need it")]
     pub(crate) origins: &'a Origins,
     /// What the compiler decided between resources.
     pub(crate) facts: &'a Facts,
@@ -68,4 +68,8 @@ pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
     policy::check(view, report);
     services::check(view, report);
     rules::check(view, report);
+    actions::check(view, report);
+    if view.context.options.proofs {
+        reach::finding::check(view, report);
+    }
 }

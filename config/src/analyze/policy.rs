@@ -90,7 +90,7 @@ impl<'v, 'a> Policies<'v, 'a> {
             let http = spec.http.iter();
             let requests = http.clone().flat_map(|rule| &rule.route);
             let requests = requests.map(|destination| &destination.target);
-            let copies = http.flat_map(|rule| rule.mirror.iter().chain(&rule.mirrors));
+            let copies = http.flat_map(|rule| rule.mirrors.iter().map(|mirror| &mirror.target));
             let streams = spec.tls.iter().chain(&spec.tcp).flat_map(|rule| &rule.route);
             let streams = streams.map(|destination| &destination.target);
             for target in requests.chain(copies).chain(streams) {

@@ -173,7 +173,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
 }
 
 /// VirtualServices that a rule which applies here delegates to.
-fn used_delegates(view: &View<'_>) -> HashSet<usize> {
+pub(super) fn used_delegates(view: &View<'_>) -> HashSet<usize> {
     let context = view.context;
     let roots = &view.resources.virtual_services;
     let at: HashMap<*const Written<VirtualService>, usize> = roots
@@ -219,7 +219,7 @@ fn bindings(written: &Written<VirtualService>, view: &View<'_>, report: &mut Rep
         let message = "bound to mesh clients, not to a Gateway: passed over here";
         let help = format!(
             "name a Gateway in spec.gateways, or annotate one with {}: \"true\"",
-            crate::compile::listener::MESH_DOOR
+            crate::resource::gateway::MESH_DOOR
         );
         let path = Path::SPEC.key("gateways");
         report.add(
@@ -384,13 +384,15 @@ impl Targets<'_, '_> {
                 self.one(&destination.target, &item.key("destination"), outcome, report);
             }
             let outcome = "no copies are sent";
-            if let Some(mirror) = &rule.mirror {
-                self.one(mirror, &rule_path.key("mirror"), outcome, report);
-            }
             let mirrors = rule_path.key("mirrors");
             for (at, mirror) in rule.mirrors.iter().enumerate() {
                 let item = mirrors.index(at);
-                self.one(mirror, &item.key("destination"), outcome, report);
+                let path = if mirror.is_listed {
+                    item.key("destination")
+                } else {
+                    rule_path.key("mirror")
+                };
+                self.one(&mirror.target, &path, outcome, report);
             }
         }
         for (name, rules) in [("tls", &spec.tls), ("tcp", &spec.tcp)] {

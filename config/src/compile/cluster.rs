@@ -79,6 +79,7 @@ fn cluster(
             .and_then(|pool| pool.tcp_idle_timeout)
             .unwrap_or(IDLE_TIMEOUT),
         proxy_protocol: blocks.proxy_protocol,
+        retries: super::retry::limits(blocks),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)

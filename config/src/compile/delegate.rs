@@ -159,9 +159,11 @@ pub(crate) fn merge(root: &HttpRoute, own: &HttpRoute) -> Option<HttpRoute> {
     fill(&mut merged.rewrite, &root.rewrite);
     fill(&mut merged.direct_response, &root.direct_response);
     fill(&mut merged.timeout, &root.timeout);
+    fill(&mut merged.fault, &root.fault);
+    fill(&mut merged.cors_policy, &root.cors_policy);
     fill(&mut merged.headers, &root.headers);
-    if merged.mirror.is_none() && merged.mirrors.is_empty() {
-        merged.mirror.clone_from(&root.mirror);
+    fill(&mut merged.retries, &root.retries);
+    if merged.mirrors.is_empty() {
         merged.mirrors.clone_from(&root.mirrors);
     }
     Some(merged)
@@ -225,6 +227,9 @@ fn merge_match(root: &HttpMatch, own: &HttpMatch) -> HttpMatch {
     }
     if merged.gateways.is_empty() {
         merged.gateways.clone_from(&root.gateways);
+    }
+    if merged.stat_prefix.is_empty() {
+        merged.stat_prefix.clone_from(&root.stat_prefix);
     }
     merged
 }
@@ -316,7 +321,39 @@ mod tests {
     }
 
     fn route(value: &serde_json::Value) -> HttpRoute {
-        reading(|path, origin, report| HttpRoute::read(&node(value), path, origin, report))
+        reading(|path, origin, report| HttpRoute::read(&node(value), false, path, origin, report))
+    }
+
+    #[test]
+    fn what_a_delegate_does_not_say_its_root_says() {
+        let fault = |status: u16| serde_json::json!({"abort": {"httpStatus": status}});
+        let cors = |origin: &str| serde_json::json!({"allowOrigins": [{"exact": origin}]});
+        let root = route(&serde_json::json!({
+            "match": [{"uri": {"prefix": "/a"}, "statPrefix": "root"}],
+            "fault": fault(500), "corsPolicy": cors("http://root"), "timeout": "1s",
+            "delegate": {"name": "d"},
+        }));
+        let silent = merge(
+            &root,
+            &route(&serde_json::json!({"match": [{"uri": {"prefix": "/a/b"}}]})),
+        );
+        let silent = silent.unwrap();
+        assert_eq!(
+            (&silent.fault, &silent.cors_policy),
+            (&root.fault, &root.cors_policy)
+        );
+        assert_eq!((silent.timeout, silent.delegate), (root.timeout, None));
+        assert_eq!(silent.matches[0].stat_prefix, "root");
+        let own = route(&serde_json::json!({
+            "match": [{"uri": {"prefix": "/a/b"}, "statPrefix": "own"}],
+            "fault": fault(404), "corsPolicy": cors("http://own"),
+        }));
+        let merged = merge(&root, &own).unwrap();
+        assert_eq!(
+            (&merged.fault, &merged.cors_policy),
+            (&own.fault, &own.cors_policy)
+        );
+        assert_eq!(merged.matches[0].stat_prefix, "own");
     }
 
     fn table(name: &str) -> Vec<serde_json::Value> {

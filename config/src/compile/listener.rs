@@ -13,7 +13,7 @@ use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
 use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
 use crate::report::Report;
-use crate::resource::gateway::{Server, UPGRADES};
+use crate::resource::gateway::{MESH_DOOR, Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::{is_http, is_tls};
@@ -28,9 +28,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Annotation that makes a Gateway the door of mesh clients.
-pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
 
 /// Annotation that says whether a PROXY header comes first: `accept` or `require`.
 const PROXY_PROTOCOL: &str = "isthmus.dev/proxy-protocol";

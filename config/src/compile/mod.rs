@@ -2,11 +2,13 @@
 //!
 //! `cluster` turns services and DestinationRules into clusters, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
-//! routes; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
+//! routes, with `retry` for what is sent again or twice; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
 
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;
+mod policy;
+pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod stream;
 pub(crate) mod tls;

@@ -5,6 +5,8 @@
 
 use super::Context;
 use super::delegate;
+use super::policy;
+use super::retry;
 use crate::Defaults;
 use crate::index::{GatewayName, expand, selects};
 use crate::origins::{RouteOrigin, RuleOrigin};
@@ -105,6 +107,7 @@ pub(crate) fn compile(
                 name: format!("{}{separator}{}", rule.name, matched.name).into(),
                 virtual_service: owner.clone(),
                 matches: route_match(matched),
+                stat_prefix: matched.stat_prefix.as_str().into(),
                 action,
                 response_headers,
             };
@@ -124,7 +127,7 @@ pub(crate) fn compile(
     routes
 }
 
-fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {
+pub(crate) fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {
     RuleOrigin {
         document: source.meta.origin.document,
         item: source.meta.origin.item,
@@ -186,7 +189,7 @@ pub(crate) fn is_catch_all(route: &Route) -> bool {
         && query.is_empty()
 }
 
-fn route_match(matched: &HttpMatch) -> RouteMatch {
+pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
     let header = |inverted| {
         move |(name, text): &(String, TextMatch)| {
             let subject = match name.to_ascii_lowercase().as_str() {
@@ -224,7 +227,8 @@ fn route_match(matched: &HttpMatch) -> RouteMatch {
     }
 }
 
-fn action(
+/// What a rule does with what it takes; None when it leads nowhere and is left out.
+pub(crate) fn action(
     rule: &HttpRoute,
     path: Option<&TextMatch>,
     namespace: &str,
@@ -270,6 +274,16 @@ fn action(
         destinations,
         path: rewrite,
         timeout,
+        fault: rule
+            .fault
+            .as_ref()
+            .and_then(|fault| policy::fault(fault, context.options.defaults)),
+        cors: rule
+            .cors_policy
+            .as_ref()
+            .map(|written| Box::new(policy::cors(written))),
+        retry: retry::policy(rule.retries.as_ref(), &context.options.mesh.retry),
+        mirrors: retry::mirrors(rule, namespace, site, context),
     }))
 }
 

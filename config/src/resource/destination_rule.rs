@@ -1,7 +1,9 @@
 //! DestinationRule as written: how a service's clusters are balanced and connected to, and what its subsets are.
 
 use super::duration_of;
+use super::retries::RetryBudget;
 use crate::yaml::Node;
+use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::protocol::Http2Keepalive;
 use std::collections::BTreeMap;
@@ -42,6 +44,9 @@ pub(crate) struct Blocks {
     pub(crate) connection_pool: Option<ConnectionPool>,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
+    pub(crate) retry_budget: Option<RetryBudget>,
+    /// The annotation `isthmus.dev/hedging` of the whole rule.
+    pub(crate) hedges: Hedges,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -60,6 +65,7 @@ pub(crate) struct ConnectionPool {
     pub(crate) tcp_idle_timeout: Option<Duration>,
     pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_requests_per_connection: i128,
+    pub(crate) max_retries: i128,
     pub(crate) keepalive: Option<TcpKeepalive>,
     /// `h2UpgradePolicy`; None for DEFAULT, which leaves it to the mesh.
     pub(crate) h2_upgrade: Option<bool>,
@@ -175,6 +181,7 @@ impl Blocks {
                     max_connection_duration: duration_of(tcp, "maxConnectionDuration"),
                     keepalive: tcp.get("tcpKeepalive").map(keepalive),
                     max_requests_per_connection: http.int("maxRequestsPerConnection").unwrap_or(0),
+                    max_retries: http.int("maxRetries").unwrap_or(0),
                     h2_upgrade: match http.text("h2UpgradePolicy") {
                         Some("UPGRADE") => Some(true),
                         Some("DO_NOT_UPGRADE") => Some(false),
@@ -193,6 +200,8 @@ impl Blocks {
                 Some("V2") => ProxyVersion::V2,
                 _ => ProxyVersion::V1,
             }),
+            retry_budget: node.get("retryBudget").map(RetryBudget::read),
+            hedges: Hedges::default(),
             any: ["loadBalancer", "connectionPool", "outlierDetection", "tls"]
                 .into_iter()
                 .any(written),

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 /// Annotation that lists the protocols which requests may change to.
 pub(crate) const UPGRADES: &str = "isthmus.dev/upgrades";
 
+/// Annotation that makes a Gateway the door of mesh clients: `true`.
+pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
+
 /// `Gateway.spec`.
 #[derive(Debug)]
 pub(crate) struct Gateway {

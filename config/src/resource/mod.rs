@@ -3,9 +3,12 @@
 //! [`read_all`] takes the documents one after the other, checks each against the [`schema`], and keeps the resources
 //! that are free of errors, in their order of precedence. What is not a resource of ours is counted by kind.
 
+pub(crate) mod cors;
 pub(crate) mod destination_rule;
+pub(crate) mod fault;
 pub(crate) mod gateway;
 pub(crate) mod kubernetes;
+pub(crate) mod retries;
 pub(crate) mod schema;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
@@ -89,6 +92,8 @@ pub(crate) struct Resources {
     pub(crate) count: usize,
     /// `Kind namespace/name` of resources that are left out for their errors.
     pub(crate) refused: HashSet<Arc<str>>,
+    /// Which document defines which resource, with or without errors.
+    pub(crate) named: Vec<(usize, Arc<str>)>,
 }
 
 /// Resources with errors. One whose name is taken already is not among them.
@@ -334,6 +339,9 @@ fn read(
     }
     let lists = resources;
     lists.count += 1;
+    lists
+        .named
+        .push((meta.origin.document, Arc::clone(&meta.origin.resource)));
     let refused = &mut lists.refused;
     let faulty = &mut lists.faulty;
     match kind {
@@ -344,8 +352,7 @@ fn read(
             faulty.gateways.extend(left.filter(|_| unique));
         }
         "VirtualService" => {
-            let read =
-                |meta: &Meta, report: &mut Report<'_>| VirtualService::read(spec, &meta.origin, report);
+            let read = |meta: &Meta, report: &mut Report<'_>| VirtualService::read(spec, meta, report);
             let left = keep(&mut lists.virtual_services, refused, meta, before, report, read);
             faulty.virtual_services.extend(left.filter(|_| unique));
         }

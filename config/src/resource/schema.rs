@@ -260,7 +260,7 @@ fn read_fields<'a>(mut lines: Lines<'a>, level: usize) -> (Vec<Field>, Lines<'a>
         };
         fields.push(Field {
             name,
-            status: match head.get(..1) {
+            status: match head.trim_start_matches('^').get(..1) {
                 Some("+") => Status::Executed,
                 Some("~") => Status::WithoutEffect {
                     why,

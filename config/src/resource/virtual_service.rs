@@ -2,7 +2,10 @@
 //!
 //! Only text matches are already what they mean, because a pattern that cannot be compiled is a mistake of writing.
 
-use super::duration_of;
+use super::cors::CorsPolicy;
+use super::fault::{ABORT, Fault};
+use super::retries::{Mirror, Retries};
+use super::{Meta, duration_of};
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
@@ -33,13 +36,12 @@ pub(crate) struct HttpRoute {
     pub(crate) timeout: Option<Duration>,
     pub(crate) headers: Option<Headers>,
     pub(crate) delegate: Option<Delegate>,
-    /// `mirror`: where copies of requests go.
-    pub(crate) mirror: Option<Target>,
-    /// `mirrors[].destination`.
-    pub(crate) mirrors: Vec<Target>,
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
-    pub(crate) has_fault: bool,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) cors_policy: Option<CorsPolicy>,
+    pub(crate) retries: Option<Retries>,
+    pub(crate) mirrors: Vec<Mirror>,
 }
 
 /// `tls[]` or `tcp[]`: a rule for whole connections.
@@ -81,8 +83,8 @@ impl Target {
         Self::of(node.get("destination").unwrap_or(&Node::Null))
     }
 
-    /// Reads a `Destination`.
-    fn of(destination: &Node) -> Self {
+    /// Reads a destination.
+    pub(crate) fn of(destination: &Node) -> Self {
         Self {
             host: destination.text("host").unwrap_or("").to_owned(),
             subset: destination.text("subset").unwrap_or("").to_owned(),
@@ -129,6 +131,7 @@ pub(crate) struct HttpMatch {
     pub(crate) gateways: Vec<String>,
     pub(crate) source_labels: BTreeMap<String, String>,
     pub(crate) source_namespace: String,
+    pub(crate) stat_prefix: String,
 }
 
 /// `http[].route[]`.
@@ -199,7 +202,9 @@ pub(crate) struct HeaderOperations {
 }
 
 impl VirtualService {
-    pub(crate) fn read(spec: &Node, origin: &Origin, report: &mut Report<'_>) -> Self {
+    pub(crate) fn read(spec: &Node, meta: &Meta, report: &mut Report<'_>) -> Self {
+        let resets = meta.annotations.get(ABORT).is_some_and(|way| way == "reset");
+        let origin = &meta.origin;
         let http = Path::SPEC.key("http");
         let rules = spec.list("http").iter().enumerate();
         Self {
@@ -207,7 +212,7 @@ impl VirtualService {
             gateways: spec.texts("gateways"),
             export_to: spec.texts("exportTo"),
             http: rules
-                .map(|(at, node)| HttpRoute::read(node, &http.index(at), origin, report))
+                .map(|(at, node)| HttpRoute::read(node, resets, &http.index(at), origin, report))
                 .collect(),
             tls: spec.list("tls").iter().map(StreamRoute::read).collect(),
             tcp: spec.list("tcp").iter().map(StreamRoute::read).collect(),
@@ -226,7 +231,14 @@ impl HttpRoute {
         self.headers.as_ref().unwrap_or(&NO_HEADERS)
     }
 
-    pub(crate) fn read(node: &Node, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) -> Self {
+    /// Reads a rule; `resets` is whether its resource makes aborts resets.
+    pub(crate) fn read(
+        node: &Node,
+        resets: bool,
+        path: &Path<'_>,
+        origin: &Origin,
+        report: &mut Report<'_>,
+    ) -> Self {
         let list = path.key("match");
         let matches = node.list("match").iter().enumerate();
         Self {
@@ -251,10 +263,13 @@ impl HttpRoute {
                 name: node.text("name").unwrap_or("").to_owned(),
                 namespace: node.text("namespace").unwrap_or("").to_owned(),
             }),
-            mirror: node.get("mirror").map(Target::of),
-            mirrors: node.list("mirrors").iter().map(Target::read).collect(),
             is_empty: *node == Node::Null,
-            has_fault: node.get("fault").is_some(),
+            fault: node.get("fault").map(|fault| Fault::read(fault, resets)),
+            cors_policy: node
+                .get("corsPolicy")
+                .map(|cors| CorsPolicy::read(cors, &path.key("corsPolicy"), origin, report)),
+            retries: node.get("retries").map(Retries::read),
+            mirrors: Mirror::read_all(node),
         }
     }
 }
@@ -291,6 +306,7 @@ impl HttpMatch {
             gateways: node.texts("gateways"),
             source_labels: node.text_map("sourceLabels"),
             source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
+            stat_prefix: node.text("statPrefix").unwrap_or("").to_owned(),
         }
     }
 }

@@ -4,7 +4,9 @@ use super::{Validate, check_export_to, check_port, host_fault, is_label};
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
 use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
+use crate::resource::retries::HEDGING;
 use crate::yaml::Path;
+use isthmus_core::cluster::retry_budget::Hedges;
 use std::collections::HashSet;
 
 impl Validate for DestinationRule {
@@ -14,6 +16,10 @@ impl Validate for DestinationRule {
             report.error("bad-host", origin, &Path::SPEC.key("host"), fault);
         }
         check_export_to(&self.export_to, false, meta, report);
+        let hedging = meta.annotations.get(HEDGING).map(|text| text.parse::<Hedges>());
+        if let Some(Err(fault)) = hedging {
+            report.error("bad-value", origin, &Path::ANNOTATIONS.key(HEDGING), fault);
+        }
         if let Some(policy) = &self.policy {
             policy.validate(&Path::SPEC.key("trafficPolicy"), origin, report);
         }

@@ -5,6 +5,7 @@
 //! resources is found by the compiler.
 
 pub(crate) mod destination_rule;
+mod fault;
 pub(crate) mod gateway;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;

@@ -5,6 +5,7 @@ use crate::diagnostic::Severity;
 use crate::index::{GatewayName, expand};
 use crate::report::{Origin, Report};
 use crate::resource::Meta;
+use crate::resource::fault::ABORT;
 use crate::resource::virtual_service::{
     DirectResponse, HeaderOperations, Headers, HttpMatch, HttpRoute, Redirect, UriRegexRewrite,
     VirtualService, regex_error,
@@ -52,6 +53,11 @@ impl Validate for VirtualService {
             check_gateway(name, &gateways.index(at), meta, report);
         }
         check_export_to(&self.export_to, false, meta, report);
+        if let Some(way) = meta.annotations.get(ABORT).filter(|way| *way != "reset") {
+            let shown = crate::resource::schema::shortened(way);
+            let message = format!("`{shown}` is no way to abort requests: write `reset`");
+            report.error("bad-value", origin, &Path::ANNOTATIONS.key(ABORT), message);
+        }
         if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
             report.error(
                 "missing-field",
@@ -64,36 +70,7 @@ impl Validate for VirtualService {
         for (at, rule) in self.http.iter().enumerate() {
             rule.validate(&list.index(at), meta, report);
         }
-        let all = self
-            .http
-            .iter()
-            .position(|rule| rule.delegate.is_none() && takes_everything(rule));
-        if let Some(all) = all.filter(|all| all + 1 < self.http.len()) {
-            let message =
-                format!("http[{all}] takes every request: this rule and those behind it are never reached");
-            report.warn("unreachable-rule", origin, &list.index(all + 1), message);
-        }
     }
-}
-
-/// Whether a rule takes every request at every gateway and port: it has no match, or one that asks for nothing.
-fn takes_everything(rule: &HttpRoute) -> bool {
-    let asks_nothing = |matched: &HttpMatch| {
-        let path = match &matched.uri {
-            None | Some(TextMatch::Present) => true,
-            Some(TextMatch::Prefix(prefix)) => matches!(&**prefix, "" | "/"),
-            Some(TextMatch::Regex(regex)) => regex.pattern() == ".*",
-            Some(TextMatch::Exact(_)) => false,
-        };
-        let named = HttpMatch {
-            name: matched.name.clone(),
-            uri: matched.uri.clone(),
-            ignore_uri_case: matched.ignore_uri_case,
-            ..HttpMatch::default()
-        };
-        path && *matched == named
-    };
-    rule.matches.is_empty() || rule.matches.iter().any(asks_nothing)
 }
 
 impl VirtualService {
@@ -194,7 +171,10 @@ impl HttpRoute {
             _ => {}
         }
         if self.redirect.is_some() || self.direct_response.is_some() {
-            for (name, there) in [("rewrite", self.rewrite.is_some()), ("fault", self.has_fault)] {
+            for (name, there) in [
+                ("rewrite", self.rewrite.is_some()),
+                ("fault", self.fault.is_some()),
+            ] {
                 if there {
                     let message = format!("`{name}` needs a route, not a redirect or directResponse");
                     report.error("exclusive-fields", origin, &path.key(name), message);
@@ -236,6 +216,12 @@ impl HttpRoute {
                 let message = "the authority is also set by headers.request";
                 report.error("exclusive-fields", origin, &path.key("authority"), message);
             }
+        }
+        if let Some(fault) = &self.fault {
+            fault.validate(&path.key("fault"), origin, report);
+        }
+        if let Some(cors) = &self.cors_policy {
+            cors.validate(&path.key("corsPolicy"), origin, report);
         }
         self.operations().validate(path, origin, report);
         self.validate_destinations(path, meta, report);

@@ -16,6 +16,7 @@ use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
+use std::ops::Range;
 
 /// Largest document in bytes. Etcd holds objects up to 1.5 MiB.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 4 << 20;
@@ -267,13 +268,15 @@ pub(crate) struct Document<'a> {
     pub(crate) line: usize,
     /// Characters of its first line before it.
     pub(crate) column: usize,
+    /// Bytes of the file that it takes.
+    pub(crate) span: Range<usize>,
     /// Its value.
     pub(crate) node: Node,
 }
 
 /// Why a document could not be read, and where (in the file, from 1).
 #[derive(Debug)]
-pub(crate) struct SyntaxError<'a> {
+pub(crate) struct SyntaxError {
     pub(crate) code: &'static str,
     pub(crate) line: usize,
     pub(crate) column: usize,
@@ -281,8 +284,8 @@ pub(crate) struct SyntaxError<'a> {
     pub(crate) help: Option<String>,
     /// Whether the document was repaired and is there all the same.
     pub(crate) repaired: bool,
-    /// The text that is not there for it.
-    pub(crate) unread: &'a str,
+    /// Bytes of the file that the document takes.
+    pub(crate) span: Range<usize>,
 }
 
 /// A part of a file between `---` lines.
@@ -290,6 +293,8 @@ struct Chunk<'a> {
     text: &'a str,
     line: usize,
     column: usize,
+    /// Where it begins in the file, in bytes.
+    start: usize,
 }
 
 /// The document of a file that begins behind a line and column.
@@ -301,11 +306,16 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 }
 
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
-pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError<'a>>) {
+pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    let whole = text;
-    for (number, chunk) in split(text).into_iter().enumerate() {
-        let Chunk { text, line, column } = chunk;
+    for (number, chunk) in split(file).into_iter().enumerate() {
+        let Chunk {
+            text,
+            line,
+            column,
+            start,
+        } = chunk;
+        let span = start..start + text.len();
         if number == DOCUMENTS_MAX {
             errors.push(SyntaxError {
                 code: "too-many",
@@ -314,7 +324,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 message: format!("a file has at most {DOCUMENTS_MAX} documents: the rest is not read"),
                 help: None,
                 repaired: false,
-                unread: whole,
+                span: start..file.len(),
             });
             break;
         }
@@ -329,7 +339,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 ),
                 help: None,
                 repaired: false,
-                unread: text,
+                span,
             });
             continue;
         }
@@ -338,6 +348,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 text: Cow::Borrowed(text),
                 line,
                 column,
+                span,
                 node,
             }),
             Err(fault) => {
@@ -350,6 +361,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                             text: Cow::Owned(text),
                             line,
                             column,
+                            span: span.clone(),
                             node,
                         })
                     }
@@ -360,22 +372,15 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 let file_column = |at_line: usize, at: usize| if at_line == 0 { at + column } else { at } + 1;
                 match here {
                     // All of them at once, so that one run of the editor suffices.
-                    Some(_) => {
-                        errors.extend(stars.iter().take(STARS_TOLD_MAX).enumerate().map(|(at, star)| {
-                            SyntaxError {
-                                code: "unquoted-wildcard",
-                                line: line + star.line + 1,
-                                column: file_column(star.line, star.column),
-                                message: format!(
-                                    "`{}` is not quoted: YAML reads a star as an alias",
-                                    star.token
-                                ),
-                                help: Some(format!("quote it: \"{}\"", star.token)),
-                                repaired: is_repaired,
-                                unread: if at == 0 && !is_repaired { text } else { "" },
-                            }
-                        }))
-                    }
+                    Some(_) => errors.extend(stars.iter().take(STARS_TOLD_MAX).map(|star| SyntaxError {
+                        code: "unquoted-wildcard",
+                        line: line + star.line + 1,
+                        column: file_column(star.line, star.column),
+                        message: format!("`{}` is not quoted: YAML reads a star as an alias", star.token),
+                        help: Some(format!("quote it: \"{}\"", star.token)),
+                        repaired: is_repaired,
+                        span: span.clone(),
+                    })),
                     None => errors.push(SyntaxError {
                         code: fault.code,
                         line: line + fault.line + 1,
@@ -383,7 +388,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                         message: fault.message,
                         help: None,
                         repaired: false,
-                        unread: text,
+                        span,
                     }),
                 }
             }
@@ -393,8 +398,9 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
 }
 
 /// Splits a file at its `---` and `...` lines. No YAML content can look like one (YAML 1.2, 9.1.2).
-fn split(text: &str) -> Vec<Chunk<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+fn split(file: &str) -> Vec<Chunk<'_>> {
+    let text = file.strip_prefix('\u{feff}').unwrap_or(file);
+    let skipped = file.len() - text.len();
     let mut chunks = Vec::new();
     let mut chunk_start = 0;
     let (mut chunk_line, mut chunk_column) = (0, 0);
@@ -407,6 +413,7 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
                 text: text.get(chunk_start..at).unwrap_or(""),
                 line: chunk_line,
                 column: chunk_column,
+                start: skipped + chunk_start,
             });
             (chunk_start, chunk_line, chunk_column) = (at + 3, number, 3);
         }
@@ -416,6 +423,7 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
         text: text.get(chunk_start..).unwrap_or(""),
         line: chunk_line,
         column: chunk_column,
+        start: skipped + chunk_start,
     });
     // What holds only comments and directives is no document.
     chunks.retain(|chunk| {
@@ -680,7 +688,7 @@ mod tests {
         documents.remove(0).node
     }
 
-    fn fault(text: &str) -> SyntaxError<'_> {
+    fn fault(text: &str) -> SyntaxError {
         let (_, mut errors) = read(text, false);
         assert_eq!(errors.len(), 1, "{errors:?}");
         errors.remove(0)
@@ -875,7 +883,7 @@ mod tests {
     }
 
     /// Reads a text and asks for its positions; what that cost.
-    fn cost(text: &str, lenient: bool) -> (work::Work, Vec<SyntaxError<'_>>) {
+    fn cost(text: &str, lenient: bool) -> (work::Work, Vec<SyntaxError>) {
         work::take();
         let (documents, errors) = read(text, lenient);
         let mut work = work::take();

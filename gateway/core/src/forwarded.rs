@@ -4,7 +4,9 @@
 //! as `numTrustedProxies` names proxies in front of this gateway (Istio `gatewayTopology`, Envoy `xff_num_trusted_hops`
 //! with `use_remote_address`).
 
+use crate::attempt::Overrides;
 use crate::header::{HeaderId, HeaderList};
+use crate::limits::TrustedRanges;
 use crate::message::RequestHead;
 use crate::random::Random;
 use std::io::Write;
@@ -60,7 +62,7 @@ impl ForwardClientCert {
 
 /// What is known about the connection that a request came on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Downstream {
+pub struct Downstream<'t> {
     /// The peer's address.
     pub peer: IpAddr,
     /// `http` or `https`.
@@ -69,10 +71,18 @@ pub struct Downstream {
     pub port: u16,
     /// Proxies in front of this gateway that are trusted.
     pub trusted_proxies: u32,
+    /// Clients that may steer their own requests.
+    pub trusted: &'t TrustedRanges,
 }
 
-/// Writes the fields, and answers the client's address as far as it can be trusted.
-pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random) -> IpAddr {
+/// Writes the fields, and answers the client's address as far as it can be trusted. What a trusted client asks for its
+/// request is put into `overrides`; one behind a trusted proxy is none, only because the proxy is.
+pub fn apply(
+    head: &mut RequestHead,
+    downstream: Downstream<'_>,
+    random: &mut Random,
+    overrides: &mut Option<Box<Overrides>>,
+) -> IpAddr {
     let trusted = downstream.trusted_proxies as usize;
     let headers = &mut head.headers;
     let client = client_address(headers, downstream.peer, trusted);
@@ -111,8 +121,15 @@ pub fn apply(head: &mut RequestHead, downstream: Downstream, random: &mut Random
     };
     headers.set(HeaderId::XEnvoyExternalAddress, external.as_bytes());
     request_id(headers, random);
-    // Fields by which Envoy lets trusted callers steer it; from the edge they are nobody's to send.
-    headers.retain(|_, name, _| !is_internal(name));
+    // Fields by which Envoy lets trusted callers steer it; they go no further, and from others they mean nothing.
+    let mut is_trusted = None;
+    headers.retain(|_, name, value| {
+        let is_internal = is_internal(name);
+        if is_internal && *is_trusted.get_or_insert_with(|| downstream.trusted.contains(client)) {
+            overrides.get_or_insert_default().read(name, value);
+        }
+        !is_internal
+    });
     client
 }
 
@@ -251,8 +268,11 @@ mod tests {
             scheme: "http",
             port: 80,
             trusted_proxies,
+            trusted: &TrustedRanges::default(),
         };
-        let client = apply(&mut head, downstream, &mut Random::from_seed(1));
+        let mut asked = None;
+        let client = apply(&mut head, downstream, &mut Random::from_seed(1), &mut asked);
+        assert_eq!(asked, None, "its peer is not trusted");
         (head, client)
     }
 
@@ -307,6 +327,38 @@ mod tests {
         assert_eq!(value(&head, HeaderId::XForwardedPort), "80");
         assert_eq!(value(&head, HeaderId::XEnvoyExternalAddress), "10.0.0.9");
         assert!(!head.headers.to_string().contains("max-retries"));
+    }
+
+    #[test]
+    fn a_trusted_peer_steers_its_own_request() {
+        let mut head = RequestHead::default();
+        head.headers.append(b"X-Envoy-Max-Retries", b"4");
+        head.headers.append(b"x-envoy-attempt-count", b"4");
+        let downstream = Downstream {
+            peer: [127, 0, 0, 1].into(),
+            scheme: "http",
+            port: 80,
+            trusted_proxies: 0,
+            trusted: &TrustedRanges::default(),
+        };
+        let mut asked = None;
+        apply(&mut head, downstream, &mut Random::from_seed(1), &mut asked);
+        assert_eq!(asked.and_then(|asked| asked.retries), Some(4));
+        let left = head.headers.to_string();
+        assert!(
+            !left.contains("max-retries") && !left.contains("attempt-count"),
+            "{left}"
+        );
+        // A stranger behind a trusted proxy.
+        let mut asked = None;
+        head.headers.append(b"x-envoy-max-retries", b"4");
+        head.headers.set(HeaderId::XForwardedFor, b"203.0.113.9");
+        let behind = Downstream {
+            trusted_proxies: 1,
+            ..downstream
+        };
+        apply(&mut head, behind, &mut Random::from_seed(1), &mut asked);
+        assert_eq!(asked, None);
     }
 
     #[test]

@@ -17,7 +17,8 @@ macro_rules! known_names {
         pub enum HeaderId { Other, $($variant),* }
 
         impl HeaderId {
-            const ALL: &[Self] = &[$(Self::$variant),*];
+            /// All but `Other`, in the order of their numbers, from 1.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The name in lower case; empty for `Other`.
             pub const fn name(self) -> &'static str {
@@ -63,6 +64,12 @@ known_names! {
     XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
     XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
     GrpcTimeout = "grpc-timeout",
+    GrpcStatus = "grpc-status",
+    Origin = "origin",
+    AccessControlRequestMethod = "access-control-request-method",
+    AccessControlAllowOrigin = "access-control-allow-origin",
+    AccessControlAllowCredentials = "access-control-allow-credentials",
+    AccessControlExposeHeaders = "access-control-expose-headers",
     XIsthmusCause = "x-isthmus-cause",
 }
 

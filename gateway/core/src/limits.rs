@@ -2,6 +2,7 @@
 //!
 //! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
 
+use crate::attempt::OverrideLimits;
 use crate::forwarded::ForwardClientCert;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -334,10 +335,10 @@ settings! {
     "http2StreamErrors" http2_stream_errors: u32 = 100;
     /// Requests of an HTTP/2 client that may be refused because it has as many open as it may. Before it has read how many that are, it may have sent any number.
     "http2RefusedStreams" http2_refused_streams: u32 = 1000;
-    /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). Four full ones hold the largest headerBytes, and the library which speaks HTTP/2 takes no more than these. Nothing is given back.
-    "http2Continuations" http2_continuations: u32 = 5;
-    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431. Nothing is given back.
-    "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 128 * 1024;
+    /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). Four full ones hold the largest headerBytes; smaller ones are legal, and are joined. Nothing is given back.
+    "http2Continuations" http2_continuations: u32 = 100;
+    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431; more than this default is no more than the library which speaks HTTP/2 takes. Nothing is given back.
+    "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 96 * 1024;
     /// SETTINGS frames of an HTTP/2 client, each of which must be acknowledged. Clients send one, and a few more when they measure what the network can carry.
     "http2Settings" http2_settings: u32 = 100;
     /// PING frames of an HTTP/2 client, each of which must be answered, beyond one for each DATA frame that it gets: gRPC measures the network with each.
@@ -350,6 +351,20 @@ settings! {
     "http2TinyData" http2_tiny_data: u32 = 2000;
     /// WINDOW_UPDATE frames of an HTTP/2 client, beyond twenty for each DATA frame that it gets. Envoy's proportion, for clients that give leave in small steps.
     "http2WindowUpdates" http2_window_updates: u32 = 1000;
+    /// Bytes of a request's body that are kept while it streams, when it may have to be sent again; a longer one is sent once. Envoy's size.
+    "retryBufferBytes" retry_buffer_bytes: usize = 1024 * 1024;
+    /// The same for all requests of one shard together: beyond it bodies are sent once.
+    "retryBufferTotalBytes" retry_buffer_total_bytes: usize = 64 * 1024 * 1024;
+    /// Longest wait that an upstream may ask for with Retry-After and its like before a request is sent again; an answer that asks for more goes to the client.
+    "retryAfterMax" retry_after_max: Duration = Duration::from_secs(10);
+    /// Longest time that a trusted caller may ask for its request with x-envoy-upstream-rq-timeout-ms. 0 for no limit.
+    "overrideTimeoutMax" override_timeout_max: Duration = Duration::from_secs(3600);
+    /// Most retries that a trusted caller may ask for its request with x-envoy-max-retries.
+    "overrideRetriesMax" override_retries_max: u32 = 10;
+    /// Bytes of a body that wait for a slow mirror; one that falls behind further gets no more, and the request that is copied never waits.
+    "mirrorBufferBytes" mirror_buffer_bytes: usize = 1024 * 1024;
+    /// Copies of requests that one shard has under way to one cluster; more are not made.
+    "mirrorsInFlight" mirrors_in_flight: u32 = 100;
     /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
     "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
     /// How paths are normalized before routing (MeshConfig pathNormalization).
@@ -423,6 +438,14 @@ impl Settings {
             header_count: self.header_count.min(HEADER_COUNT_MAX),
             trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
             chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+        }
+    }
+
+    /// What trusted callers may ask for.
+    pub fn override_limits(&self) -> OverrideLimits {
+        OverrideLimits {
+            timeout: Some(self.override_timeout_max).filter(|most| !most.is_zero()),
+            retries: self.override_retries_max,
         }
     }
 

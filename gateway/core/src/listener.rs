@@ -233,6 +233,11 @@ impl SniTable {
         &self.chains
     }
 
+    /// The names, each with the position of its chain.
+    pub fn names(&self) -> &[(HostPattern, usize)] {
+        &self.names
+    }
+
     /// The chain for a name in lower case; a client that names none is one of `*`.
     pub fn find(&self, name: Option<&str>) -> Option<usize> {
         self.index.find(name.unwrap_or("")).copied()

@@ -3,6 +3,7 @@
 //!
 //! Response flags and details are Envoy's, because operators search their logs for them.
 
+use crate::grpc;
 use crate::h1::{BodyError, HeadError};
 use crate::h2::Misbehaviour;
 use crate::tls::HandshakeFailure;
@@ -11,7 +12,7 @@ use std::fmt;
 
 /// A set of Envoy's response flags, as the access log writes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub struct Flags(u16);
+pub struct Flags(u32);
 
 macro_rules! flags {
     ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal;)*) => {
@@ -51,6 +52,10 @@ flags! {
     DT = 12;
     /// No server of the port has the name that the client asked for.
     NFCF = 13;
+    /// The request was held up on purpose.
+    DI = 14;
+    /// The request was aborted on purpose.
+    FI = 15;
 }
 
 impl Flags {
@@ -117,6 +122,8 @@ pub enum Cause {
     UpstreamInterim,
     /// The upstream's answer did not come, or not end, in time.
     UpstreamTimeout,
+    /// The time of one attempt is over, and it is not made again.
+    PerTryTimeout,
     /// A limit of the cluster is reached.
     Overflow,
     /// The request's head is refused.
@@ -153,6 +160,11 @@ pub enum Cause {
     ProxyHeader,
     /// The client floods its HTTP/2 connection, or breaks the rules of the protocol on it.
     Http2(Misbehaviour),
+    /// The route aborts some requests on purpose (`fault.abort`): with a status of gRPC, or with one of HTTP that comes
+    /// with the reply.
+    FaultAbort(Option<grpc::Status>),
+    /// The route breaks some requests' connections on purpose.
+    FaultReset,
 }
 
 impl Cause {
@@ -168,13 +180,14 @@ impl Cause {
             | Self::UpstreamBrokeOff
             | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
-            Self::UpstreamTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
+            Self::UpstreamTimeout | Self::PerTryTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestHead(error) => error.status(),
             Self::RequestPath | Self::RequestBody(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::UpstreamTls => StatusCode::SERVICE_UNAVAILABLE,
+            Self::FaultAbort(_) => StatusCode::OK,
             // These concern whole connections: nothing is answered.
             Self::NoChain
             | Self::NoKeys
@@ -182,6 +195,7 @@ impl Cause {
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
             | Self::ProxyHeader
+            | Self::FaultReset
             | Self::Http2(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -195,7 +209,7 @@ impl Cause {
             Self::ConnectFailed | Self::ConnectTimeout => Flags::UF,
             Self::UpstreamReset | Self::UpstreamBrokeOff => Flags::UC,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
-            Self::UpstreamTimeout => Flags::UT,
+            Self::UpstreamTimeout | Self::PerTryTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
             Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => {
                 Flags::DPE
@@ -210,6 +224,7 @@ impl Cause {
             Self::Handshake(HandshakeFailure::Timeout) => Flags::DT,
             Self::Handshake(_) | Self::ProxyHeader | Self::Http2(_) => Flags::DPE,
             Self::NoKeys | Self::ConnectionTooOld => Flags::NONE,
+            Self::FaultAbort(_) | Self::FaultReset => Flags::FI,
         }
     }
 
@@ -228,6 +243,7 @@ impl Cause {
             Self::UpstreamBody(_) => "upstream_reset_after_response_started{protocol_error}",
             Self::UpstreamInterim => "upstream_reset_before_response_started{too_many_interim_responses}",
             Self::UpstreamTimeout => "upstream_response_timeout",
+            Self::PerTryTimeout => "upstream_per_try_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
             Self::RequestHead(error) => error.detail(),
             Self::RequestPath => "path_normalization_failed",
@@ -246,6 +262,8 @@ impl Cause {
             Self::ConnectionTooOld => "max_connection_duration_reached",
             Self::ProxyHeader => "proxy_protocol_error",
             Self::Http2(misbehaviour) => misbehaviour.detail(),
+            Self::FaultAbort(_) => "fault_filter_abort",
+            Self::FaultReset => "fault_filter_reset",
         }
     }
 
@@ -261,7 +279,7 @@ impl Cause {
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => {
                 "the upstream's answer is not valid HTTP (UPE)\n"
             }
-            Self::UpstreamTimeout => "the upstream did not answer in time (UT)\n",
+            Self::UpstreamTimeout | Self::PerTryTimeout => "the upstream did not answer in time (UT)\n",
             Self::Overflow => "the upstream is overloaded (UO)\n",
             Self::RequestHead(_) => "the request is not valid (DPE)\n",
             Self::RequestPath => "the request's path is not valid (DPE)\n",
@@ -278,7 +296,10 @@ impl Cause {
             | Self::ConnectionIdle
             | Self::ConnectionTooOld
             | Self::ProxyHeader
+            | Self::FaultReset
             | Self::Http2(_) => "",
+            // Envoy's words, which scripts of tests look for.
+            Self::FaultAbort(_) => "fault filter abort",
         }
     }
 
@@ -297,6 +318,7 @@ impl Cause {
             Self::UpstreamBrokeOff => "upstream_broke_off",
             Self::UpstreamInterim => "interim_responses",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::PerTryTimeout => "per_try_timeout",
             Self::Overflow => "overflow",
             Self::RequestPath => "path",
             Self::RequestTooLarge => "request_too_large",
@@ -313,6 +335,8 @@ impl Cause {
             Self::ConnectionTooOld => "connection_too_old",
             Self::ProxyHeader => "proxy_header",
             Self::Http2(misbehaviour) => misbehaviour.label(),
+            Self::FaultAbort(_) => "fault_abort",
+            Self::FaultReset => "fault_reset",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A limit of a DestinationRule holds for the process, not for each shard, so its count is one atomic number. It is
 //! touched when a connection opens or closes, never by a request on a connection that is already there.
 
+use crate::cluster::retry_budget::RetryCounts;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
@@ -68,6 +69,8 @@ impl Drop for Permit {
 pub struct ClusterShared {
     /// Upstream connections.
     pub connections: Arc<Budget>,
+    /// Retries, and the requests that their budget is a part of.
+    pub retries: Arc<RetryCounts>,
 }
 
 impl ClusterShared {
@@ -75,6 +78,7 @@ impl ClusterShared {
     pub fn new(connections_max: u32) -> Self {
         Self {
             connections: Budget::new(connections_max),
+            retries: Arc::default(),
         }
     }
 }

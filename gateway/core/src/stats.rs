@@ -1,14 +1,43 @@
 //! What one shard counts. A shard is the only writer of its counters; control asks for them and adds them up.
 
+use crate::grpc;
 use crate::name::ClusterKey;
 use crate::reply::Flags;
 use hdrhistogram::Histogram;
-use http::StatusCode;
 use std::collections::HashMap;
 
-/// What tells apart the series of one cluster's requests: the status that the client got (0 when it got none), and the
-/// response flags.
-pub type Answer = (u16, Flags);
+/// What tells apart the series of one cluster's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Answer {
+    /// The status that the client got; 0 when it got none.
+    pub status: u16,
+    /// Response flags.
+    pub flags: Flags,
+    /// What was spoken inside HTTP.
+    pub protocol: RequestProtocol,
+}
+
+/// What a request spoke (Istio `request_protocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum RequestProtocol {
+    /// HTTP and nothing else.
+    #[default]
+    Http,
+    /// gRPC, with the status of the call; None when it ended without one, or with one that gRPC does not know.
+    Grpc(Option<grpc::Status>),
+}
+
+/// The requests of one `statPrefix` with one status.
+#[derive(Debug, Clone)]
+pub struct RouteSeries {
+    /// From the head's first byte to the answer's last, in microseconds; as many as there were requests.
+    pub duration_us: Histogram<u32>,
+}
+
+/// Most prefixes that are counted apart; requests of any others are counted together, as [`OTHER_PREFIXES`].
+pub const STAT_PREFIXES_MAX: usize = 1000;
+/// What requests of prefixes beyond [`STAT_PREFIXES_MAX`] are counted as.
+pub const OTHER_PREFIXES: &str = "(other)";
 
 /// The distribution of requests of one series.
 #[derive(Debug, Clone)]
@@ -52,6 +81,28 @@ pub struct Finished {
     pub request_bytes: u64,
     /// Bytes of its answer's body that were written.
     pub response_bytes: u64,
+}
+
+/// What became of a copy of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mirrored {
+    /// It was sent and answered, whatever the answer was.
+    Sent,
+    /// It was not made, or not finished, so that the request itself does not suffer.
+    Dropped(&'static str),
+    /// The mirror failed it: the label of the cause.
+    Failed(&'static str),
+}
+
+impl Mirrored {
+    /// The result and its reason, as labels of the metric.
+    pub const fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sent => ("sent", ""),
+            Self::Dropped(reason) => ("dropped", reason),
+            Self::Failed(reason) => ("failed", reason),
+        }
+    }
 }
 
 /// Connections of bytes of one cluster.
@@ -102,6 +153,14 @@ counters! {
     upstream_reuses = "upstream_reuses_total";
     /// Attempts after the first.
     retries = "upstream_retries_total";
+    /// Requests that their route held up on purpose.
+    fault_delays = "fault_delays_total";
+    /// Retries that were not made, because the cluster's budget had none left.
+    retry_overflows = "upstream_retry_overflows_total";
+    /// Attempts that were made beside one whose own time was over.
+    hedges = "upstream_hedges_total";
+    /// Request bodies that were longer than what is kept to be sent again.
+    unreplayable_bodies = "unreplayable_bodies_total";
     /// Tasks that ended by a panic; their connection was closed.
     task_panics = "task_panics_total";
 }
@@ -146,10 +205,14 @@ gauges! {
 pub struct ShardStats {
     /// Requests by cluster (None for those that reached none) and answer.
     pub requests: HashMap<Option<ClusterKey>, HashMap<Answer, RequestSeries>>,
+    /// Requests of routes with a `statPrefix`, by it and by status (0 for none).
+    pub routes: HashMap<Box<str>, HashMap<u16, RouteSeries>>,
     /// Connections of bytes by cluster.
     pub tcp: HashMap<Option<ClusterKey>, TcpSeries>,
     /// Refused requests and broken answers by cause label.
     pub causes: HashMap<(&'static str, Flags), u64>,
+    /// Copies of requests by the cluster that got them and what became of them.
+    pub mirrored: HashMap<(ClusterKey, Mirrored), u64>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -158,19 +221,45 @@ pub struct ShardStats {
 
 impl ShardStats {
     /// Counts a finished request.
-    pub fn finish(
-        &mut self,
-        cluster: &Option<ClusterKey>,
-        status: Option<StatusCode>,
-        flags: Flags,
-        facts: Finished,
-    ) {
-        if let Some(series) = self.series(cluster, (status.map_or(0, |status| status.as_u16()), flags)) {
+    pub fn finish(&mut self, cluster: &Option<ClusterKey>, answer: Answer, facts: Finished) {
+        if let Some(series) = self.series(cluster, answer) {
             series.count += 1;
             let _resized = series.duration_us.record(facts.duration_us);
             let _resized = series.request_bytes.record(facts.request_bytes);
             let _resized = series.response_bytes.record(facts.response_bytes);
         }
+    }
+
+    /// Counts a finished request of a route with this `statPrefix`.
+    pub fn finish_route(&mut self, stat_prefix: &str, status: u16, duration_us: u64) {
+        if let Some(series) = self.route_series(stat_prefix, status) {
+            let _resized = series.duration_us.record(duration_us);
+        }
+    }
+
+    /// The series of a `statPrefix` and status, made when it is not there yet.
+    fn route_series(&mut self, stat_prefix: &str, status: u16) -> Option<&mut RouteSeries> {
+        let is_full = self.routes.len() >= STAT_PREFIXES_MAX;
+        let known = self.routes.contains_key(stat_prefix);
+        let prefix = if known || !is_full {
+            stat_prefix
+        } else {
+            OTHER_PREFIXES
+        };
+        if !self.routes.contains_key(prefix) {
+            self.routes.insert(prefix.into(), HashMap::new());
+        }
+        match self.routes.get_mut(prefix)?.entry(status) {
+            std::collections::hash_map::Entry::Occupied(known) => Some(known.into_mut()),
+            std::collections::hash_map::Entry::Vacant(new) => Some(new.insert(RouteSeries {
+                duration_us: Histogram::new(2).ok()?,
+            })),
+        }
+    }
+
+    /// Counts a copy of a request that has ended, or was not made.
+    pub fn mirrored(&mut self, cluster: &ClusterKey, became: Mirrored) {
+        *self.mirrored.entry((cluster.clone(), became)).or_default() += 1;
     }
 
     fn tcp_series(&mut self, cluster: &Option<ClusterKey>) -> &mut TcpSeries {
@@ -220,6 +309,13 @@ impl ShardStats {
                 }
             }
         }
+        for (prefix, statuses) in &other.routes {
+            for (status, theirs) in statuses {
+                if let Some(mine) = self.route_series(prefix, *status) {
+                    let _resized = mine.duration_us.add(&theirs.duration_us);
+                }
+            }
+        }
         for (cluster, theirs) in &other.tcp {
             let mine = self.tcp_series(cluster);
             mine.opened += theirs.opened;
@@ -229,6 +325,9 @@ impl ShardStats {
         }
         for (cause, count) in &other.causes {
             *self.causes.entry(*cause).or_default() += count;
+        }
+        for (mirrored, count) in &other.mirrored {
+            *self.mirrored.entry(mirrored.clone()).or_default() += count;
         }
         self.counters.merge(&other.counters);
         self.gauges.merge(&other.gauges);
@@ -249,13 +348,42 @@ mod tests {
         let key = ClusterKey::outbound(80, "", "h");
         let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
         let cluster = Some(key);
-        a.finish(&cluster, Some(StatusCode::OK), Flags::NONE, facts(100));
-        b.finish(&cluster, Some(StatusCode::OK), Flags::NONE, facts(5_000_000));
-        b.finish(&None, None, Flags::DC, facts(1));
+        let ok = Answer {
+            status: 200,
+            ..Answer::default()
+        };
+        let call = Answer {
+            protocol: RequestProtocol::Grpc(Some(grpc::Status::Unavailable)),
+            ..ok
+        };
+        let gone = Answer {
+            flags: Flags::DC,
+            ..Answer::default()
+        };
+        a.finish(&cluster, ok, facts(100));
+        b.finish(&cluster, ok, facts(5_000_000));
+        b.finish(&cluster, call, facts(1));
+        b.finish(&None, gone, facts(1));
         a.merge(&b);
         assert_eq!(a.requests.len(), 2);
-        let series = &a.requests[&cluster][&(200, Flags::NONE)];
+        assert_eq!(a.requests[&cluster][&call].count, 1);
+        let series = &a.requests[&cluster][&ok];
         assert_eq!((series.count, series.duration_us.len()), (2, 2));
         assert!(series.duration_us.max() >= 5_000_000);
+    }
+
+    #[test]
+    fn prefixes_of_routes_are_counted_apart_up_to_a_bound() {
+        let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
+        for stats in [&mut a, &mut b] {
+            for prefix in 0..STAT_PREFIXES_MAX + 10 {
+                stats.finish_route(&format!("p{prefix}"), 200, 7);
+                stats.finish_route(&format!("p{prefix}"), 503, 7);
+            }
+        }
+        a.merge(&b);
+        assert_eq!(a.routes.len(), STAT_PREFIXES_MAX + 1);
+        assert_eq!(a.routes["p0"][&503].duration_us.len(), 2);
+        assert_eq!(a.routes[OTHER_PREFIXES][&200].duration_us.len(), 20);
     }
 }

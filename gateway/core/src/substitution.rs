@@ -5,7 +5,7 @@
 //! filled in from the [`Facts`] of the exchange. What is not known then gives nothing, as in Envoy, and a field whose
 //! value is empty is not written.
 
-use crate::header::{FieldName, HeaderList};
+use crate::header::{FieldName, HeaderId, HeaderList};
 use crate::message::Version;
 use crate::reply::Flags;
 use http::{Method, StatusCode};
@@ -56,6 +56,42 @@ pub struct Facts<'a> {
     pub duration: Duration,
     /// Bytes of the request's body so far.
     pub bytes_received: u64,
+    /// The name that the client asked TLS for.
+    pub server_name: Option<&'a str>,
+    /// What is known of the client's connection when its TLS ends here.
+    pub tls: Option<&'a TlsFacts>,
+}
+
+/// What is known of a connection whose TLS ends here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The cipher suite, as OpenSSL names it.
+    pub cipher: &'static str,
+    /// The client's certificate, when it showed one.
+    pub client: Option<Box<ClientCertificate>>,
+}
+
+/// What a client's certificate says. Every text is free of control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Whose it is, as RFC 2253 writes it.
+    pub subject: Box<str>,
+    /// Who signed it, likewise.
+    pub issuer: Box<str>,
+    /// Its number, in lower-case hexadecimal digits.
+    pub serial: Box<str>,
+    /// Its SHA-256, in lower-case hexadecimal digits.
+    pub fingerprint: Box<str>,
+    /// URIs among its names, with commas between them.
+    pub uris: Box<str>,
+    /// DNS names, likewise.
+    pub dns_names: Box<str>,
+    /// From when it is valid.
+    pub not_before: SystemTime,
+    /// Until when.
+    pub not_after: SystemTime,
 }
 
 /// What does not change while the process runs.
@@ -108,11 +144,34 @@ enum Variable {
     UpstreamCluster,
     RouteName,
     BytesReceived,
+    /// Bytes of the answer's body: none while its fields are changed.
+    BytesSent,
     Duration,
     /// With the format of strftime, or None for ISO 8601 with milliseconds.
     StartTime(Option<Box<str>>),
+    /// The present, likewise.
+    EmitTime(Option<Box<str>>),
+    /// A parameter of the query, and the most bytes that are taken.
+    QueryParameter(Box<str>, Option<usize>),
+    ServerName,
+    Tls(TlsPart),
     /// A variable of Envoy that has no value in this gateway.
     Nothing,
+}
+
+/// What of TLS a variable names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum TlsPart {
+    Version,
+    Cipher,
+    Subject,
+    Issuer,
+    Serial,
+    Fingerprint,
+    Uris,
+    DnsNames,
+    NotBefore(Option<Box<str>>),
+    NotAfter(Option<Box<str>>),
 }
 
 /// What `%REQ(...)%` can name.
@@ -121,6 +180,9 @@ enum Subject {
     Method,
     Path,
     OriginalPath,
+    /// The path without its query.
+    PathOnly,
+    OriginalPathOnly,
     Authority,
     Scheme,
     Field(FieldName),
@@ -147,19 +209,38 @@ pub struct Parsed {
 }
 
 /// Variables that Envoy has and that have no value here; some end in an argument.
-const WITHOUT_VALUE: [&str; 12] = [
-    "DOWNSTREAM_TLS_",
-    "DOWNSTREAM_PEER_",
-    "DOWNSTREAM_LOCAL_",
-    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
-    "UPSTREAM_",
-    "DYNAMIC_METADATA",
+const WITHOUT_VALUE: [&str; 31] = [
+    "CEL",
     "CLUSTER_METADATA",
+    "COMMON_DURATION",
+    "CONNECTION_",
+    "DOWNSTREAM_HEADER_",
+    "DOWNSTREAM_LOCAL_",
+    "DOWNSTREAM_PEER_",
+    "DOWNSTREAM_TLS_",
+    "DOWNSTREAM_TRANSPORT_",
+    "DOWNSTREAM_WIRE_",
+    "DYNAMIC_METADATA",
+    "ENVIRONMENT",
     "FILTER_",
-    "REQUESTED_SERVER_NAME",
-    "TRAILER",
-    "VIRTUAL_CLUSTER_NAME",
+    "GRPC_STATUS",
     "METADATA",
+    "PER_REQUEST_STATE",
+    "REQUEST_DURATION",
+    "REQUEST_HEADERS_BYTES",
+    "REQUEST_TX_DURATION",
+    "RESPONSE_DURATION",
+    "RESPONSE_FLAGS_LONG",
+    "RESPONSE_HEADERS_BYTES",
+    "RESPONSE_TRAILERS_BYTES",
+    "RESPONSE_TX_DURATION",
+    "ROUNDTRIP_DURATION",
+    "TRACE_ID",
+    "TRAILER",
+    "UNIQUE_ID",
+    "UPSTREAM_",
+    "VIRTUAL_CLUSTER_NAME",
+    "VIRTUAL_HOST_",
 ];
 
 impl Template {
@@ -277,13 +358,47 @@ impl Variable {
                     .transpose()?;
                 Self::Response(FieldName::parse(first).ok_or_else(wrong)?, second, length)
             }
-            "START_TIME" => {
-                let format = argument.filter(|text| !text.is_empty());
-                if let Some(format) = format {
-                    write_time(format, SystemTime::UNIX_EPOCH).ok_or_else(wrong)?;
-                }
-                Self::StartTime(format.map(Into::into))
+            "REQ_WITHOUT_QUERY" => {
+                let (first, second) = alternatives(argument).ok_or_else(wrong)?;
+                let second = second
+                    .map(|name| Subject::of(name).ok_or_else(wrong))
+                    .transpose()?;
+                let first = Subject::of(first).ok_or_else(wrong)?;
+                Self::Request(first.without_query(), second.map(Subject::without_query), length)
             }
+            "START_TIME" => Self::StartTime(time_format(argument).ok_or_else(wrong)?),
+            "EMIT_TIME" => Self::EmitTime(time_format(argument).ok_or_else(wrong)?),
+            "QUERY_PARAM" => {
+                let name = argument.filter(|name| !name.is_empty()).ok_or_else(wrong)?;
+                Self::QueryParameter(name.into(), length)
+            }
+            // The identity of a request is what x-request-id says.
+            "STREAM_ID" => Self::Request(
+                Subject::of(HeaderId::XRequestId.name()).ok_or_else(wrong)?,
+                None,
+                None,
+            ),
+            "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Self::Request(
+                Subject::of(HeaderId::XEnvoyAttemptCount.name()).ok_or_else(wrong)?,
+                None,
+                None,
+            ),
+            "REQUESTED_SERVER_NAME" => Self::ServerName,
+            "DOWNSTREAM_TLS_VERSION" => Self::Tls(TlsPart::Version),
+            "DOWNSTREAM_TLS_CIPHER" => Self::Tls(TlsPart::Cipher),
+            "DOWNSTREAM_PEER_SUBJECT" => Self::Tls(TlsPart::Subject),
+            "DOWNSTREAM_PEER_ISSUER" => Self::Tls(TlsPart::Issuer),
+            "DOWNSTREAM_PEER_SERIAL" => Self::Tls(TlsPart::Serial),
+            "DOWNSTREAM_PEER_FINGERPRINT_256" => Self::Tls(TlsPart::Fingerprint),
+            "DOWNSTREAM_PEER_URI_SAN" => Self::Tls(TlsPart::Uris),
+            "DOWNSTREAM_PEER_DNS_SAN" => Self::Tls(TlsPart::DnsNames),
+            "DOWNSTREAM_PEER_CERT_V_START" => {
+                Self::Tls(TlsPart::NotBefore(time_format(argument).ok_or_else(wrong)?))
+            }
+            "DOWNSTREAM_PEER_CERT_V_END" => {
+                Self::Tls(TlsPart::NotAfter(time_format(argument).ok_or_else(wrong)?))
+            }
+            "BYTES_SENT" => Self::BytesSent,
             "PROTOCOL" => Self::Protocol,
             "RESPONSE_CODE" => Self::ResponseCode,
             "RESPONSE_CODE_DETAILS" => Self::ResponseCodeDetails,
@@ -334,19 +449,65 @@ impl Variable {
             Self::UpstreamCluster => out.extend_from_slice(facts.cluster.as_bytes()),
             Self::RouteName => out.extend_from_slice(facts.route.as_bytes()),
             Self::BytesReceived => write_number(facts.bytes_received, out),
+            Self::BytesSent => write_number(0, out),
+            Self::QueryParameter(name, length) => {
+                let query = facts.path.split_once('?').map_or("", |(_, query)| query);
+                let mut pairs = query
+                    .split('&')
+                    .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+                let value = pairs.find(|(found, _)| *found == &**name);
+                let value = value.map_or("", |(_, value)| value);
+                out.extend_from_slice(cut(value.as_bytes(), *length));
+            }
+            Self::ServerName => out.extend_from_slice(facts.server_name.unwrap_or("").as_bytes()),
+            Self::Tls(part) => {
+                if let Some(tls) = facts.tls {
+                    part.write(tls, out);
+                }
+            }
             Self::Duration => {
                 write_number(u64::try_from(facts.duration.as_millis()).unwrap_or(u64::MAX), out)
             }
-            Self::StartTime(format) => {
-                let format = format.as_deref().unwrap_or("%Y-%m-%dT%H:%M:%S.%3fZ");
-                out.extend_from_slice(write_time(format, facts.start).unwrap_or_default().as_bytes());
+            Self::StartTime(format) => write_formatted(format, facts.start, out),
+            Self::EmitTime(format) => {
+                let now = facts.start.checked_add(facts.duration).unwrap_or(facts.start);
+                write_formatted(format, now, out);
             }
             Self::Nothing => {}
         }
     }
 }
 
+impl TlsPart {
+    fn write(&self, tls: &TlsFacts, out: &mut Vec<u8>) {
+        let text = match (self, &tls.client) {
+            (Self::Version, _) => tls.version,
+            (Self::Cipher, _) => tls.cipher,
+            (_, None) => "",
+            (Self::Subject, Some(client)) => &client.subject,
+            (Self::Issuer, Some(client)) => &client.issuer,
+            (Self::Serial, Some(client)) => &client.serial,
+            (Self::Fingerprint, Some(client)) => &client.fingerprint,
+            (Self::Uris, Some(client)) => &client.uris,
+            (Self::DnsNames, Some(client)) => &client.dns_names,
+            (Self::NotBefore(format), Some(client)) => {
+                return write_formatted(format, client.not_before, out);
+            }
+            (Self::NotAfter(format), Some(client)) => return write_formatted(format, client.not_after, out),
+        };
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
 impl Subject {
+    fn without_query(self) -> Self {
+        match self {
+            Self::Path => Self::PathOnly,
+            Self::OriginalPath => Self::OriginalPathOnly,
+            other => other,
+        }
+    }
+
     fn of(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             ":method" => Self::Method,
@@ -363,11 +524,17 @@ impl Subject {
             Self::Method => Some(facts.method.as_str().as_bytes()),
             Self::Path => Some(facts.path.as_bytes()),
             Self::OriginalPath => facts.original_path.map(str::as_bytes),
+            Self::PathOnly => Some(path_only(facts.path)),
+            Self::OriginalPathOnly => facts.original_path.map(path_only),
             Self::Authority => Some(facts.authority.as_bytes()),
             Self::Scheme => Some(facts.scheme.as_bytes()),
             Self::Field(name) => fields.get_named(name).next(),
         }
     }
+}
+
+fn path_only(path: &str) -> &[u8] {
+    path.split_once('?').map_or(path, |(path, _)| path).as_bytes()
 }
 
 /// `X`, or `X?Y`.
@@ -395,6 +562,7 @@ fn address(name: &str) -> Option<Variable> {
     of("DOWNSTREAM_REMOTE", Address::Client)
         .or_else(|| of("DOWNSTREAM_DIRECT_REMOTE", Address::Peer))
         .or_else(|| of("DOWNSTREAM_LOCAL", Address::Local))
+        .or_else(|| of("DOWNSTREAM_DIRECT_LOCAL", Address::Local))
         .or_else(|| of("UPSTREAM_REMOTE", Address::Upstream))
         .or_else(|| of("UPSTREAM_LOCAL", Address::UpstreamLocal))
 }
@@ -415,6 +583,20 @@ fn write_address(address: SocketAddr, form: Form, out: &mut Vec<u8>) {
         Form::Host => write!(out, "{ip}"),
         Form::Port => write!(out, "{}", address.port()),
     };
+}
+
+/// The format of a time that an argument gives, None in it for the usual one; None for one that cannot be read.
+fn time_format(argument: Option<&str>) -> Option<Option<Box<str>>> {
+    let format = argument.filter(|text| !text.is_empty());
+    if let Some(format) = format {
+        write_time(format, SystemTime::UNIX_EPOCH)?;
+    }
+    Some(format.map(Into::into))
+}
+
+fn write_formatted(format: &Option<Box<str>>, time: SystemTime, out: &mut Vec<u8>) {
+    let format = format.as_deref().unwrap_or("%Y-%m-%dT%H:%M:%S.%3fZ");
+    out.extend_from_slice(write_time(format, time).unwrap_or_default().as_bytes());
 }
 
 /// A time in UTC; None for a format that cannot be read.
@@ -455,6 +637,8 @@ pub(crate) mod tests {
             start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
             duration: Duration::from_millis(12),
             bytes_received: 34,
+            server_name: Some("a.com"),
+            tls: None,
         }
     }
 
@@ -463,8 +647,25 @@ pub(crate) mod tests {
         request.append(b"X-User", b"jason");
         let mut response = HeaderList::default();
         response.append(b"Age", b"7");
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let tls = TlsFacts {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            client: Some(Box::new(ClientCertificate {
+                subject: "CN=c".into(),
+                issuer: "CN=ca".into(),
+                serial: "0a".into(),
+                fingerprint: "ff".into(),
+                uris: "spiffe://a/ns/b/sa/c".into(),
+                dns_names: "a,b".into(),
+                not_before: at(0),
+                not_after: at(86_400),
+            })),
+        };
+        request.append(b"x-request-id", b"id-1");
         let facts = Facts {
             request: Some(&request),
+            tls: Some(&tls),
             ..facts()
         };
         let mut out = Vec::new();
@@ -494,10 +695,69 @@ pub(crate) mod tests {
             ("%START_TIME(%Y/%m/%d %s)%", "1970/01/01 1"),
             ("%BYTES_RECEIVED% %DURATION%", "34 12"),
             ("[%DYNAMIC_METADATA(com.test.my_filter)%]", "[]"),
-            ("[%DOWNSTREAM_PEER_CERT_V_END(%b %d %H:%M:%S %Y %Z)%]", "[]"),
+            (
+                "%DOWNSTREAM_PEER_CERT_V_END(%b %d %H:%M:%S %Y %Z)%",
+                "Jan 02 00:00:00 1970 UTC",
+            ),
+            ("%DOWNSTREAM_PEER_CERT_V_START%", "1970-01-01T00:00:00.000Z"),
+            ("%EMIT_TIME%", "1970-01-01T00:00:01.512Z"),
+            (
+                "%DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_TLS_CIPHER% %REQUESTED_SERVER_NAME%",
+                "TLSv1.3 TLS_AES_128_GCM_SHA256 a.com",
+            ),
+            (
+                "%DOWNSTREAM_PEER_SUBJECT% %DOWNSTREAM_PEER_ISSUER% %DOWNSTREAM_PEER_SERIAL%",
+                "CN=c CN=ca 0a",
+            ),
+            (
+                "%DOWNSTREAM_PEER_FINGERPRINT_256% %DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_PEER_DNS_SAN%",
+                "ff spiffe://a/ns/b/sa/c a,b",
+            ),
+            (
+                "%STREAM_ID% %BYTES_SENT% [%UPSTREAM_REQUEST_ATTEMPT_COUNT%]",
+                "id-1 0 []",
+            ),
+            ("%DOWNSTREAM_DIRECT_LOCAL_PORT%", "80"),
+            (
+                "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %REQ_WITHOUT_QUERY(:PATH):3%",
+                "/old /ne",
+            ),
+            ("[%QUERY_PARAM(q)%%QUERY_PARAM(r)%]", "[]"),
+            (
+                "[%DOWNSTREAM_PEER_CERT%%UPSTREAM_TLS_VERSION%%CEL(request.id)%]",
+                "[]",
+            ),
         ] {
             assert_eq!(written(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn parameters_of_the_query_are_taken_as_written() {
+        let facts = Facts {
+            path: "/p?a=1&b=x%20y&a=2&c",
+            ..facts()
+        };
+        for (text, expected) in [
+            ("%QUERY_PARAM(a)%", "1"),
+            ("%QUERY_PARAM(b)%", "x%20y"),
+            ("%QUERY_PARAM(b):1%", "x"),
+            ("<%QUERY_PARAM(c)%%QUERY_PARAM(d)%>", "<>"),
+        ] {
+            let mut out = Vec::new();
+            let template = parse(text).unwrap().template;
+            template.write(&facts, &HeaderList::default(), &mut out);
+            assert_eq!(out, expected.as_bytes(), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_tls_its_variables_are_empty() {
+        let mut out = Vec::new();
+        let text = "[%DOWNSTREAM_TLS_VERSION%%DOWNSTREAM_PEER_SUBJECT%%DOWNSTREAM_PEER_CERT_V_START%]";
+        let template = parse(text).unwrap().template;
+        template.write(&facts(), &HeaderList::default(), &mut out);
+        assert_eq!(out, b"[]");
     }
 
     #[test]

@@ -109,6 +109,7 @@ fn host(random: &mut Random, at: usize, patterns: &Patterns, action: &Arc<Action
     let routes = (0..length).map(|_| Route {
         name: "".into(),
         virtual_service: "ns/name".into(),
+        stat_prefix: "".into(),
         matches: matches(random, patterns),
         action: action.clone(),
         response_headers: Vec::new(),

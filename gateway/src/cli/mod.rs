@@ -1,7 +1,9 @@
 //! The command line: what an operator types, turned into options of a run.
 
 mod check;
+mod diff;
 mod help;
+mod reload;
 mod secrets;
 
 use crate::access_log::{Format, Target};
@@ -41,6 +43,21 @@ enum Command {
                             isthmus check -f ./resources --strict\n  isthmus check -f ./resources -o sarif > isthmus.sarif"
     )]
     Check(check::Args),
+    /// Say what would change for requests between two sets of resources, with a request that shows each change.
+    #[command(
+        mut_arg("files", |arg| arg.required(false).env(None).help(
+            "Files or directories that both sets have, such as services"
+        )),
+        after_help = "Exit status: 0 proven to be no change, 1 changes or undecided, 2 usage, or a set that cannot be \
+                      loaded.\n\nExample:\n  isthmus diff ./before ./after -f ./services -o json"
+    )]
+    Diff(diff::Args),
+    /// Have a running gateway load its files again, and say what became of them.
+    #[command(
+        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
+                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
+    )]
+    Reload(reload::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(secrets::Args),
@@ -102,6 +119,7 @@ impl ResourceArgs {
             lenient: self.lenient,
             mesh: isthmus_config::mesh::MeshConfig::default(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            proofs: true,
             version: 1,
         }
     }
@@ -204,7 +222,11 @@ struct RunArgs {
     /// Peers that are believed when they say who their client is (PROXY protocol) [default: loopback].
     #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
     trusted_cidr: Option<TrustedRanges>,
-    /// Written once traffic is accepted: the addresses, as JSON.
+    /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves
+    /// what was served before.
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Written once traffic is accepted, and when ports come or go: the addresses, as JSON.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
     ready_file: Option<PathBuf>,
 }
@@ -213,10 +235,14 @@ impl RunArgs {
     fn options(&self) -> run::Options {
         run::Options {
             paths: self.resources.files.clone(),
-            compile: self.resources.compile_options(),
+            compile: isthmus_config::Options {
+                proofs: false,
+                ..self.resources.compile_options()
+            },
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
             credentials: self.resources.credentials.clone(),
+            state_dir: self.state_dir.clone(),
             trusted: self.trusted_cidr.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
@@ -284,6 +310,8 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Diff(args) => return diff::run(&args),
+        Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));

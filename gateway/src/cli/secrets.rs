@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let shown = get(args.admin, "/certs").and_then(|text| match args.output {
+    let shown = ask("GET", args.admin, "/certs", PATIENCE).and_then(|text| match args.output {
         super::FormatArg::Json => Ok(text + "\n"),
         super::FormatArg::Text => table(&serde_json::from_str(&text)?),
     });
@@ -44,11 +44,14 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 /// Asks the admin API, which answers in HTTP/1.0 when it is asked in it: a body that ends with the connection.
-fn get(admin: SocketAddr, path: &str) -> Result<String> {
+pub(super) fn ask(method: &str, admin: SocketAddr, path: &str, patience: Duration) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)
         .with_context(|| format!("no gateway answers at {admin}: name its admin address with --admin"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {admin}\r\n\r\n")?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nhost: {admin}\r\ncontent-length: 0\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream
         .read_to_string(&mut answer)

@@ -3,16 +3,16 @@
 //! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
 //! histograms, and feeding those to the facade would mean one call for each request that there was.
 
+use super::source::Times;
 use crate::tls::Store;
 use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::name::{ClusterKey, ClusterMap};
-use isthmus_core::reply::Flags;
-use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
+use isthmus_core::stats::{Answer, Gauges, RequestProtocol, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Istio's buckets of request duration, in milliseconds.
 const DURATION_MS: [f64; 19] = [
@@ -102,6 +102,20 @@ impl Metrics {
                 metrics::counter!("isthmus_causes_total", "cause" => cause, "response_flags" => flags.to_string())
                     .increment(count);
             }
+            metrics::describe_counter!(
+                "isthmus_mirrored_requests_total",
+                "Copies of requests by what became of them."
+            );
+            for ((cluster, became), &count) in &stats.mirrored {
+                let (result, reason) = became.labels();
+                metrics::counter!(
+                    "isthmus_mirrored_requests_total",
+                    "cluster" => cluster.to_string(),
+                    "result" => result,
+                    "reason" => reason
+                )
+                .increment(count);
+            }
             for (cluster, series) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {
@@ -111,6 +125,12 @@ impl Metrics {
                 count("istio_tcp_connections_closed_total", series.closed);
                 count("istio_tcp_received_bytes_total", series.received);
                 count("istio_tcp_sent_bytes_total", series.sent);
+            }
+            for (prefix, statuses) in &stats.routes {
+                for (&status, series) in statuses {
+                    metrics::counter!("isthmus_route_requests_total", route_labels(prefix, status))
+                        .increment(series.duration_us.len());
+                }
             }
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
@@ -161,6 +181,39 @@ impl Metrics {
         });
     }
 
+    /// Counts a look at the configuration by what came of it.
+    pub(super) fn count_reload(&self, result: &'static str) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_counter!(
+                "isthmus_config_reloads_total",
+                "Looks at the configuration, by result"
+            );
+            metrics::counter!("isthmus_config_reloads_total", "result" => result).increment(1);
+        });
+    }
+
+    /// Notes how long the stages of the last version took.
+    pub(super) fn set_stages(&self, times: Times, publish: Duration) {
+        let stages = [
+            ("read", times.read),
+            ("compile", times.compile),
+            ("publish", publish),
+        ];
+        metrics::with_local_recorder(&self.recorder, || {
+            for (stage, time) in stages {
+                metrics::gauge!("isthmus_config_stage_seconds", "stage" => stage).set(time.as_secs_f64());
+            }
+        });
+    }
+
+    /// Notes how many documents stay behind, and how many ports could not be opened.
+    pub(super) fn set_left_behind(&self, documents: usize, ports: usize) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::gauge!("isthmus_config_quarantined_documents").set(documents as f64);
+            metrics::gauge!("isthmus_config_failed_ports").set(ports as f64);
+        });
+    }
+
     /// Everything, as text.
     pub(super) fn render(
         &self,
@@ -200,46 +253,52 @@ impl Metrics {
             })
             .collect();
         series.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-        distribution(
-            &mut text,
-            &namespaces,
-            "istio_request_duration_milliseconds",
-            &DURATION_MS,
-            1000.0,
-            series
+        type Part = fn(&RequestSeries) -> &Histogram<u32>;
+        let parts: [(&str, &[f64], f64, Part); 3] = [
+            (
+                "istio_request_duration_milliseconds",
+                &DURATION_MS,
+                1000.0,
+                |series| &series.duration_us,
+            ),
+            ("istio_request_bytes", &SIZE_BYTES, 1.0, |series| {
+                &series.request_bytes
+            }),
+            ("istio_response_bytes", &SIZE_BYTES, 1.0, |series| {
+                &series.response_bytes
+            }),
+        ];
+        for (name, bounds, unit, part) in parts {
+            let series = series
                 .iter()
-                .map(|&(cluster, answer, series)| (cluster, answer, &series.duration_us)),
-        );
-        distribution(
-            &mut text,
-            &namespaces,
-            "istio_request_bytes",
-            &SIZE_BYTES,
-            1.0,
-            series
-                .iter()
-                .map(|&(cluster, answer, series)| (cluster, answer, &series.request_bytes)),
-        );
-        distribution(
-            &mut text,
-            &namespaces,
-            "istio_response_bytes",
-            &SIZE_BYTES,
-            1.0,
-            series
-                .iter()
-                .map(|&(cluster, answer, series)| (cluster, answer, &series.response_bytes)),
-        );
+                .map(|&(cluster, answer, series)| (labels(cluster, answer, &namespaces), part(series)));
+            distribution(&mut text, name, bounds, unit, series);
+        }
+        let mut routes: Vec<_> = total
+            .routes
+            .iter()
+            .flat_map(|(prefix, statuses)| {
+                statuses
+                    .iter()
+                    .map(move |(&status, series)| (prefix, status, series))
+            })
+            .collect();
+        routes.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        let routes = routes
+            .into_iter()
+            .map(|(prefix, status, series)| (route_labels(prefix, status), &series.duration_us));
+        let name = "isthmus_route_request_duration_milliseconds";
+        distribution(&mut text, name, &DURATION_MS, 1000.0, routes);
         text
     }
 }
 
 /// Istio's standard labels, as far as a gateway knows them, and the subset.
-fn labels(
-    cluster: Option<&ClusterKey>,
-    (status, flags): (u16, Flags),
-    namespaces: &Namespaces,
-) -> Vec<metrics::Label> {
+fn labels(cluster: Option<&ClusterKey>, answer: Answer, namespaces: &Namespaces) -> Vec<metrics::Label> {
+    let (protocol, grpc_status) = match answer.protocol {
+        RequestProtocol::Http => ("http", None),
+        RequestProtocol::Grpc(status) => ("grpc", status),
+    };
     let host = cluster.map_or("unknown", ClusterKey::host);
     let mut parts = host.split('.');
     let name = parts.next().unwrap_or(host);
@@ -267,20 +326,32 @@ fn labels(
             "destination_subset",
             cluster.map_or("", ClusterKey::subset).into(),
         ),
-        label("request_protocol", "http".into()),
-        label("response_code", status.to_string()),
-        label("response_flags", flags.to_string()),
+        label("request_protocol", protocol.into()),
+        label("response_code", answer.status.to_string()),
+        label(
+            "grpc_response_status",
+            grpc_status.map_or_else(String::new, |status| status.number().to_string()),
+        ),
+        label("response_flags", answer.flags.to_string()),
         label("connection_security_policy", "none".into()),
+    ]
+}
+
+/// Labels of the series of a `statPrefix`.
+fn route_labels(stat_prefix: &str, status: u16) -> Vec<metrics::Label> {
+    vec![
+        metrics::Label::new("stat_prefix", stat_prefix.to_owned()),
+        metrics::Label::new("response_code", status.to_string()),
     ]
 }
 
 /// Labels of the series of connections of bytes.
 fn tcp_labels(cluster: Option<&ClusterKey>, namespaces: &Namespaces) -> Vec<metrics::Label> {
-    let mut all = labels(cluster, (0, Flags::NONE), namespaces);
+    let mut all = labels(cluster, Answer::default(), namespaces);
     all.retain(|label| {
         !matches!(
             label.key(),
-            "response_code" | "request_protocol" | "response_flags"
+            "response_code" | "request_protocol" | "response_flags" | "grpc_response_status"
         )
     });
     all.push(metrics::Label::new("request_protocol", "tcp"));
@@ -289,17 +360,16 @@ fn tcp_labels(cluster: Option<&ClusterKey>, namespaces: &Namespaces) -> Vec<metr
 
 fn distribution<'a>(
     text: &mut String,
-    namespaces: &Namespaces,
     name: &str,
     bounds: &[f64],
     unit: f64,
-    series: impl Iterator<Item = (Option<&'a ClusterKey>, Answer, &'a Histogram<u32>)>,
+    series: impl Iterator<Item = (Vec<metrics::Label>, &'a Histogram<u32>)>,
 ) {
     // Writing to a String cannot fail.
     let _infallible = writeln!(text, "# TYPE {name} histogram");
-    for (cluster, answer, histogram) in series {
+    for (labels, histogram) in series {
         let mut list = String::new();
-        for label in labels(cluster, answer, namespaces) {
+        for label in labels {
             let value = label
                 .value()
                 .replace('\\', "\\\\")
@@ -333,7 +403,7 @@ fn distribution<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::StatusCode;
+    use isthmus_core::grpc;
     use isthmus_core::stats::Finished;
 
     #[test]
@@ -351,7 +421,17 @@ mod tests {
                 request_bytes: 0,
                 response_bytes: 100,
             };
-            stats.finish(&key, Some(StatusCode::OK), Flags::NONE, facts);
+            let ok = Answer {
+                status: 200,
+                ..Answer::default()
+            };
+            stats.finish(&key, ok, facts);
+            let call = Answer {
+                protocol: RequestProtocol::Grpc(Some(grpc::Status::NotFound)),
+                ..ok
+            };
+            stats.finish(&None, call, facts);
+            stats.finish_route("front", 200, ms * 1000);
         }
         stats.counters.retries = 2;
         metrics.add(&stats);
@@ -380,6 +460,28 @@ mod tests {
         );
         assert!(
             has(&["istio_response_bytes_bucket{", "le=\"1024\"", " 6"]),
+            "{text}"
+        );
+        assert!(
+            has(&[
+                "istio_requests_total{",
+                "request_protocol=\"grpc\"",
+                "response_code=\"200\"",
+                "grpc_response_status=\"5\"",
+                " 6"
+            ]),
+            "{text}"
+        );
+        assert!(
+            has(&["isthmus_route_requests_total{stat_prefix=\"front\",response_code=\"200\"} 6"]),
+            "{text}"
+        );
+        assert!(
+            has(&[
+                "isthmus_route_request_duration_milliseconds_bucket{stat_prefix=\"front\",",
+                "le=\"25\"",
+                " 4"
+            ]),
             "{text}"
         );
         assert!(has(&["isthmus_upstream_retries_total 4"]), "{text}");

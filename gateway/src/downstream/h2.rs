@@ -14,12 +14,11 @@ use crate::io::timer::{Timer, Wheel};
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use isthmus_core::h1::HeadError;
+use http::Request;
 use isthmus_core::h1::encode::ResponseContext;
-use isthmus_core::h1::{is_protocol, read_target};
+use isthmus_core::h2::head::{read_request, write_interim, write_response};
 use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
-use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::header::HeaderList;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
 use isthmus_core::reply::Cause;
@@ -61,13 +60,23 @@ pub struct Connection {
     wheel: Wheel,
     /// How long the connection may have no stream.
     idle: Timer,
-    /// Whether the client was told that the connection ends.
-    is_leaving: bool,
+    stage: Stage,
     /// What the client has done that a sane one does not.
     found: Rc<Cell<Option<Misbehaviour>>>,
     /// Bytes that the socket has taken.
     wrote: Rc<Cell<u64>>,
     stuck: Stuck,
+}
+
+/// How far a connection is on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It takes streams.
+    Open,
+    /// The client was told to open no more of them; those that there are go on.
+    Leaving,
+    /// The client was told that all is over, and why: it only gets the time to read that.
+    Parting,
 }
 
 /// How long answers that no stream waits for any more have been on their way to a socket that takes none of them.
@@ -107,8 +116,7 @@ impl Connection {
             .enable_connect_protocol();
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
-        let mut wire = Wire::new(Rc::clone(&socket), begun);
-        let found = wire.guard(settings.http2_limits());
+        let (wire, found) = Wire::to_client(Rc::clone(&socket), begun, settings.http2_limits());
         let wrote = wire.wrote_bytes();
         let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
@@ -131,7 +139,7 @@ impl Connection {
             limits,
             wheel: wheel.clone(),
             idle: deadline,
-            is_leaving: false,
+            stage: Stage::Open,
             found,
             wrote,
             stuck: Stuck {
@@ -158,35 +166,26 @@ impl Connection {
 
     /// The next stream; None when there will be no more. Streams move only while this is waited for.
     pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
-        self.idle.set(settings.idle_timeout);
-        let mut is_told = false;
+        if self.stage != Stage::Parting {
+            self.idle.set(settings.idle_timeout);
+        }
         let accepted = poll_fn(|cx| {
             loop {
-                if let Some(found) = self.found.get()
-                    && !is_told
-                {
-                    is_told = true;
-                    self.engine.abrupt_shutdown(found.code().into());
-                    self.idle.set(GOODBYE);
+                if let Some(found) = self.found.get() {
+                    self.begin_parting(found.code().into());
                 }
                 self.leave_if_due(settings);
                 match self.engine.poll_accept(cx) {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
-                        if error.is_library() && self.found.get().is_none() {
-                            let is_flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
-                            self.found.set(Some(match is_flood {
-                                true => Misbehaviour::Flood,
-                                false => Misbehaviour::Protocol,
-                            }));
-                        }
-                        tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
+                        self.broke_off(&error);
                         return Poll::Ready(None);
                     }
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Pending => {}
                 }
-                if self.found.get().is_some() && !is_told {
+                if self.found.get().is_some() && self.stage != Stage::Parting {
+                    // It is to be told at once.
                     continue;
                 }
                 if self.poll_stuck(settings.stream_idle_timeout, cx).is_ready() {
@@ -195,7 +194,7 @@ impl Connection {
                 if self.idle.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                if is_told {
+                if self.stage == Stage::Parting {
                     // It does not read what it is told either.
                     return Poll::Ready(None);
                 }
@@ -203,10 +202,7 @@ impl Connection {
                     self.idle.set(settings.idle_timeout);
                 } else {
                     // Nobody asks for anything: there is nothing to wait for either.
-                    is_told = true;
-                    self.is_leaving = true;
-                    self.engine.abrupt_shutdown(Reason::NO_ERROR);
-                    self.idle.set(GOODBYE);
+                    self.begin_parting(Reason::NO_ERROR);
                 }
             }
         })
@@ -226,17 +222,38 @@ impl Connection {
         Some((head, stream))
     }
 
+    /// Tells the client that all is over, once.
+    fn begin_parting(&mut self, reason: Reason) {
+        if self.stage != Stage::Parting {
+            self.stage = Stage::Parting;
+            self.engine.abrupt_shutdown(reason);
+            self.idle.set(GOODBYE);
+        }
+    }
+
     fn leave_if_due(&mut self, settings: &Settings) {
         let drain = self.shared.drain.get();
         let max = settings.requests_per_connection;
         let is_used_up = max > 0 && self.shared.requests.get() >= max;
-        if (drain != Drain::No || is_used_up) && !self.is_leaving {
-            self.is_leaving = true;
+        if (drain != Drain::No || is_used_up) && self.stage == Stage::Open {
+            self.stage = Stage::Leaving;
             self.engine.graceful_shutdown();
         }
         if drain == Drain::Closing && !self.is_busy() {
-            self.engine.abrupt_shutdown(Reason::NO_ERROR);
+            self.begin_parting(Reason::NO_ERROR);
         }
+    }
+
+    /// Notes for which of the client's mistakes the library has given the connection up.
+    fn broke_off(&self, error: &h2::Error) {
+        if error.is_library() && self.found.get().is_none() {
+            let is_flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+            self.found.set(Some(match is_flood {
+                true => Misbehaviour::Flood,
+                false => Misbehaviour::Protocol,
+            }));
+        }
+        tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
     }
 
     /// Ready when the client has taken nothing for so long of answers that were handed over whole: whose streams have
@@ -304,7 +321,9 @@ impl Stream {
         self.receiver = Receiver::new(body);
         into.clear();
         let has_body = !self.receiver.is_done();
-        read_request(&parts, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
+        let protocol = parts.extensions.get::<h2::ext::Protocol>();
+        let protocol = protocol.map(h2::ext::Protocol::as_str);
+        read_request(&parts, protocol, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
         if has_body && into.upgrade.is_empty() {
             poll_fn(|cx| {
                 self.receiver.gather(cx, WHOLE_MAX);
@@ -329,89 +348,6 @@ impl Stream {
             Answer::Lost => {}
         }
     }
-}
-
-/// Reads a request as HTTP/1.1 would have put it (RFC 9113, 8.3).
-fn read_request(
-    parts: &http::request::Parts,
-    has_body: bool,
-    limits: &MessageLimits,
-    head: &mut RequestHead,
-) -> Result<(), HeadError> {
-    head.version = Version::Http2;
-    head.method = parts.method.clone();
-    if parts.headers.len() > limits.header_count {
-        return Err(HeadError::TooManyFields);
-    }
-    if has_padded_value(&parts.headers) {
-        return Err(HeadError::FieldValue);
-    }
-    codec::read_fields(&parts.headers, &mut head.headers);
-    let named = parts.uri.authority().map(http::uri::Authority::as_str);
-    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Err(HeadError::Host),
-        (Some(host), None) => Some(host.to_str().map_err(|_| HeadError::Host)?),
-        (None, None) => None,
-    };
-    // Two names for one thing are an attempt to mislead (RFC 9113, 8.3.1).
-    if let (Some(named), Some(host)) = (named, host)
-        && !named.eq_ignore_ascii_case(host)
-    {
-        return Err(HeadError::Host);
-    }
-    let path = parts
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
-    if !path.starts_with('/') && path != "*" {
-        return Err(HeadError::Target);
-    }
-    if let (&Method::CONNECT, Some(protocol)) = (&head.method, parts.extensions.get::<h2::ext::Protocol>()) {
-        // The library looks at nothing but its encoding.
-        if !is_protocol(protocol.as_str()) {
-            return Err(HeadError::Upgrade);
-        }
-        // As HTTP/1.1 says it (RFC 8441, 5).
-        head.method = Method::GET;
-        head.upgrade.push_str(protocol.as_str());
-        head.upgrade.make_ascii_lowercase();
-    }
-    read_target(path, named.or(host), head)?;
-    head.headers.remove(HeaderId::Host);
-    head.wants_trailers = parts.headers.contains_key(http::header::TE);
-    // The library has seen to it that what it says is what comes.
-    let length = parts
-        .headers
-        .get(http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
-    let has_body = has_body && head.upgrade.is_empty();
-    head.body = match (has_body, length) {
-        (false, _) => BodyLength::None,
-        (true, Some(length)) => BodyLength::Known(length),
-        (true, None) => BodyLength::Chunked,
-    };
-    if head.method == Method::TRACE && has_body {
-        return Err(HeadError::BodyNotAllowed);
-    }
-    let mut expectations = parts.headers.get_all(http::header::EXPECT).iter();
-    match (expectations.next(), expectations.next()) {
-        (None, _) => {}
-        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            head.expects_continue = has_body;
-        }
-        _ => return Err(HeadError::Expectation),
-    }
-    Ok(())
-}
-
-/// Whether a value begins or ends with white space, which is malformed (RFC 9113, 8.2.1).
-fn has_padded_value(fields: &HeaderMap) -> bool {
-    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    fields.values().any(|value| {
-        let bytes = value.as_bytes();
-        is_space(bytes.first()) || is_space(bytes.last())
-    })
 }
 
 impl Downstream for Stream {
@@ -483,7 +419,7 @@ impl Downstream for Stream {
     fn interim_head(&mut self, head: &ResponseHead) {
         if let Answer::Awaited(respond) = &mut self.answer {
             // A client that has gone is noticed by the next look at it.
-            let _gone = respond.send_informational(response(head));
+            let _gone = respond.send_informational(write_interim(head));
         }
     }
 
@@ -491,22 +427,7 @@ impl Downstream for Stream {
         let Answer::Awaited(respond) = &mut self.answer else {
             return false;
         };
-        let mut response = response(head);
-        if !head.upgrade.is_empty() {
-            // RFC 8441, 5: agreed, and without the proof that HTTP/1.1 wants.
-            *response.status_mut() = StatusCode::OK;
-            response.headers_mut().remove(http::header::SEC_WEBSOCKET_ACCEPT);
-        }
-        let length = match head.body {
-            BodyLength::Known(length) => Some(length),
-            BodyLength::None if context.head_request || head.status == StatusCode::NOT_MODIFIED => {
-                head.declared_length
-            }
-            _ => None,
-        };
-        if let Some(length) = length {
-            codec::write_length(length, response.headers_mut());
-        }
+        let (response, length) = write_response(head, context.head_request);
         let ended = head.body.is_empty() && head.upgrade.is_empty();
         self.answer = match respond.send_response(response, ended) {
             Ok(stream) => {
@@ -553,11 +474,4 @@ impl Downstream for Stream {
     fn queued(&self) -> usize {
         0
     }
-}
-
-fn response(head: &ResponseHead) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = head.status;
-    *response.headers_mut() = codec::write_fields(&head.headers);
-    response
 }

@@ -8,14 +8,15 @@ use crate::io::tls::HandshakeError;
 use crate::tls::{PeerCertificate, classify, describe_peer};
 use isthmus_core::hello::{self, ClientHello, Peek};
 use isthmus_core::reply::Cause;
+use isthmus_core::substitution::{ClientCertificate, TlsFacts};
 use isthmus_core::tls::{HandshakeFailure, ServerTls};
-use rustls::ServerConfig;
 use rustls::server::Acceptor;
+use rustls::{CipherSuite, ProtocolVersion, ServerConfig};
 use std::fmt::Write;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A fatal alert that says `unrecognized_name` (RFC 8446, 6.2), in a record of its own.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -39,6 +40,8 @@ pub struct Secured {
     pub server_name: Option<Box<str>>,
     /// What x-forwarded-client-cert says of its certificate; None when it showed none.
     pub client_cert: Option<Box<str>>,
+    /// What substitutions can name.
+    pub facts: TlsFacts,
 }
 
 /// Reads a whole hello into `buffer`, which keeps its bytes, until `deadline` is over.
@@ -161,14 +164,87 @@ pub async fn shake_hands(
 
 /// What is known about a client with which hands were shaken.
 pub fn secured(stream: &Stream, policy: Arc<ServerTls>, server_name: Option<Box<str>>) -> Secured {
-    let client_cert = stream.with_tls(|connection| {
-        let peer = describe_peer(connection.peer_certificates()?)?;
-        Some(forwarded_client_cert(&peer))
+    let described = stream.with_tls(|connection| {
+        let peer = connection.peer_certificates().and_then(describe_peer);
+        let version = match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "",
+        };
+        let suite = connection.negotiated_cipher_suite();
+        let cipher = suite.map_or("", |suite| openssl_name(suite.suite()));
+        let client_cert = peer.as_ref().map(forwarded_client_cert);
+        let facts = TlsFacts {
+            version,
+            cipher,
+            client: peer.as_ref().map(|peer| Box::new(client_certificate(peer))),
+        };
+        (client_cert, facts)
     });
+    let (client_cert, facts) = described.unwrap_or((
+        None,
+        TlsFacts {
+            version: "",
+            cipher: "",
+            client: None,
+        },
+    ));
     Secured {
         policy,
         server_name,
-        client_cert: client_cert.flatten(),
+        client_cert,
+        facts,
+    }
+}
+
+/// A cipher suite as OpenSSL, and so Envoy, names it.
+fn openssl_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-ECDSA-CHACHA20-POLY1305",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
+        _ => "",
+    }
+}
+
+fn client_certificate(peer: &PeerCertificate) -> ClientCertificate {
+    let clean = |text: &str| {
+        let mut out = String::with_capacity(text.len());
+        push_printable(text, &mut out);
+        out.into()
+    };
+    let time = |seconds: i64| {
+        let seconds = u64::try_from(seconds).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    };
+    ClientCertificate {
+        subject: clean(&peer.subject),
+        issuer: clean(&peer.issuer),
+        serial: clean(&peer.serial_hex),
+        fingerprint: clean(&peer.hash_hex),
+        uris: clean(&peer.uris.join(",")),
+        dns_names: clean(&peer.dns_names.join(",")),
+        not_before: time(peer.valid.0),
+        not_after: time(peer.valid.1),
+    }
+}
+
+/// Text of a certificate, which may be anything, as it can stand in a field.
+fn push_printable(text: &str, out: &mut String) {
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' => out.push(byte as char),
+            _ => {
+                // Writing to a String cannot fail.
+                let _infallible = write!(out, "%{byte:02X}");
+            }
+        }
     }
 }
 

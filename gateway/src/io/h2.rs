@@ -5,16 +5,17 @@
 //! work as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows: what was not passed
 //! on gives the peer no room for more, and what the peer has no room for is not taken.
 
-use super::buffer::ReadBuffer;
+use super::buffer::{Pool, ReadBuffer};
 use super::clock;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::HeaderMap;
 use isthmus_core::h1::body::may_trail;
-use isthmus_core::h2::{Misbehaviour, Watch};
-use isthmus_core::header::{HeaderId, HeaderList};
+use isthmus_core::h2::head::{read_fields, write_fields};
+use isthmus_core::h2::{Misbehaviour, Repack, Watch};
+use isthmus_core::header::HeaderList;
 use isthmus_core::limits::Http2Limits;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -31,13 +32,22 @@ pub const SMALL_DATA_BUDGET: usize = 16 * 1024 * 1024;
 /// What a stream may hold that the connection has not sent yet.
 pub const SEND_BUFFER: usize = 128 * 1024;
 
+/// Reads in a row of which nothing is for the library, before others have their turn.
+const READS_MAX: usize = 4;
+/// What is read when the library's room is used up by the beginning of a frame that goes before it.
+const SMALL_ROOM: usize = 64;
+
 /// A stream as the protocol's library wants it.
 pub struct Wire {
     stream: Rc<Stream>,
     /// What was read of it before.
     begun: ReadBuffer,
-    /// Whether a byte has come.
-    heard: Rc<Cell<bool>>,
+    repack: Repack,
+    /// What was read and is not as it came, from `given` on.
+    repacked: Vec<u8>,
+    given: usize,
+    /// Whether the peer's first frame has come.
+    is_settled: Rc<Cell<bool>>,
     /// Bytes that the stream has taken.
     wrote_bytes: Rc<Cell<u64>>,
     guard: Option<Guard>,
@@ -58,25 +68,97 @@ impl Guard {
 }
 
 impl Wire {
-    /// Takes over the reading and writing of a stream from which `begun` was read already.
-    pub fn new(stream: Rc<Stream>, begun: ReadBuffer) -> Self {
+    /// Takes over the reading and writing of an upstream's stream.
+    pub fn to_server(stream: Rc<Stream>, pool: &Pool) -> Self {
+        Self::new(stream, ReadBuffer::new(pool), Repack::of_server())
+    }
+
+    /// Takes over the reading and writing of a client's stream from which `begun` was read already, and watches over
+    /// what the client sends. What is found ends the reading, and is told where this answers.
+    pub fn to_client(
+        stream: Rc<Stream>,
+        begun: ReadBuffer,
+        limits: Http2Limits,
+    ) -> (Self, Rc<Cell<Option<Misbehaviour>>>) {
+        let found = Rc::default();
+        let mut wire = Self::new(stream, begun, Repack::of_client());
+        wire.guard = Some(Guard {
+            watch: Watch::new(limits, clock::now()),
+            found: Rc::clone(&found),
+        });
+        (wire, found)
+    }
+
+    fn new(stream: Rc<Stream>, begun: ReadBuffer, repack: Repack) -> Self {
         Self {
             stream,
             begun,
-            heard: Rc::default(),
+            repack,
+            repacked: Vec::new(),
+            given: 0,
+            is_settled: Rc::default(),
             wrote_bytes: Rc::default(),
             guard: None,
         }
     }
 
-    /// Watches over what a client sends. What is found ends the reading, and is told where this answers.
-    pub fn guard(&mut self, limits: Http2Limits) -> Rc<Cell<Option<Misbehaviour>>> {
-        let found = Rc::default();
-        self.guard = Some(Guard {
-            watch: Watch::new(limits, clock::now()),
-            found: Rc::clone(&found),
-        });
-        found
+    /// Gives what was repacked, as far as it fits.
+    fn give(&mut self, into: &mut ReadBuf<'_>) {
+        let there = self.repacked.get(self.given..).unwrap_or_default();
+        let taken = there.len().min(into.remaining());
+        into.put_slice(there.get(..taken).unwrap_or_default());
+        self.given += taken;
+        if self.given >= self.repacked.len() {
+            self.repacked = Vec::new();
+            self.given = 0;
+        }
+    }
+
+    /// Reads a piece as it comes, at least a byte, or none at the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        let there = self.begun.data();
+        if there.is_empty() {
+            return self.stream.poll_read(cx, room);
+        }
+        let taken = there.len().min(room.len());
+        if let (Some(into), Some(from)) = (room.get_mut(..taken), there.get(..taken)) {
+            into.copy_from_slice(from);
+        }
+        self.begun.consume(taken);
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Reads a piece, behind what is held back of the one before, and has it watched; answers how many of its first bytes
+    /// are for the library as they are. What follows them is in `repacked`. None at the end.
+    fn poll_passed(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
+        let begun = self.repack.begun().len();
+        let behind = room.get_mut(begun..).unwrap_or_default();
+        let read = ready!(self.poll_piece(cx, behind))?;
+        if read == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        let piece = behind.get(..read).unwrap_or_default();
+        let mut voids = None;
+        if let Some(guard) = &mut self.guard {
+            let seen = guard.watch.read(piece, clock::now());
+            if seen.is_err() {
+                // The library is not shown what the connection ends for: it has its own names for some of it.
+                guard.note(seen);
+                return Poll::Pending;
+            }
+            voids = Some(guard.watch.voids().iter());
+        }
+        if let Some(start) = room.get_mut(..begun) {
+            start.copy_from_slice(self.repack.begun());
+        }
+        let passed = self.repack.pass(
+            room.get(..begun + read).unwrap_or_default(),
+            // The watch has seen the same frames, in the same order.
+            |_| voids.as_mut().is_none_or(|voids| voids.next() == Some(&true)),
+            &mut self.repacked,
+        );
+        self.is_settled.set(self.repack.has_first());
+        Poll::Ready(Ok(Some(passed)))
     }
 
     fn wrote(&mut self, parts: &[IoSlice<'_>], mut written: usize) {
@@ -95,9 +177,9 @@ impl Wire {
         Rc::clone(&self.wrote_bytes)
     }
 
-    /// Tells whether a byte has come.
-    pub fn heard(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.heard)
+    /// Tells whether all of the peer's first frame has come, which says what it can do (RFC 9113, 3.4).
+    pub fn is_settled(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.is_settled)
     }
 }
 
@@ -108,37 +190,40 @@ impl AsyncRead for Wire {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(guard) = &this.guard
-            && guard.found.get().is_some()
-        {
-            // Who waits for streams is about to say so and to leave.
-            return Poll::Pending;
-        }
-        let room = into.initialize_unfilled();
-        let there = this.begun.data();
-        let read = if there.is_empty() {
-            let read = ready!(this.stream.poll_read(cx, room))?;
-            this.heard.set(true);
-            read
-        } else {
-            let taken = there.len().min(room.len());
-            if let (Some(into), Some(from)) = (room.get_mut(..taken), there.get(..taken)) {
-                into.copy_from_slice(from);
+        for _ in 0..READS_MAX {
+            if !this.repacked.is_empty() {
+                this.give(into);
+                return Poll::Ready(Ok(()));
             }
-            this.begun.consume(taken);
-            taken
-        };
-        if let Some(guard) = &mut this.guard {
-            let seen = guard
-                .watch
-                .read(room.get(..read).unwrap_or_default(), clock::now());
-            if seen.is_err() {
-                // The library is not shown what the connection ends for: it has its own names for some of it.
-                guard.note(seen);
+            if let Some(guard) = &this.guard
+                && guard.found.get().is_some()
+            {
+                // Who waits for streams is about to say so and to leave.
                 return Poll::Pending;
             }
+            if into.remaining() <= this.repack.begun().len() {
+                let mut room = [0; SMALL_ROOM];
+                let Some(passed) = ready!(this.poll_passed(cx, &mut room))? else {
+                    return Poll::Ready(Ok(()));
+                };
+                let first = room.get(..passed).unwrap_or_default();
+                this.repacked.splice(..0, first.iter().copied());
+                continue;
+            }
+            match ready!(this.poll_passed(cx, into.initialize_unfilled()))? {
+                Some(0) => {}
+                Some(passed) => {
+                    into.advance(passed);
+                    return Poll::Ready(Ok(()));
+                }
+                None => return Poll::Ready(Ok(())),
+            }
         }
-        into.advance(read);
+        if this.repacked.is_empty() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.give(into);
         Poll::Ready(Ok(()))
     }
 }
@@ -439,49 +524,4 @@ fn broken(error: h2::Error) -> io::Error {
     error
         .into_io()
         .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
-}
-
-/// Appends fields as the library has read them. Crumbs of a cookie become one field again, for peers of HTTP/1.1
-/// (RFC 9113, 8.2.3).
-pub fn read_fields(fields: &HeaderMap, into: &mut HeaderList) {
-    for (name, value) in fields {
-        if *name == http::header::COOKIE && fields.get_all(name).iter().nth(1).is_some() {
-            continue;
-        }
-        into.append(name.as_str().as_bytes(), value.as_bytes());
-    }
-    let mut crumbs = fields.get_all(http::header::COOKIE).iter();
-    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
-        let mut whole = first.as_bytes().to_vec();
-        for crumb in std::iter::once(second).chain(crumbs) {
-            whole.extend_from_slice(b"; ");
-            whole.extend_from_slice(crumb.as_bytes());
-        }
-        into.append(b"cookie", &whole);
-    }
-}
-
-/// Fields as the library writes them, but for those that concern one connection of HTTP/1.1 (RFC 9113, 8.2.2).
-pub fn write_fields(fields: &HeaderList) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(fields.len() + 2);
-    for (id, name, value) in fields.iter() {
-        if id.is_connection_field() || id == HeaderId::Host {
-            continue;
-        }
-        let name = match id {
-            HeaderId::Other => HeaderName::from_bytes(name),
-            known => Ok(HeaderName::from_static(known.name())),
-        };
-        // The codecs and the compiler let nothing else in.
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-            map.append(name, value);
-        }
-    }
-    map
-}
-
-/// Appends a length.
-pub fn write_length(length: u64, map: &mut HeaderMap) {
-    let value = HeaderValue::from(length);
-    map.insert(http::header::CONTENT_LENGTH, value);
 }

@@ -3,6 +3,7 @@
 //! Both directions are polled by the one task of the exchange. Each moves what it can, and stops after [`TURN_BYTES`],
 //! so that two fast peers cannot keep a shard from everybody else.
 
+use super::tee::Tee;
 use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, MessageWriter, ReadError};
 use crate::upstream::Upstream;
@@ -17,6 +18,8 @@ pub(super) enum Sending {
     /// All of the body has arrived already; it stays in the buffer until the answer comes, so that it can be sent
     /// again. So many bytes of it are sent.
     Whole(usize),
+    /// What an earlier attempt took of the body is sent again; so many bytes of it are sent.
+    Replaying(usize),
     /// The body is passed on as it arrives.
     Streaming,
     /// Everything is sent.
@@ -61,6 +64,7 @@ pub(super) fn poll_request(
     trailers: &mut HeaderList,
     sending: &mut Sending,
     limit: u64,
+    tee: &mut Tee,
     turn: &mut usize,
     cx: &mut TaskContext<'_>,
 ) -> Poll<Result<Moved, End>> {
@@ -79,6 +83,25 @@ pub(super) fn poll_request(
                     Poll::Pending => return Poll::Pending,
                 }
             }
+            Sending::Replaying(at) => {
+                let rest = tee.kept().get(*at..).unwrap_or(&[]);
+                if rest.is_empty() {
+                    *sending = Sending::Streaming;
+                    continue;
+                }
+                if *turn == 0 {
+                    return Poll::Ready(Ok(Moved::Turn));
+                }
+                match upstream.poll_write(writer, cx, rest) {
+                    Poll::Ready(Ok(used)) => {
+                        *at += used;
+                        *turn = turn.saturating_sub(used);
+                        conn.phase().extend();
+                    }
+                    Poll::Ready(Err(_)) => *sending = Sending::Stopped,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
             Sending::Streaming => match conn.poll_data(cx) {
                 Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
                 Poll::Ready(Ok(Chunk::Data(there))) => {
@@ -88,6 +111,7 @@ pub(super) fn poll_request(
                     let data = conn.data().get(..there).unwrap_or(&[]);
                     match upstream.poll_write(writer, cx, data) {
                         Poll::Ready(Ok(used)) => {
+                            tee.record(data.get(..used).unwrap_or(data));
                             conn.take(used);
                             *turn = turn.saturating_sub(used);
                             // Progress: the pause is measured from here.
@@ -99,6 +123,7 @@ pub(super) fn poll_request(
                 }
                 Poll::Ready(Ok(Chunk::End)) => {
                     conn.trailers(trailers);
+                    tee.end(trailers);
                     upstream.finish(writer, trailers);
                     // What is queued goes out as if the body had been at hand all along.
                     *sending = Sending::Whole(0);

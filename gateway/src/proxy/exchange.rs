@@ -4,15 +4,18 @@
 //! is counted and logged at the end. Its buffers serve one exchange after the other.
 
 use super::Context;
+use super::tee::Tee;
 use crate::clusters::ClusterHandle;
 use crate::io::clock;
 use crate::io::h1::MessageWriter;
 use crate::io::timer::Timer;
 use http::StatusCode;
+use isthmus_core::attempt::{Overrides, Timeouts};
+use isthmus_core::grpc;
 use isthmus_core::header::HeaderList;
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::ClusterKey;
-use isthmus_core::reply::Flags;
+use isthmus_core::reply::{Cause, Flags};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -50,6 +53,8 @@ pub struct Outcome {
     pub upstream_host: Option<SocketAddr>,
     /// This end of the upstream connection.
     pub upstream_local: Option<SocketAddr>,
+    /// What the answer's trailers say of a call: None when they say nothing, and when there are none.
+    pub(super) grpc_status: Option<Option<grpc::Status>>,
     /// The cluster, when the registry knows it.
     pub(super) cluster: Option<Rc<ClusterHandle>>,
     /// The name of a cluster that the registry does not know.
@@ -62,6 +67,14 @@ impl Outcome {
             .as_ref()
             .map_or(&self.unknown_cluster, |handle| handle.key())
     }
+
+    /// Notes that the client went away before there was an answer.
+    pub(super) fn leave(&mut self, context: &Context) {
+        context.count_cause(Cause::ClientGone);
+        self.flags = self.flags.with(Flags::DC);
+        self.detail = Cause::ClientGone.detail();
+        self.after = After::Abort;
+    }
 }
 
 /// The buffers of an exchange, used again for the next one of the connection.
@@ -73,16 +86,33 @@ pub struct Exchange {
     pub(super) outcome: Outcome,
     pub(super) trailers: HeaderList,
     pub(super) to_upstream: MessageWriter,
-    /// How long the request may take, over all attempts; None for no limit.
-    pub(super) timeout: Option<Duration>,
-    /// The deadline that follows from it.
+    /// What a trusted caller asks for its request.
+    pub(super) overrides: Option<Box<Overrides>>,
+    /// How long the request and each attempt may take.
+    pub(super) timeouts: Timeouts,
+    /// Since when the request's time counts, once it does.
+    pub(super) timed_from: Option<Instant>,
+    /// The deadline that follows, over all attempts.
     pub(super) route_timer: Timer,
+    /// The deadline of the present attempt.
+    pub(super) try_timer: Timer,
+    /// Whether the request's body, if any, had all come before the first attempt: then it stays where it is until the
+    /// answer, and is no affair of the tee.
+    pub(super) is_at_hand: bool,
+    /// Copies of the request's body.
+    pub(super) tee: Tee,
     /// When the request began.
     pub(super) started: Instant,
+    /// When it was ready to be sent on: the same, unless its route held it up on purpose.
+    pub(super) forwarded: Instant,
     /// The client's address, as far as it can be trusted.
     pub(super) client: IpAddr,
     pub(super) original_path: String,
     pub(super) route_name: String,
+    /// `statPrefix` of the route's match.
+    pub(super) stat_prefix: String,
+    /// What the answer must say to a browser, when the request is of an origin that its route allows.
+    pub(super) cors: HeaderList,
 }
 
 /// The largest header section whose buffer is kept.
@@ -91,10 +121,36 @@ const KEPT_BYTES: usize = 8 * 1024;
 const EXCHANGES_KEPT: usize = 128;
 
 impl Exchange {
+    /// Forgets the exchange before; `started` is when the new one began.
+    pub(super) fn begin(&mut self, started: Instant) {
+        self.outcome = Outcome::default();
+        self.original_path.clear();
+        self.route_name.clear();
+        self.stat_prefix.clear();
+        self.cors.clear();
+        self.started = started;
+        self.forwarded = started;
+    }
+
     /// Buffers of an exchange that has ended, or new ones.
     pub fn take(context: &Context) -> Box<Self> {
         let kept = context.exchanges.borrow_mut().pop();
         kept.unwrap_or_else(|| Box::new(Self::new(context)))
+    }
+
+    /// Begins the time that the request may take at `now`, unless it has begun.
+    pub(super) fn begin_time(&mut self, now: Instant) {
+        if let (Some(total), None) = (self.timeouts.total, self.timed_from) {
+            self.timed_from = Some(now);
+            self.route_timer.set(total);
+        }
+    }
+
+    /// How much of the request's time is over.
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        self.timed_from
+            .map(|from| now.saturating_duration_since(from))
+            .unwrap_or_default()
     }
 
     /// Gives the buffers to the next exchange.
@@ -103,6 +159,8 @@ impl Exchange {
         self.response.headers.shrink(KEPT_BYTES);
         // What the outcome names may be on its way out of the configuration.
         self.outcome = Outcome::default();
+        self.tee.clear();
+        self.overrides = None;
         let mut exchanges = context.exchanges.borrow_mut();
         if exchanges.len() < EXCHANGES_KEPT {
             exchanges.push(self);
@@ -117,12 +175,20 @@ impl Exchange {
             outcome: Outcome::default(),
             trailers: HeaderList::default(),
             to_upstream: MessageWriter::default(),
-            timeout: None,
+            overrides: None,
+            timeouts: Timeouts::default(),
+            timed_from: None,
             route_timer: context.wheel.timer(),
+            try_timer: context.wheel.timer(),
+            is_at_hand: false,
+            tee: Tee::new(context),
             started: clock::now(),
+            forwarded: clock::now(),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             original_path: String::new(),
             route_name: String::new(),
+            stat_prefix: String::new(),
+            cors: HeaderList::default(),
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) fn change_request(
         start: wall.checked_sub(duration).unwrap_or(wall),
         duration,
         bytes_received: conn.body_bytes(),
+        server_name: conn.secured().and_then(|secured| secured.server_name.as_deref()),
+        tls: conn.secured().map(|secured| &secured.facts),
     };
     for step in steps {
         step.apply(headers, &facts);
@@ -109,6 +111,8 @@ pub(super) fn change_response(
         start: wall.checked_sub(duration).unwrap_or(wall),
         duration,
         bytes_received: conn.body_bytes(),
+        server_name: conn.secured().and_then(|secured| secured.server_name.as_deref()),
+        tls: conn.secured().map(|secured| &secured.facts),
     };
     for step in steps {
         step.apply(&mut x.response.headers, &facts);

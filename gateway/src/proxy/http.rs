@@ -4,23 +4,22 @@
 //! forward, pick a destination, then attempt until an upstream answers or the attempts are spent; then pass both bodies
 //! on at the same time. Whatever happens ends in one [`Outcome`](super::exchange::Outcome), which is counted and logged once.
 
+use super::attempt::{Answered, attempt, reusable};
 use super::body::{
     Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
 };
-use super::exchange::{After, Exchange, Outcome};
+use super::exchange::{After, Exchange};
 use super::fields;
 use super::local::{self, Answer};
-use super::{Context, FoundHost, ListenerState, upgrade};
+use super::mirror;
+use super::{Context, FoundHost, ListenerState, cors, fault};
 use crate::access_log::Record;
-use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
+use crate::clusters::{ClusterHandle, Lease};
 use crate::downstream::Downstream;
-use crate::io::h1::ReadError;
-use crate::io::timer::Timer;
-use crate::io::{clock, executor, spawn};
-use crate::upstream::{self, Upstream};
+use crate::io::{clock, executor};
+use crate::upstream::Upstream;
 use http::{Method, StatusCode};
-use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
-use isthmus_core::cluster::EndpointId;
+use isthmus_core::attempt::{Overrides, Timeouts};
 use isthmus_core::forwarded;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
@@ -30,14 +29,12 @@ use isthmus_core::message::{BodyLength, RequestHead, Version};
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::route::{Action, Destination, Forward, split_port};
-use isthmus_core::stats::Finished;
-use isthmus_core::tls::Offer;
+use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 struct Active(Rc<Cell<u64>>);
 
@@ -59,13 +56,15 @@ pub async fn serve(
         context.active.set(context.active.get() + 1);
         Active(Rc::clone(&context.active))
     };
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     x.route_timer.clear();
-    x.started = started;
+    x.timed_from = None;
     route(context, listener, conn, x).await;
     x.route_timer.clear();
+    if x.timeouts.per_try.is_some() {
+        x.try_timer.clear();
+    }
+    x.tee.clear();
     finish(context, conn, x, started);
     x.outcome.after
 }
@@ -73,10 +72,7 @@ pub async fn serve(
 /// Answers bytes that are no request, and counts and logs them as one.
 pub async fn refuse(context: &Context, conn: &mut impl Downstream, x: &mut Exchange, cause: Cause) -> After {
     let started = clock::now();
-    x.started = started;
-    x.outcome = Outcome::default();
-    x.original_path.clear();
-    x.route_name.clear();
+    x.begin(started);
     if matches!(cause, Cause::RequestHead(_) | Cause::HeaderTimeout) && x.request.version != Version::Http2 {
         // The head may be half of this request's and half of the last one's: the log shows that it is not known.
         x.request.clear();
@@ -98,10 +94,17 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
         request_bytes,
         response_bytes: outcome.response_bytes,
     };
-    context
-        .stats
-        .borrow_mut()
-        .finish(outcome.cluster_key(), outcome.status, outcome.flags, facts);
+    let answer = StatsAnswer {
+        status: outcome.status.map_or(0, |status| status.as_u16()),
+        flags: outcome.flags,
+        protocol: protocol(x),
+    };
+    let mut stats = context.stats.borrow_mut();
+    stats.finish(outcome.cluster_key(), answer, facts);
+    if !x.stat_prefix.is_empty() {
+        stats.finish_route(&x.stat_prefix, answer.status, facts.duration_us);
+    }
+    drop(stats);
     if context.log.is_on() {
         let wall = clock::wall();
         context.log.write(&Record {
@@ -124,6 +127,23 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
             route: &x.route_name,
         });
     }
+}
+
+/// What the request spoke, and of a call how it ended: what its answer says, in the trailers or in the head, else what
+/// the answer's status means to gRPC (Envoy's `getGrpcStatus`).
+fn protocol(x: &Exchange) -> RequestProtocol {
+    let kind = x.request.headers.get(HeaderId::ContentType);
+    if !kind.is_some_and(grpc::is_call) || !x.request.upgrade.is_empty() {
+        return RequestProtocol::Http;
+    }
+    let said = x.outcome.grpc_status.or_else(|| {
+        let status = x.outcome.status?;
+        Some(match x.response.headers.get(HeaderId::GrpcStatus) {
+            Some(said) => grpc::Status::parse(said),
+            None => Some(grpc::Status::of_http(status)),
+        })
+    });
+    RequestProtocol::Grpc(said.flatten())
 }
 
 async fn route(
@@ -176,13 +196,23 @@ async fn route(
         scheme: conn.scheme(),
         port: listener.key.port,
         trusted_proxies: context.settings.trusted_proxies,
+        trusted: &context.settings.trusted,
     };
     let client_cert = conn.secured().and_then(|secured| secured.client_cert.as_deref());
     context
         .settings
         .forward_client_cert
         .apply(&mut x.request.headers, client_cert);
-    x.client = forwarded::apply(&mut x.request, downstream, &mut context.random.borrow_mut());
+    x.overrides = None;
+    x.client = forwarded::apply(
+        &mut x.request,
+        downstream,
+        &mut context.random.borrow_mut(),
+        &mut x.overrides,
+    );
+    if let Some(asked) = &mut x.overrides {
+        asked.limit(context.settings.override_limits());
+    }
 
     let found = listener.serving.borrow().find(conn.policy(), &x.request.host);
     let pin = match found {
@@ -206,6 +236,7 @@ async fn route(
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
+    x.stat_prefix.push_str(&route.stat_prefix);
     match &*route.action {
         Action::Redirect(to) => {
             let location = to.location(&x.request, conn.scheme(), listener.key.port);
@@ -282,8 +313,8 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
     }
 }
 
-/// How long the request may take: what the route says, and no longer than a gRPC client waits.
-fn timeout(request: &RequestHead, forward: &Forward) -> Option<Duration> {
+/// How long the request may take: what the route says, then a trusted caller, and no longer than a gRPC client waits.
+fn timeouts(request: &RequestHead, overrides: Option<&Overrides>, forward: &Forward) -> Timeouts {
     let is_call = request
         .headers
         .get(HeaderId::ContentType)
@@ -293,10 +324,7 @@ fn timeout(request: &RequestHead, forward: &Forward) -> Option<Duration> {
         .flatten()
         .and_then(grpc::parse_timeout)
         .filter(|asked| !asked.is_zero());
-    match (forward.timeout, asked) {
-        (Some(route), Some(asked)) => Some(route.min(asked)),
-        (route, asked) => route.or(asked),
-    }
+    Timeouts::new(forward.timeout, forward.retry.per_try_timeout, overrides, asked)
 }
 
 /// Makes the request what its destination is to get.
@@ -318,14 +346,7 @@ fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destinat
         request.set_authority(authority);
     }
     fields::change_request(conn, x, conn.scheme(), &destination.request_headers);
-    x.timeout = timeout(&x.request, forward);
-    if let Some(timeout) = x.timeout {
-        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        x.request.headers.set(
-            HeaderId::XEnvoyExpectedRqTimeoutMs,
-            itoa::Buffer::new().format(ms).as_bytes(),
-        );
-    }
+    x.timeouts = timeouts(&x.request, x.overrides.as_deref(), forward);
 }
 
 async fn forward_request(
@@ -337,16 +358,39 @@ async fn forward_request(
     let Some(destination) = forward.pick(&mut context.random.borrow_mut()) else {
         return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
     };
-    let Some(cluster) = context.clusters.get(&destination.cluster) else {
-        x.outcome.unknown_cluster = Some(destination.cluster.clone());
-        return local::refuse(context, conn, x, Cause::NoCluster.into(), false).await;
+    let operations = &destination.response_headers[..];
+    let cluster = context.clusters.get(&destination.cluster);
+    match &cluster {
+        Some(cluster) => x.outcome.cluster = Some(Rc::clone(cluster)),
+        None => x.outcome.unknown_cluster = Some(destination.cluster.clone()),
+    }
+    // Boxed: faults are rare, and their state would make every request's larger.
+    if let Some(fault) = &forward.fault
+        && Box::pin(fault::inject(context, conn, x, fault, operations))
+            .await
+            .is_break()
+    {
+        return;
+    }
+    if let Some(policy) = &forward.cors
+        && Box::pin(cors::meet(context, conn, x, policy)).await.is_break()
+    {
+        return;
+    }
+    let Some(cluster) = cluster else {
+        let reply = Cause::NoCluster.into();
+        return local::refuse_with(context, conn, x, reply, operations, false).await;
     };
-    x.outcome.cluster = Some(Rc::clone(&cluster));
     rewrite(conn, x, forward, destination);
     if conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty() {
-        x.route_timer.set(x.timeout.unwrap_or_default());
+        x.begin_time(x.forwarded);
     }
-    let attempted = attempt(context, conn, x, &cluster).await;
+    if !forward.mirrors.is_empty() {
+        mirror::start(context, conn, x, forward);
+    }
+    let _counted = cluster.begin_request(x.forwarded);
+    let overrides = x.overrides.take();
+    let attempted = attempt(context, conn, x, &cluster, &forward.retry, overrides.as_deref()).await;
     match attempted {
         Ok(Answered {
             lease,
@@ -361,407 +405,9 @@ async fn forward_request(
                 reply.cause,
                 Cause::RequestBody(_) | Cause::RequestTooLarge | Cause::BodyTimeout
             );
-            local::refuse(context, conn, x, reply, broken).await;
+            local::refuse_with(context, conn, x, reply, operations, broken).await;
         }
-        Err(End::ClientGone) => {
-            context.count_cause(Cause::ClientGone);
-            x.outcome.flags = Flags::DC;
-            x.outcome.detail = Cause::ClientGone.detail();
-            x.outcome.after = After::Abort;
-        }
-    }
-}
-
-/// An upstream has answered: its head is in the exchange.
-struct Answered {
-    lease: Lease,
-    upstream: Upstream,
-    sent: Sending,
-}
-
-/// Sends the request until an upstream begins to answer.
-async fn attempt(
-    context: &Rc<Context>,
-    conn: &mut impl Downstream,
-    x: &mut Exchange,
-    cluster: &Rc<ClusterHandle>,
-) -> Result<Answered, End> {
-    let mut attempts = Attempts::new(RetryPolicy::default(), &x.request.method);
-    let mut avoid: Vec<EndpointId> = Vec::new();
-    loop {
-        let number = attempts.start();
-        if number > 1 {
-            context.stats.borrow_mut().counters.retries += 1;
-        }
-        x.request.headers.set(
-            HeaderId::XEnvoyAttemptCount,
-            itoa::Buffer::new().format(number).as_bytes(),
-        );
-        // The clock is read once for the first attempt and the request.
-        let now = if number == 1 { x.started } else { clock::now() };
-        let fresh = attempts.needs_fresh_connection();
-        let (lease, failure, progress) = match connect(context, conn, x, cluster, &avoid, fresh, now).await? {
-            Connected::No(lease, cause) => (
-                Some(lease),
-                Failure::Connect(cause),
-                BodyProgress {
-                    sent: false,
-                    replayable: true,
-                },
-            ),
-            Connected::Refused(cause) => return Err(End::Reply(cause.into())),
-            Connected::Yes(lease, mut upstream) => {
-                let began = if upstream.is_reused() { now } else { clock::now() };
-                match send(context, conn, x, cluster, &mut upstream, began).await? {
-                    Sent::Answered(sent) => {
-                        return Ok(Answered {
-                            lease,
-                            upstream,
-                            sent,
-                        });
-                    }
-                    Sent::Failed(failure, progress) => (Some(lease), failure, progress),
-                }
-            }
-        };
-        if let Some(lease) = lease {
-            avoid.push(lease.endpoint());
-            lease.finish(None, clock::now());
-        }
-        let verdict = attempts.failed(failure, progress, &mut context.random.borrow_mut());
-        match verdict {
-            Verdict::GiveUp(reply) => return Err(End::Reply(reply)),
-            Verdict::Retry(wait) if wait.is_zero() => {}
-            Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
-        }
-    }
-}
-
-/// Waits before a retry, unless the client goes away or the time is over.
-async fn pause(
-    context: &Context,
-    conn: &mut impl Downstream,
-    x: &mut Exchange,
-    wait: Duration,
-) -> Result<(), End> {
-    let timer = context.wheel.timer();
-    timer.set(wait);
-    poll_fn(|cx| {
-        if timer.poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        interrupted(conn, &x.route_timer, cx)
-    })
-    .await
-}
-
-/// What ends any wait for an upstream: the client is gone, or the route's time is over.
-fn interrupted<T>(
-    conn: &mut impl Downstream,
-    route_timer: &Timer,
-    cx: &mut TaskContext<'_>,
-) -> Poll<Result<T, End>> {
-    if conn.poll_gone(cx).is_ready() {
-        return Poll::Ready(Err(End::ClientGone));
-    }
-    route_timer
-        .poll(cx)
-        .map(|()| Err(End::Reply(Cause::UpstreamTimeout.into())))
-}
-
-enum Connected {
-    Yes(Lease, Upstream),
-    No(Lease, Cause),
-    Refused(Cause),
-}
-
-async fn connect(
-    context: &Rc<Context>,
-    conn: &mut impl Downstream,
-    x: &mut Exchange,
-    cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
-    fresh: bool,
-    now: Instant,
-) -> Result<Connected, End> {
-    let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
-    let name = cluster.tls_name(split_port(&x.request.authority).0);
-    let name = name.as_deref();
-    if cluster.version(x.request.version) == Version::Http2 {
-        let parts = (&mut x.outcome, &x.route_timer, !x.request.upgrade.is_empty());
-        return connect_stream(context, conn, parts, cluster, avoid, name, now).await;
-    }
-    match cluster.start(avoid, fresh, careful, name, now, &context.random) {
-        Start::Refuse(cause) => Ok(Connected::Refused(cause)),
-        Start::Reuse(lease, upstream) => {
-            context.stats.borrow_mut().counters.upstream_reuses += 1;
-            x.outcome.upstream_host = Some(upstream.address);
-            Ok(Connected::Yes(lease, Upstream::H1(upstream)))
-        }
-        Start::Connect(lease, address, permit) => {
-            x.outcome.upstream_host = Some(address);
-            let wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
-                Ok(wanted) => wanted,
-                Err(cause) => return Ok(Connected::Refused(cause)),
-            };
-            let open = context.clusters.count_open();
-            // Boxed: connecting is rare, and its state would make every request's larger.
-            let connecting = Box::pin(upstream::connect::connect(
-                address,
-                wanted,
-                permit,
-                &context.pool,
-                &context.wheel,
-                context.limits,
-                open,
-            ));
-            let mut connecting = pin!(connecting);
-            let connected = poll_fn(|cx| {
-                if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
-                    return Poll::Ready(Ok(connected));
-                }
-                interrupted(conn, &x.route_timer, cx)
-            })
-            .await?;
-            let mut stats = context.stats.borrow_mut();
-            match connected {
-                Ok(upstream) => {
-                    stats.counters.upstream_connects += 1;
-                    Ok(Connected::Yes(lease, Upstream::H1(upstream)))
-                }
-                Err(cause) => {
-                    stats.counters.upstream_connect_failures += 1;
-                    Ok(Connected::No(lease, cause))
-                }
-            }
-        }
-    }
-}
-
-/// Gets a stream of a connection that others use, too.
-async fn connect_stream(
-    context: &Rc<Context>,
-    conn: &mut impl Downstream,
-    (outcome, route_timer, is_upgrade): (&mut Outcome, &Timer, bool),
-    cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
-    name: Option<&str>,
-    now: Instant,
-) -> Result<Connected, End> {
-    let ends = (conn.peer(), conn.local_addr());
-    let started = cluster.start_stream(avoid, name, ends, now, &context.random, &context.clusters);
-    let (lease, connection) = match started {
-        StartStream::Share(lease, connection) => {
-            context.stats.borrow_mut().counters.upstream_reuses += 1;
-            (lease, connection)
-        }
-        StartStream::Open(lease, connection, means) => {
-            let (driven, owner, here) = (Rc::clone(&connection), Rc::clone(cluster), Rc::clone(context));
-            spawn::spawn(&context.tasks, async move {
-                let told = Rc::clone(&driven);
-                let changed = move |change| owner.changed(&told, change);
-                let with = (&here.pool, &here.wheel);
-                upstream::h2::drive(driven, *means, with, here.limits, changed).await;
-            });
-            context.stats.borrow_mut().counters.upstream_connects += 1;
-            (lease, connection)
-        }
-        StartStream::Refuse(cause) => return Ok(Connected::Refused(cause)),
-    };
-    outcome.upstream_host = Some(connection.address);
-    let ready = poll_fn(|cx| {
-        if let Poll::Ready(ready) = connection.poll_ready(is_upgrade, cx) {
-            return Poll::Ready(Ok(ready));
-        }
-        interrupted(conn, route_timer, cx)
-    })
-    .await?;
-    match ready {
-        Ok(()) => {
-            let stream = Box::new(upstream::h2::Stream::new(connection));
-            Ok(Connected::Yes(lease, Upstream::H2(stream)))
-        }
-        Err(cause) => {
-            context.stats.borrow_mut().counters.upstream_connect_failures += 1;
-            Ok(Connected::No(lease, cause))
-        }
-    }
-}
-
-enum Sent {
-    /// A final response's head is in the exchange.
-    Answered(Sending),
-    /// The attempt failed before that.
-    Failed(Failure, BodyProgress),
-}
-
-/// Sends the request on one connection and waits for the head of a final response. The body is passed on meanwhile.
-async fn send(
-    context: &Context,
-    conn: &mut impl Downstream,
-    x: &mut Exchange,
-    cluster: &ClusterHandle,
-    upstream: &mut Upstream,
-    started: Instant,
-) -> Result<Sent, End> {
-    let reused = upstream.is_reused();
-    let is_upgrade = !x.request.upgrade.is_empty();
-    if is_upgrade {
-        upgrade::ask(&mut x.request, upstream, &mut context.random.borrow_mut());
-    }
-    // A body that has come as a whole meanwhile is sent as one, and then its head says so.
-    if let (BodyLength::Chunked, Some(whole)) = (x.request.body, conn.whole_body()) {
-        x.request.body = BodyLength::Known(whole.len() as u64);
-    }
-    x.to_upstream.reset();
-    upstream.begin(&mut x.to_upstream, &x.request, |requests| {
-        cluster.is_used_up(requests)
-    });
-    // What a client says behind its wish for another protocol is for that one.
-    let mut sending = if is_upgrade || conn.is_body_done() || conn.whole_body().is_some() {
-        Sending::Whole(0)
-    } else {
-        Sending::Streaming
-    };
-    let streamed = sending == Sending::Streaming;
-    let mut interim = 0;
-    let limit = context.settings.request_body_bytes;
-    let timeout = x.timeout.unwrap_or_default();
-    // Who has to move next: the client with its body, or the upstream.
-    let mut on_client = false;
-    let mut invited = !x.request.expects_continue;
-    conn.phase().set(context.settings.stream_idle_timeout);
-    loop {
-        let Exchange {
-            request,
-            response,
-            trailers,
-            to_upstream,
-            route_timer,
-            ..
-        } = &mut *x;
-        let mut turn = TURN_BYTES;
-        let read = poll_fn(|cx| {
-            let mut has_more = false;
-            match poll_request(
-                conn,
-                upstream,
-                to_upstream,
-                trailers,
-                &mut sending,
-                limit,
-                &mut turn,
-                cx,
-            ) {
-                // Envoy counts a route's time from the end of the request; a retry does not count it anew.
-                Poll::Ready(Ok(Moved::All)) if !route_timer.is_set() => route_timer.set(timeout),
-                Poll::Ready(Ok(Moved::All)) => {}
-                Poll::Ready(Ok(Moved::Turn)) => has_more = true,
-                Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
-                Poll::Pending => {}
-            }
-            if let Poll::Ready(read) = upstream.poll_response(cx, &request.method, response) {
-                return Poll::Ready(Ok(Some(read)));
-            }
-            // An interim response may still be on its way to the client.
-            if let Poll::Ready(Err(_)) = conn.poll_flush(cx) {
-                return Poll::Ready(Err(End::ClientGone));
-            }
-            // While the body streams, its own reads notice a client that is gone.
-            // Of HTTP/2 they do not while they have no room to go on, and a look costs no read.
-            let may_be_gone =
-                sending != Sending::Streaming || (request.version == Version::Http2 && conn.has_unread());
-            if may_be_gone && conn.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(End::ClientGone));
-            }
-            if route_timer.poll(cx).is_ready() {
-                return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
-            }
-            // Bytes that wait to be written mean that the upstream is slow, not the client; and a client that asked
-            // whether it may go on waits for the upstream's word.
-            let waits_for_client = sending == Sending::Streaming
-                && to_upstream.is_flushed()
-                && !conn.has_unread()
-                && (invited || conn.body_bytes() > 0);
-            if waits_for_client != on_client {
-                on_client = waits_for_client;
-                conn.phase().set(if on_client {
-                    context.settings.body_timeout
-                } else {
-                    context.settings.stream_idle_timeout
-                });
-            }
-            if conn.phase().poll(cx).is_ready() {
-                let cause = if on_client {
-                    Cause::BodyTimeout
-                } else {
-                    Cause::StreamIdle
-                };
-                return Poll::Ready(Err(End::Reply(cause.into())));
-            }
-            // The upload could go on; everything else has been looked at.
-            if has_more {
-                Poll::Ready(Ok(None))
-            } else {
-                Poll::Pending
-            }
-        })
-        .await?;
-        let Some(read) = read else {
-            executor::turn().await;
-            continue;
-        };
-        // Of a body that streams, what was taken from the client is gone, even if the upstream never got it.
-        let used = streamed && (conn.body_bytes() > 0 || conn.is_body_done());
-        let progress = BodyProgress {
-            sent: upstream.has_sent(&x.to_upstream) || used,
-            replayable: !used,
-        };
-        let failure = match read {
-            Ok(()) if x.response.status == StatusCode::SWITCHING_PROTOCOLS => {
-                if upgrade::agree(x, upstream) {
-                    x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
-                    x.outcome.upstream_local = upstream.local_addr();
-                    return Ok(Sent::Answered(Sending::Streaming));
-                }
-                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
-            }
-            // To a request for a tunnel over HTTP/2, a success says that there is one (RFC 8441, 5).
-            Ok(()) if is_upgrade && x.request.version == Version::Http2 && x.response.status.is_success() => {
-                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
-            }
-            Ok(()) if x.response.status.is_informational() => {
-                interim += 1;
-                if interim > context.settings.interim_responses {
-                    Failure::Final(Cause::UpstreamInterim)
-                } else {
-                    let wanted = x.response.status != StatusCode::CONTINUE || x.request.expects_continue;
-                    if wanted && x.request.version != Version::Http10 {
-                        conn.interim_head(&x.response);
-                        invited |= x.response.status == StatusCode::CONTINUE;
-                    }
-                    continue;
-                }
-            }
-            Ok(()) => {
-                x.outcome.upstream_time = Some(clock::now().saturating_duration_since(started));
-                x.outcome.upstream_local = upstream.local_addr();
-                return Ok(Sent::Answered(sending));
-            }
-            Err(ReadError::Closed { .. } | ReadError::Io(_)) if interim == 0 && !upstream.has_unread() => {
-                Failure::Reset { reused }
-            }
-            Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
-            Err(ReadError::Refused) => Failure::Refused,
-            Err(ReadError::Reset) => Failure::Reset { reused: false },
-            Err(ReadError::Unspeakable) if is_upgrade => {
-                Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))
-            }
-            Err(ReadError::Unspeakable) => Failure::Final(Cause::RequestPath),
-            Err(ReadError::Head(error)) => Failure::Final(Cause::UpstreamHead(error)),
-            Err(ReadError::Body(error)) => Failure::Final(Cause::UpstreamBody(error)),
-        };
-        return Ok(Sent::Failed(failure, progress));
+        Err(End::ClientGone) => x.outcome.leave(context),
     }
 }
 
@@ -785,7 +431,7 @@ async fn pass_on(
     }
     let keep_alive = begin_response(context, conn, x, destination, sending);
     let upstream_keep_alive = x.response.keep_alive;
-    let timeout = x.timeout.unwrap_or_default();
+    let timeout = x.timeouts.total.unwrap_or_default();
     let tunnel = x.response.status == StatusCode::SWITCHING_PROTOCOLS;
     let mut limit = context.settings.request_body_bytes;
     if tunnel {
@@ -801,6 +447,8 @@ async fn pass_on(
         trailers,
         to_upstream,
         route_timer,
+        outcome,
+        tee,
         ..
     } = &mut *x;
     let mut finished = false;
@@ -814,6 +462,7 @@ async fn pass_on(
                 trailers,
                 &mut sending,
                 limit,
+                tee,
                 up,
                 cx,
             ) {
@@ -828,7 +477,13 @@ async fn pass_on(
                 Poll::Pending => {}
             }
         }
-        match poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx) {
+        let was_finished = finished;
+        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx);
+        if finished && !was_finished {
+            // Later they may be the request's.
+            outcome.grpc_status = trailers.get(HeaderId::GrpcStatus).map(grpc::Status::parse);
+        }
+        match moved {
             Poll::Ready(Ok(Moved::Turn)) => has_more = true,
             // The upstream's side of a tunnel has ended, and the client's has not.
             Poll::Ready(Ok(Moved::All))
@@ -870,23 +525,10 @@ async fn pass_on(
             if request_done {
                 drop_whole_body(conn);
             }
-            let reusable = match upstream {
-                Upstream::H1(mut connection) if upstream_keep_alive && request_done && !tunnel => {
-                    // An upstream that sends a body where none may be would do so now.
-                    connection.is_doubtful = x.request.method == Method::HEAD
-                        || matches!(
-                            x.response.status,
-                            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-                        );
-                    // Bytes behind the answer belong to no request: the connection cannot be trusted with another.
-                    let is_good = !connection.is_for_one
-                        && !connection.reader.has_unread()
-                        && !cluster.is_used_up(connection.requests);
-                    is_good.then_some(connection)
-                }
-                Upstream::H1(_) | Upstream::H2(_) => None,
-            };
-            lease.finish(reusable, ended);
+            let kept = (upstream_keep_alive && request_done && !tunnel)
+                .then(|| reusable(upstream, x, cluster))
+                .flatten();
+            lease.finish(kept, ended);
             x.outcome.after = if keep_alive && request_done && !tunnel {
                 After::KeepAlive
             } else {
@@ -917,6 +559,7 @@ fn begin_response(
 ) -> bool {
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
+    cors::mark(&x.cors, &mut head.headers);
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }

@@ -1,8 +1,7 @@
 //! Answers that the gateway gives itself: errors, redirects, direct responses.
 
-use super::Context;
 use super::exchange::{After, Exchange};
-use super::fields;
+use super::{Context, cors, fields};
 use crate::downstream::Downstream;
 use crate::io::clock;
 use crate::io::h1::Chunk;
@@ -11,7 +10,7 @@ use isthmus_core::grpc;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderOperations};
 use isthmus_core::message::BodyLength;
-use isthmus_core::reply::{Flags, LocalReply};
+use isthmus_core::reply::{Cause, Flags, LocalReply};
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -35,6 +34,18 @@ pub(super) async fn refuse(
     reply: LocalReply,
     close: bool,
 ) {
+    refuse_with(context, conn, x, reply, &[], close).await;
+}
+
+/// Answers with an error, whose fields are changed by `operations`: those of the destination that was picked.
+pub(super) async fn refuse_with(
+    context: &Context,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+    reply: LocalReply,
+    operations: &[HeaderOperations],
+    close: bool,
+) {
     context.count_cause(reply.cause);
     x.response.clear();
     if context.settings.debug_cause {
@@ -42,7 +53,7 @@ pub(super) async fn refuse(
             .headers
             .append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
     }
-    if reply.flags.contains(Flags::UO) {
+    if reply.cause == Cause::Overflow {
         x.response.headers.append(b"x-envoy-overloaded", b"true");
     }
     let mut answer = Answer {
@@ -51,16 +62,22 @@ pub(super) async fn refuse(
         detail: reply.cause.detail(),
         location: None,
         body: reply.cause.text().as_bytes(),
-        operations: &[],
+        operations,
         close,
     };
     let kind = x.request.headers.get(HeaderId::ContentType);
     if kind.is_some_and(grpc::is_call) && x.request.upgrade.is_empty() {
         // Its clients look at nothing but these fields, whatever the status is (Envoy answers so, too).
         let fields = &mut x.response.headers;
-        let code = grpc::Status::of_http(reply.status).number();
+        let status = match reply.cause {
+            Cause::FaultAbort(Some(status)) => status,
+            _ => grpc::Status::of_http(reply.status),
+        };
         fields.append_known(HeaderId::ContentType, grpc::CONTENT_TYPE.as_bytes());
-        fields.append(b"grpc-status", itoa::Buffer::new().format(code).as_bytes());
+        fields.append_known(
+            HeaderId::GrpcStatus,
+            itoa::Buffer::new().format(status.number()).as_bytes(),
+        );
         let message = grpc::encode_message(reply.cause.text().trim_end());
         fields.append(b"grpc-message", message.as_bytes());
         (answer.status, answer.body) = (StatusCode::OK, &[]);
@@ -90,6 +107,7 @@ pub(super) async fn send(
     }
     fields::change_response(conn, x, conn.scheme(), answer.operations);
     let head = &mut x.response;
+    cors::mark(&x.cors, &mut head.headers);
     head.headers
         .append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());
     if !context.settings.pass_server_header {

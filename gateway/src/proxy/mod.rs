@@ -1,16 +1,22 @@
 //! The proxy: what happens between a request's head and its answer's last byte. The only room where the client's side
 //! and the upstream's side meet.
 
+mod attempt;
 mod body;
+mod cors;
 pub mod exchange;
+mod fault;
 mod fields;
 pub mod http;
 mod local;
+mod mirror;
 pub mod tcp;
-mod upgrade;
+mod tee;
+pub mod upgrade;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
+use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
@@ -50,6 +56,8 @@ pub struct Context {
     pub stats: RefCell<ShardStats>,
     /// Buffers of exchanges that have ended, for those of HTTP/2, whose tasks live no longer than one exchange.
     pub exchanges: RefCell<Vec<Box<exchange::Exchange>>>,
+    /// Bytes of request bodies that are kept to be sent again.
+    pub kept_bytes: Rc<Cell<usize>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
     /// The access log.
@@ -238,4 +246,6 @@ pub struct ListenerState {
     pub key: ListenerKey,
     /// The present version.
     pub serving: RefCell<Rc<Serving>>,
+    /// How far it is on its way out: with the process, or alone because no resource has it any more.
+    pub drain: Rc<Cell<Drain>>,
 }

@@ -4,8 +4,6 @@
 //! HTTP/2 translate; what is left is the proof that a WebSocket's two ends understand each other (RFC 6455, 1.3), which
 //! HTTP/2 does without: towards a side that wants it, the gateway is the other end.
 
-use super::exchange::Exchange;
-use crate::upstream::Upstream;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,9 +16,9 @@ const ACCEPT: &str = "sec-websocket-accept";
 /// RFC 6455, 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Completes a request that asks for another protocol, for the connection that it is about to be sent on.
-pub(super) fn ask(request: &mut RequestHead, upstream: &Upstream, random: &mut Random) {
-    let needs_key = request.version == Version::Http2 && matches!(upstream, Upstream::H1(_));
+/// Completes a request that asks for another protocol, for a connection on which this version is spoken.
+pub fn ask(request: &mut RequestHead, upstream: Version, random: &mut Random) {
+    let needs_key = request.version == Version::Http2 && upstream != Version::Http2;
     if needs_key && request.upgrade == "websocket" {
         request.headers.remove_by_text(KEY.as_bytes());
         let nonce: [u64; 2] = [random.next_u64(), random.next_u64()];
@@ -31,30 +29,28 @@ pub(super) fn ask(request: &mut RequestHead, upstream: &Upstream, random: &mut R
     }
 }
 
-/// Whether an answer of 101 is an agreement to what was asked for; completes it for the client.
-pub(super) fn agree(x: &mut Exchange, upstream: &Upstream) -> bool {
-    let (request, response) = (&x.request, &mut x.response);
+/// Whether an answer of 101, which has come in this version, is an agreement to what was asked for; completes it for the
+/// client.
+pub fn agree(request: &RequestHead, response: &mut ResponseHead, upstream: Version) -> bool {
     let is_websocket = request.upgrade == "websocket";
     if request.upgrade.is_empty() {
         return false;
     }
-    match upstream {
-        Upstream::H1(_) if response.upgrade != request.upgrade => return false,
-        Upstream::H1(_) if is_websocket && request.version == Version::Http2 => {
-            let (Some(name), Some(expected)) = (FieldName::parse(ACCEPT), accept(request)) else {
-                return false;
-            };
-            if response.headers.get_named(&name).next() != Some(expected.as_bytes()) {
-                return false;
-            }
+    if upstream == Version::Http2 {
+        response.upgrade.clone_from(&request.upgrade);
+        if is_websocket && let Some(proof) = accept(request) {
+            answer(response, &proof);
         }
-        Upstream::H1(_) => {}
-        Upstream::H2(_) => {
-            response.upgrade.clone_from(&request.upgrade);
-            if is_websocket && let Some(proof) = accept(request) {
-                answer(response, &proof);
-            }
-        }
+        return true;
+    }
+    if response.upgrade != request.upgrade {
+        return false;
+    }
+    if is_websocket && request.version == Version::Http2 {
+        let (Some(name), Some(expected)) = (FieldName::parse(ACCEPT), accept(request)) else {
+            return false;
+        };
+        return response.headers.get_named(&name).next() == Some(expected.as_bytes());
     }
     true
 }
@@ -65,7 +61,7 @@ fn answer(response: &mut ResponseHead, proof: &str) {
 }
 
 /// What proves that a request's key was understood.
-fn accept(request: &RequestHead) -> Option<String> {
+pub fn accept(request: &RequestHead) -> Option<String> {
     let name = FieldName::parse(KEY)?;
     let key = request.headers.get_named(&name).next()?;
     let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);

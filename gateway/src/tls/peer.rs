@@ -15,6 +15,12 @@ pub struct PeerCertificate {
     pub hash_hex: String,
     /// The subject as RFC 2253 writes it and Envoy prints it: `CN=client,O=example`, most specific first.
     pub subject: String,
+    /// Who signed it, likewise.
+    pub issuer: String,
+    /// Its number, in lower-case hexadecimal digits.
+    pub serial_hex: String,
+    /// From when until when it is valid, in seconds since 1970.
+    pub valid: (i64, i64),
     /// URIs among its names.
     pub uris: Vec<String>,
     /// DNS names among its names.
@@ -28,20 +34,31 @@ pub struct PeerCertificate {
 /// What cannot be parsed is empty: the certificate was accepted without it.
 pub fn describe_peer(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
     let leaf = chain.first()?;
-    let (subject, names) = match x509_parser::parse_x509_certificate(leaf) {
-        Ok((_, certificate)) => (
-            subject_text(certificate.subject()),
-            SubjectNames::of(&certificate),
-        ),
-        Err(_) => (String::new(), SubjectNames::default()),
-    };
-    Some(PeerCertificate {
+    let mut peer = PeerCertificate {
         hash_hex: sha256(leaf).iter().map(|byte| format!("{byte:02x}")).collect(),
-        subject,
-        uris: names.uris,
-        dns_names: names.dns,
+        subject: String::new(),
+        issuer: String::new(),
+        serial_hex: String::new(),
+        valid: (0, 0),
+        uris: Vec::new(),
+        dns_names: Vec::new(),
         pem: pem_text(leaf),
-    })
+    };
+    if let Ok((_, certificate)) = x509_parser::parse_x509_certificate(leaf) {
+        let names = SubjectNames::of(&certificate);
+        let valid = certificate.validity();
+        peer.subject = subject_text(certificate.subject());
+        peer.issuer = subject_text(certificate.issuer());
+        peer.serial_hex = certificate
+            .serial
+            .to_bytes_be()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        peer.valid = (valid.not_before.timestamp(), valid.not_after.timestamp());
+        (peer.uris, peer.dns_names) = (names.uris, names.dns);
+    }
+    Some(peer)
 }
 
 /// SHA-256, the digest of everything that pins a certificate.
@@ -329,7 +346,12 @@ mod tests {
         let peer = describe_peer(&[leaf.clone(), CertificateDer::from(vec![0])]).unwrap();
         assert_eq!(peer.uris, ["spiffe://x/a", "spiffe://x/b"]);
         assert_eq!(peer.dns_names, ["a.example"]);
-        assert_eq!(peer.subject, "CN=leaf");
+        assert_eq!(
+            (peer.subject.as_str(), peer.issuer.as_str()),
+            ("CN=leaf", "CN=root")
+        );
+        assert!(peer.valid.0 < peer.valid.1);
+        assert!(peer.serial_hex.len() >= 2 && peer.serial_hex.len().is_multiple_of(2));
         assert_eq!(peer.hash_hex.len(), 64);
         assert_eq!(CertificateDer::from_pem_slice(peer.pem.as_bytes()).unwrap(), leaf);
         assert!(peer.pem.lines().all(|line| line.len() <= 64));

@@ -7,15 +7,14 @@
 
 use super::Open;
 use super::connect::{self, Wanted};
-use crate::io::buffer::{Pool, ReadBuffer};
+use crate::io::buffer::Pool;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
 use crate::io::timer::Wheel;
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use isthmus_core::h1::HeadError;
+use http::Method;
+use isthmus_core::h2::head::{read_interim, read_response, write_request};
 use isthmus_core::header::HeaderList;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -142,7 +141,12 @@ impl Connection {
 
     fn stream(&self, head: &RequestHead) -> Result<(ResponseFuture, Sender), ReadError> {
         let ended = head.body.is_empty() && head.upgrade.is_empty();
-        let request = self.request(head).ok_or(ReadError::Unspeakable)?;
+        let mut request =
+            write_request(head, self.name.is_some(), self.address).ok_or(ReadError::Unspeakable)?;
+        if !head.upgrade.is_empty() {
+            let protocol = h2::ext::Protocol::from(head.upgrade.as_str());
+            request.extensions_mut().insert(protocol);
+        }
         let mut send = match &*self.state.borrow() {
             // A handle of its own, since one handle waits for its last stream to be opened.
             State::Ready(send) => send.clone(),
@@ -161,53 +165,6 @@ impl Connection {
             _ => None,
         };
         Ok((response, Sender::new(stream, length, ended)))
-    }
-
-    fn request(&self, head: &RequestHead) -> Option<Request<()>> {
-        let scheme = if self.name.is_some() {
-            Scheme::HTTPS
-        } else {
-            Scheme::HTTP
-        };
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(scheme);
-        // HTTP/1.0 needs no authority, and HTTP/2 does.
-        let authority = if head.authority.is_empty() {
-            Authority::try_from(self.address.to_string())
-        } else {
-            Authority::try_from(head.authority.as_str())
-        };
-        parts.authority = Some(authority.ok()?);
-        parts.path_and_query = Some(PathAndQuery::try_from(head.path.as_str()).ok()?);
-        let mut request = Request::new(());
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = Uri::from_parts(parts).ok()?;
-        let fields = request.headers_mut();
-        *fields = codec::write_fields(&head.headers);
-        match head.body {
-            BodyLength::Known(length) => codec::write_length(length, fields),
-            BodyLength::None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => {
-                codec::write_length(0, fields);
-            }
-            _ => {}
-        }
-        if head.expects_continue {
-            fields.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
-        }
-        if !head.upgrade.is_empty() {
-            // RFC 8441, 4 and 5: what proves an upgrade over HTTP/1.1 has no place here.
-            *request.method_mut() = Method::CONNECT;
-            request
-                .extensions_mut()
-                .insert(h2::ext::Protocol::from(head.upgrade.as_str()));
-            request.headers_mut().remove(http::header::SEC_WEBSOCKET_KEY);
-            return Some(request);
-        }
-        let fields = request.headers_mut();
-        if head.wants_trailers {
-            fields.insert(http::header::TE, HeaderValue::from_static("trailers"));
-        }
-        Some(request)
     }
 }
 
@@ -240,12 +197,31 @@ pub async fn drive(
     limits: MessageLimits,
     changed: impl Fn(Change),
 ) {
-    let cause = match Box::pin(run(&connection, &means, (pool, wheel), limits, &changed)).await {
-        Ok(()) => Cause::UpstreamReset,
-        Err(cause) => cause,
+    let mut ending = Ending {
+        connection,
+        cause: Cause::UpstreamReset,
+        changed,
     };
-    connection.becomes(State::Failed(cause));
-    changed(Change::Over);
+    let Ending {
+        connection, changed, ..
+    } = &ending;
+    if let Err(cause) = Box::pin(run(connection, &means, (pool, wheel), limits, changed)).await {
+        ending.cause = cause;
+    }
+}
+
+/// Says that a connection has ended when it has, also by a panic: those who wait for it are not left waiting.
+struct Ending<C: Fn(Change)> {
+    connection: Rc<Connection>,
+    cause: Cause,
+    changed: C,
+}
+
+impl<C: Fn(Change)> Drop for Ending<C> {
+    fn drop(&mut self) {
+        self.connection.becomes(State::Failed(self.cause));
+        (self.changed)(Change::Over);
+    }
 }
 
 async fn run(
@@ -269,8 +245,8 @@ async fn run(
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(codec::SMALL_DATA_BUDGET);
     deadline.set(means.wanted.timeout);
-    let wire = Wire::new(Rc::clone(&socket), ReadBuffer::new(pool));
-    let heard = wire.heard();
+    let wire = Wire::to_server(Rc::clone(&socket), pool);
+    let is_settled = wire.is_settled();
     let mut handshake = pin!(builder.handshake(wire));
     let (send, mut engine) = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Cause::ConnectFailed)),
@@ -292,8 +268,7 @@ async fn run(
     let mut limit = None;
     poll_fn(|cx| {
         let ended = Pin::new(&mut engine).poll(cx);
-        // The first frame is the one with the settings (RFC 9113, 3.4).
-        if !connection.is_settled.get() && heard.get() {
+        if !connection.is_settled.get() && is_settled.get() {
             connection.is_settled.set(true);
             deadline.clear();
             connection.wake();
@@ -467,12 +442,7 @@ impl Stream {
         };
         if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
             let (parts, ()) = interim.into_parts();
-            if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-                // HTTP/2 has none (RFC 9113, 8.6).
-                return Poll::Ready(Err(HeadError::Upgrade.into()));
-            }
-            read_response(&parts, head);
-            head.body = BodyLength::None;
+            read_interim(&parts, head).map_err(ReadError::Head)?;
             return Poll::Ready(Ok(()));
         }
         let (parts, body) = match std::task::ready!(Pin::new(response).poll(cx)) {
@@ -481,28 +451,11 @@ impl Stream {
         };
         self.response = None;
         self.receiver = Receiver::new(body);
-        read_response(&parts, head);
-        if self.is_upgrade && head.status.is_success() {
-            // As HTTP/1.1 says it (RFC 8441, 5).
-            head.status = StatusCode::SWITCHING_PROTOCOLS;
-            return Poll::Ready(Ok(()));
-        }
-        let length = parts
-            .headers
-            .get(http::header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        let is_bodyless = *method == Method::HEAD
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if is_bodyless {
+        let has_body = !self.receiver.is_done();
+        if !read_response(&parts, method, self.is_upgrade, has_body, head) {
             // Whatever comes all the same belongs to no message (RFC 9110, 6.4.1).
             self.receiver = Receiver::none();
         }
-        (head.body, head.declared_length) = match (is_bodyless, self.receiver.is_done(), length) {
-            (true, ..) => (BodyLength::None, length),
-            (false, true, _) => (BodyLength::Known(0), None),
-            (false, false, Some(length)) => (BodyLength::Known(length), None),
-            (false, false, None) => (BodyLength::Chunked, None),
-        };
         Poll::Ready(Ok(()))
     }
 
@@ -532,10 +485,43 @@ impl Stream {
     }
 }
 
-fn read_response(parts: &http::response::Parts, head: &mut ResponseHead) {
-    head.clear();
-    head.status = parts.status;
-    head.version = Version::Http2;
-    codec::read_fields(&parts.headers, &mut head.headers);
-    head.headers.remove_connection_fields();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_connection_is_told_however_its_task_ends() {
+        let connection = Rc::new(Connection::new(([127, 0, 0, 1], 1).into(), None, None));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(connection.poll_ready(false, &mut cx).is_pending());
+        let told = Cell::new(None);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ending = Ending {
+                connection: Rc::clone(&connection),
+                cause: Cause::UpstreamReset,
+                changed: |change| told.set(Some(change)),
+            };
+            panic!("a defect");
+        }));
+        assert!(ended.is_err());
+        assert!(woken.0.load(Ordering::SeqCst));
+        assert_eq!(told.get(), Some(Change::Over));
+        assert_eq!(
+            connection.poll_ready(false, &mut cx),
+            Poll::Ready(Err(Cause::UpstreamReset))
+        );
+        assert!(!connection.is_usable());
+    }
 }

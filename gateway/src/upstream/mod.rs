@@ -7,7 +7,7 @@ use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
 use http::Method;
 use isthmus_core::header::HeaderList;
-use isthmus_core::message::{RequestHead, ResponseHead};
+use isthmus_core::message::{RequestHead, ResponseHead, Version};
 use isthmus_core::shared::Permit;
 use rustls::ClientConfig;
 use std::cell::Cell;
@@ -74,6 +74,14 @@ pub enum Upstream {
 }
 
 impl Upstream {
+    /// The version of HTTP that is spoken with it.
+    pub const fn version(&self) -> Version {
+        match self {
+            Self::H1(_) => Version::Http11,
+            Self::H2(_) => Version::Http2,
+        }
+    }
+
     /// Whether the connection has carried other requests before.
     pub fn is_reused(&self) -> bool {
         match self {

@@ -66,7 +66,7 @@ fn dependencies() -> Result<()> {
 fn interleavings() -> Result<()> {
     succeed(
         cargo()?
-            .args(["test", "--package", "isthmus-core", "--lib", "shared"])
+            .args(["test", "--package", "isthmus-core", "--lib", "loom_tests"])
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", root()?.join("target/loom")),
     )

@@ -18,6 +18,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("h1_connection", "h1"),
     ("h2_watch", ""),
     ("h2_server", ""),
+    ("upgrade", ""),
     ("yaml", "yaml"),
     ("routes", ""),
     ("hello", "tls"),

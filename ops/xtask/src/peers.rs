@@ -62,6 +62,12 @@ const PEERS: &[Peer] = &[
         needed_by: NeededBy::Tests,
     },
     Peer {
+        name: "Chromium",
+        probe: &["chromium", "--version"],
+        from: From::Debian(&["chromium"]),
+        needed_by: NeededBy::Tests,
+    },
+    Peer {
         name: "prlimit",
         probe: &["prlimit", "--version"],
         from: From::Debian(&["util-linux"]),
@@ -90,6 +96,12 @@ const PEERS: &[Peer] = &[
         name: "nghttpx",
         probe: &["nghttpx", "--version"],
         from: From::Debian(&["nghttp2-proxy"]),
+        needed_by: NeededBy::Bench,
+    },
+    Peer {
+        name: "h2o",
+        probe: &["h2o", "--version"],
+        from: From::Debian(&["h2o"]),
         needed_by: NeededBy::Bench,
     },
     // After python3, whose pip installs it.

@@ -1,13 +1,11 @@
-//! Istio's rules for what a VirtualService says of faults, retries, CORS, mirrors, and TLS and TCP routes.
+//! Istio's rules for what a VirtualService says of retries, mirrors, and TLS and TCP routes.
 
 use super::super::{check_port, host_fault, is_label};
-use super::{Check, has, has_text};
+use super::{Check, has};
 use crate::diagnostic::Severity;
 use crate::index::expand;
 use crate::yaml::{Node, Path};
 use http::StatusCode;
-use isthmus_core::grpc::Status;
-use isthmus_core::header::FieldName;
 use isthmus_core::name::HostPattern;
 use std::net::IpAddr;
 
@@ -29,10 +27,6 @@ const RETRY_CONDITIONS: [&str; 16] = [
     "internal",
     "resource-exhausted",
     "unavailable",
-];
-
-const METHODS: [&str; 10] = [
-    "*", "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
 ];
 
 impl Check<'_, '_> {
@@ -68,12 +62,6 @@ impl Check<'_, '_> {
         }
         if let Some(retries) = rule.get("retries") {
             self.retries(retries, &path.key("retries"));
-        }
-        if let Some(fault) = rule.get("fault") {
-            self.fault(fault, &path.key("fault"));
-        }
-        if let Some(cors) = rule.get("corsPolicy") {
-            self.cors(cors, &path.key("corsPolicy"));
         }
         self.at_most_one(rule, path, &["mirror", "mirrors"]);
         if let Some(mirror) = rule.get("mirror") {
@@ -132,112 +120,6 @@ impl Check<'_, '_> {
                     message,
                     help,
                 );
-            }
-        }
-    }
-
-    fn fault(&mut self, fault: &Node, path: &Path<'_>) {
-        if !has(fault, "delay") && !has(fault, "abort") {
-            self.missing(path, "a fault needs a delay or an abort");
-        }
-        if let Some(delay) = fault.get("delay") {
-            let path = path.key("delay");
-            self.fault_percentage(delay, &path);
-            if has(delay, "percent") {
-                let message = "`percent` is an old spelling of `percentage`";
-                let origin = &self.meta.origin;
-                self.report
-                    .warn("old-spelling", origin, &path.key("percent"), message);
-            }
-            if has(delay, "exponentialDelay") {
-                self.error(
-                    "bad-value",
-                    &path.key("exponentialDelay"),
-                    "exponential delays are not supported: write `fixedDelay`",
-                );
-            }
-        }
-        if let Some(abort) = fault.get("abort") {
-            let path = path.key("abort");
-            self.fault_percentage(abort, &path);
-            self.at_most_one(abort, &path, &["httpStatus", "grpcStatus", "http2Error"]);
-            if has(abort, "http2Error") {
-                let message = "errors of HTTP/2 are not supported: write `httpStatus` or `grpcStatus`";
-                self.error("bad-value", &path.key("http2Error"), message);
-            }
-            if let Some(name) = abort.text("grpcStatus")
-                && Status::from_name(name).is_none()
-            {
-                let help = crate::diagnostic::nearest(name, Status::NAMES.iter().copied())
-                    .map(|name| format!("did you mean `{name}`?"));
-                let message = format!("`{}` is no gRPC status", crate::resource::schema::shortened(name));
-                let origin = &self.meta.origin;
-                self.report.add(
-                    Severity::Error,
-                    "bad-value",
-                    origin,
-                    &path.key("grpcStatus"),
-                    message,
-                    help,
-                );
-            }
-        }
-    }
-
-    /// Smaller shares than a millionth cannot be told from none (Envoy's fractions).
-    fn fault_percentage(&mut self, node: &Node, path: &Path<'_>) {
-        let value = node
-            .get("percentage")
-            .and_then(|percentage| percentage.get("value"))
-            .and_then(Node::as_number);
-        if value.is_some_and(|value| value > 0.0 && value < 0.0001) {
-            let path = path.key("percentage");
-            self.error(
-                "bad-value",
-                &path.key("value"),
-                "a percentage is 0, or from 0.0001 to 100",
-            );
-        }
-    }
-
-    fn cors(&mut self, cors: &Node, path: &Path<'_>) {
-        let origins = path.key("allowOrigins");
-        for (at, origin) in cors.list("allowOrigins").iter().enumerate() {
-            let forms = ["exact", "prefix", "regex"];
-            if !forms.iter().any(|form| has_text(origin, form)) {
-                self.missing(
-                    &origins.index(at),
-                    "an origin needs one of exact, prefix and regex",
-                );
-            }
-            if let Some(pattern) = origin.text("regex")
-                && let Err(error) = isthmus_core::route::Regex::new(pattern)
-            {
-                let path = origins.index(at);
-                let path = path.key("regex");
-                crate::resource::virtual_service::regex_error(&error, &self.meta.origin, &path, self.report);
-            }
-        }
-        let methods = path.key("allowMethods");
-        for (at, method) in cors.texts("allowMethods").iter().enumerate() {
-            if !METHODS.contains(&method.as_str()) {
-                let message = format!(
-                    "`{}` is not a method in upper case, nor `*`",
-                    crate::resource::schema::shortened(method)
-                );
-                self.error("bad-value", &methods.index(at), message);
-            }
-        }
-        for name in ["allowHeaders", "exposeHeaders"] {
-            let list = path.key(name);
-            for (at, header) in cors.texts(name).iter().enumerate() {
-                if header != "*" && FieldName::parse(header).is_none() {
-                    let message = format!(
-                        "`{}` is not a header name",
-                        crate::resource::schema::shortened(header)
-                    );
-                    self.error("bad-header", &list.index(at), message);
-                }
             }
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod balancer;
 pub mod pool;
+pub mod retry_budget;
 
 use crate::endpoint::EndpointSet;
 use crate::name::ClusterKey;
@@ -15,6 +16,7 @@ use crate::shared::{ClusterShared, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerKind, Load};
 use pool::Pool;
+use retry_budget::RetryLimits;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +57,8 @@ pub struct ClusterSpec {
     pub keepalive: Option<TcpKeepalive>,
     /// The PROXY header that each connection begins with, which says who the client is.
     pub proxy_protocol: Option<ProxyVersion>,
+    /// How many requests may be sent again.
+    pub retries: RetryLimits,
 }
 
 /// Versions of the PROXY protocol.
@@ -495,6 +499,7 @@ mod tests {
             max_connection_duration: Duration::ZERO,
             keepalive: None,
             proxy_protocol: None,
+            retries: RetryLimits::default(),
         })
     }
 

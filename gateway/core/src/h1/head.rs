@@ -328,9 +328,6 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
         false => content_length(headers)?.map_or(BodyLength::None, BodyLength::Known),
     };
     head.keep_alive = keep_alive(headers, head.version);
-    if head.method == Method::TRACE && !head.body.is_empty() {
-        return Err(HeadError::BodyNotAllowed);
-    }
     if head.version == Version::Http11
         && head.method == Method::GET
         && head.body.is_empty()
@@ -347,12 +344,20 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
         }
     }
     head.wants_trailers = headers.has_token(HeaderId::Te, b"trailers");
-    let mut expectations = headers.get_all(HeaderId::Expect);
+    read_body_rules(head)
+}
+
+/// What holds of a request whose body and fields are known, whatever version carried it.
+pub(crate) fn read_body_rules(head: &mut RequestHead) -> Result<(), HeadError> {
+    if head.method == Method::TRACE && !head.body.is_empty() {
+        return Err(HeadError::BodyNotAllowed);
+    }
+    let mut expectations = head.headers.get_all(HeaderId::Expect);
     match (expectations.next(), expectations.next()) {
         (None, _) => {}
         (Some(only), None) if only.eq_ignore_ascii_case(b"100-continue") => {
             // RFC 9110, 10.1.1: ignored when no body follows, and from HTTP/1.0 clients.
-            head.expects_continue = head.version == Version::Http11 && !head.body.is_empty();
+            head.expects_continue = head.version != Version::Http10 && !head.body.is_empty();
         }
         _ => return Err(HeadError::Expectation),
     }
@@ -463,7 +468,8 @@ fn is_port(text: &str) -> bool {
         && text.parse::<u32>().unwrap_or(0) <= 65535
 }
 
-fn content_length(headers: &HeaderList) -> Result<Option<u64>, HeadError> {
+/// The length that a message says it has, if it says one.
+pub(crate) fn content_length(headers: &HeaderList) -> Result<Option<u64>, HeadError> {
     let mut values = headers.get_all(HeaderId::ContentLength);
     let Some(value) = values.next() else {
         return Ok(None);

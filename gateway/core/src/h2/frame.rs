@@ -7,11 +7,11 @@
 use std::fmt;
 
 /// Bytes of a frame's header.
-const HEADER_BYTES: usize = 9;
+pub(super) const HEADER_BYTES: usize = 9;
 /// Bytes that are looked at of an RST_STREAM frame: its header and its error code.
 const RESET_BYTES: usize = HEADER_BYTES + 4;
 /// Bytes that a client's connection begins with: `PRI * HTTP/2.0`, and so on (RFC 9113, 3.4).
-const PREFACE_BYTES: usize = 24;
+pub(super) const PREFACE_BYTES: usize = 24;
 
 const RST_STREAM: u8 = 3;
 const ACK: u8 = 0x1;
@@ -80,7 +80,7 @@ impl FrameHeader {
     }
 
     /// Reads a header; `code` is what follows it in an RST_STREAM frame.
-    const fn read(bytes: [u8; HEADER_BYTES], code: u32) -> Self {
+    pub(super) const fn read(bytes: [u8; HEADER_BYTES], code: u32) -> Self {
         let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = bytes;
         Self {
             length: u32::from_be_bytes([0, l1, l2, l3]),

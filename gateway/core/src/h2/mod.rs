@@ -5,14 +5,17 @@
 //! (RFC 9113, 10.5). So the shell shows every plaintext byte that it reads and writes to a [`Watch`], in pieces of any
 //! size. Out comes nothing as long as all is well, and else the [`Misbehaviour`] for which the connection is to be ended,
 //! and with which code. [`frame`] finds the frames in the bytes and skips what is in them; [`watch`] counts; [`fields`]
-//! knows the form of header blocks.
+//! knows the form of header blocks. What is well is put into the form that the library takes by [`repack`]; [`head`] reads and writes the heads of messages.
 
 mod blocks;
 pub mod fields;
 pub mod frame;
+pub mod head;
+pub mod repack;
 mod rules;
 pub mod watch;
 
 pub use frame::{FrameHeader, FrameKind, FrameTap};
+pub use repack::Repack;
 pub use rules::FRAME_SIZE_MAX;
 pub use watch::{Misbehaviour, Watch};

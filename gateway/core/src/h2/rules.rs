@@ -124,6 +124,11 @@ impl Rules {
         }
     }
 
+    /// Whether a client may send data on a stream.
+    pub(super) fn is_open(&self, stream: u32) -> bool {
+        self.open.contains(&stream)
+    }
+
     /// Whether the library takes a frame that is of no header block, or ends no more than its stream for it. `rest` is
     /// what has come of its payload.
     pub(super) fn is_usual(&self, frame: &FrameHeader, rest: &[u8]) -> bool {

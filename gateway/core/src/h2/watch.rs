@@ -12,6 +12,7 @@
 pub use super::blocks::KEPT_MAX as BLOCKS_BYTES_MAX;
 use super::blocks::{Blocks, Purpose};
 use super::frame::{FrameHeader, FrameKind, FrameTap};
+use super::repack;
 use super::rules::Rules;
 use crate::limits::Http2Limits;
 use std::time::{Duration, Instant};
@@ -220,6 +221,9 @@ pub struct Watch {
     newest_at_tick: [u32; 2],
     /// Streams that were reset because of the client, by their number, made when there is the first.
     broken: Option<Box<[u32; STREAMS_REMEMBERED]>>,
+    /// Of the piece that was read last, those DATA frames that have nothing in them: whether they are on a stream where
+    /// they mean nothing.
+    voids: Vec<bool>,
     found: Option<Misbehaviour>,
 }
 
@@ -248,6 +252,7 @@ impl Watch {
             newest: 0,
             newest_at_tick: [0; 2],
             broken: None,
+            voids: Vec::new(),
             found: None,
         }
     }
@@ -256,6 +261,7 @@ impl Watch {
     pub fn read(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Misbehaviour> {
         self.begin(now)?;
         self.blocks.next_piece();
+        self.voids.clear();
         let mut seen = self.block_read(bytes);
         while seen.is_ok()
             && let Some(frame) = self.from_client.next(&mut bytes)
@@ -274,6 +280,9 @@ impl Watch {
         };
         self.rules.read(frame)?;
         self.frame_read(frame)?;
+        if repack::is_empty(frame) {
+            self.voids.push(self.rules.is_open(frame.stream));
+        }
         match frame.kind {
             FrameKind::Headers | FrameKind::Continuation => {
                 self.blocks.begin(frame, purpose);
@@ -306,6 +315,12 @@ impl Watch {
         }
         let is_undone = self.blocks.is_undone(u32::from_be_bytes(*stream));
         is_undone.then_some(Misbehaviour::Compression)
+    }
+
+    /// Of the DATA frames of the last piece that have nothing in them and end nothing, in their order: whether they are
+    /// on an open stream, so that they mean nothing at all.
+    pub fn voids(&self) -> &[bool] {
+        &self.voids
     }
 
     /// Bytes of header blocks that are held at present.
@@ -848,7 +863,7 @@ mod tests {
                 let stream = client.opens(END_STREAM);
                 client.wrote(&reset(stream, REFUSED_STREAM));
             }),
-            (Misbehaviour::Continuations, 80, |client| {
+            (Misbehaviour::Continuations, 110, |client| {
                 if client.next == 1 {
                     client.next = 3;
                     client.client(HEADERS, 0, 1, 10);
@@ -940,12 +955,31 @@ mod tests {
         client.reads(PREFACE);
         client.client(SETTINGS, 0, 0, 0);
         client.client(HEADERS, 0, 1, 16_000);
-        for _ in 0..7 {
+        for _ in 0..5 {
             client.client(CONTINUATION, 0, 1, 16_000);
             assert_eq!(client.found, None);
         }
         client.client(CONTINUATION, 0, 1, 16_000);
         assert_eq!(client.found, Some(Misbehaviour::HeaderBlock));
+    }
+
+    #[test]
+    fn data_that_means_nothing_is_told_from_data_that_is_wrong() {
+        let mut client = Connection::new(1);
+        let open = client.opens(0);
+        let mut piece = Vec::new();
+        piece.extend(frame(DATA, 0, open, 0));
+        piece.extend(frame(DATA, 0, open, 3));
+        // Idle, the connection's, and with padding.
+        piece.extend(frame(DATA, 0, 99, 0));
+        piece.extend(frame(DATA, 0, 0, 0));
+        piece.extend(frame(DATA, 8, open, 0));
+        piece.extend(frame(DATA, 0, open, 0));
+        piece.extend(frame(DATA, END_STREAM, open, 0));
+        client.reads(&piece);
+        assert_eq!(client.watch.voids(), [true, false, true]);
+        client.reads(&[]);
+        assert_eq!(client.watch.voids(), [false; 0]);
     }
 
     #[test]

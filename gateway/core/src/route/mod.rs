@@ -5,9 +5,14 @@
 //! list. The compiler has already resolved names, merged resources and dropped what can never apply here. `matcher`
 //! holds what a rule asks for, `index` finds the rules that a path may belong to.
 
+mod cors;
+mod fault;
 mod index;
 mod matcher;
 mod rewrite;
+
+pub use cors::{Cors, CorsRequest};
+pub use fault::{Abort, AbortWith, Delay, Fault, Share};
 
 pub use matcher::{
     HeaderMatch, HeaderSubject, PathMatch, QueryMatch, REGEX_COMPILED_MAX, REGEX_PATTERN_MAX, Regex,
@@ -16,6 +21,7 @@ pub use matcher::{
 
 pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
 
+use crate::attempt::RetryPolicy;
 use crate::header::HeaderOperations;
 use crate::message::RequestHead;
 use crate::name::{ClusterKey, HostIndex, HostPattern};
@@ -51,6 +57,23 @@ pub struct Forward {
     pub path: Option<PathRewrite>,
     /// For the whole exchange, retries included; None for no limit.
     pub timeout: Option<Duration>,
+    /// What is done to some of the requests on purpose.
+    pub fault: Option<Fault>,
+    /// What browsers are told.
+    pub cors: Option<Box<Cors>>,
+    /// Whether and when a request is sent again.
+    pub retry: RetryPolicy,
+    /// Where copies of requests go.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A cluster that gets copies of requests; what it answers is nobody's (Istio `mirror`, `mirrors[]`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mirror {
+    /// The cluster.
+    pub cluster: ClusterKey,
+    /// How many of a million requests are copied; never 0.
+    pub per_million: u32,
 }
 
 impl Forward {
@@ -172,6 +195,8 @@ pub struct Route {
     pub virtual_service: Arc<str>,
     /// Which requests.
     pub matches: RouteMatch,
+    /// `match[].statPrefix`, under which its requests are counted; empty for none.
+    pub stat_prefix: Box<str>,
     /// What to do.
     pub action: Arc<Action>,
     /// Response field operations of answers that no destination gave (redirects and direct responses).
@@ -230,15 +255,19 @@ impl VirtualHost {
 
     /// The first route that takes the request; `scheme` is the listener's.
     pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        let found = self.index.find(
+        self.routes.get(self.position(request, scheme, scratch)?)
+    }
+
+    /// Its position in [`Self::routes`].
+    pub fn position(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<usize> {
+        self.index.find(
             request.path_only().as_bytes(),
             &self.routes,
             |route, ask| match ask {
                 Ask::All => route.matches.matches(request, scheme, scratch),
                 Ask::BeyondPath => route.matches.matches_beyond_path(request, scheme, scratch),
             },
-        );
-        self.routes.get(found?)
+        )
     }
 }
 
@@ -443,6 +472,10 @@ mod tests {
             destinations: vec![destination(3), destination(1)],
             path: None,
             timeout: None,
+            fault: None,
+            cors: None,
+            retry: RetryPolicy::default(),
+            mirrors: vec![],
         };
         let mut random = Random::from_seed(1);
         let first = (0..100_000)

@@ -1,0 +1,81 @@
+//! Chromium without a window: a browser that has what users have.
+
+use crate::cert::Leaf;
+use crate::deadline::{SOON, within};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A running one, with a profile of its own; it ends when dropped.
+#[derive(Debug)]
+pub struct Chromium {
+    child: Child,
+    _profile: TempDir,
+}
+
+impl Chromium {
+    /// Opens `https://HOST:PORT/PATH` at this address, and believes this certificate whoever has issued it.
+    pub fn open(host: &str, address: SocketAddr, path: &str, leaf: &Leaf) -> Self {
+        let profile = TempDir::new().expect("a temporary folder");
+        let child = Command::new("chromium")
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--remote-debugging-port=0",
+            ])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            // Nothing but the gateway is looked up.
+            .arg(format!(
+                "--host-resolver-rules=MAP {host} {}, MAP * ~NOTFOUND",
+                address.ip()
+            ))
+            .arg(format!(
+                "--ignore-certificate-errors-spki-list={}",
+                leaf.spki_hash()
+            ))
+            .arg(format!("https://{host}:{}{path}", address.port()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Its processes are a group, which ends as a whole.
+            .process_group(0)
+            .spawn()
+            .expect("chromium runs (Debian package chromium)");
+        Self {
+            child,
+            _profile: profile,
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _gone = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        self.signal(Signal::TERM);
+        // It writes its profile until then.
+        let ended = within(SOON, || (!self.is_running()).then_some(()));
+        if ended.is_none() {
+            self.signal(Signal::KILL);
+            let _status = self.child.wait();
+        }
+    }
+}

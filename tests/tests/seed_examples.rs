@@ -1,0 +1,423 @@
+//! The examples of the specification, as its corpus has them, between real clients and real upstreams: what each says
+//! is what happens.
+//!
+//! They are bound to clients inside a mesh, so they run at a Gateway that is such clients' door, with services of the
+//! names that they use.
+
+use isthmus_tests::client::{Client, Response};
+use isthmus_tests::corpus;
+use isthmus_tests::deadline::{SOON, eventually};
+use isthmus_tests::fault::{Fault, FaultPeer};
+use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
+use isthmus_tests::port::HeldPort;
+use isthmus_tests::resources::{Endpoint, service, subsets};
+use isthmus_tests::upstream::Upstream;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const PORT: u16 = 9080;
+
+/// The door of mesh clients.
+const DOOR: &str = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door, namespace: default, annotations: {isthmus.dev/mesh: \"true\"}}
+spec: {servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [\"*\"]}]}
+---
+";
+
+fn example(corpus: &Path, name: &str) -> String {
+    let path = corpus.join("seed-examples").join(name).with_extension("yaml");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A service of one of the examples' names, with these endpoints by version, and its subsets.
+fn named(name: &str, endpoints: &[(&str, SocketAddr)]) -> String {
+    let list: Vec<Endpoint> = endpoints
+        .iter()
+        .map(|(version, address)| Endpoint::new(version, *address))
+        .collect();
+    let host = format!("{name}.default.svc.cluster.local");
+    service(&host, PORT, &list) + &subsets(&host, &["v1", "v2", "v3"])
+}
+
+/// One upstream for each of these versions.
+fn versions<const N: usize>(name: &str, of: [&str; N]) -> ([Upstream; N], String) {
+    let upstreams = of.map(|version| Upstream::echo(&format!("{name}-{version}")));
+    let addresses: Vec<_> = of
+        .iter()
+        .zip(&upstreams)
+        .map(|(version, upstream)| (*version, upstream.address()))
+        .collect();
+    let services = named(name, &addresses);
+    (upstreams, services)
+}
+
+fn at_the_door(example: &str, services: &str) -> Builder {
+    Gateway::builder()
+        .seed_defaults()
+        .resources("door", DOOR)
+        .resources("example", example)
+        .resources("services", services)
+}
+
+/// The rule's `http` with its two entries the other way round.
+fn turned_round(example: &str) -> String {
+    let (head, rules) = example.split_once("  http:\n").expect("rules");
+    let second = rules.rfind("\n  - ").expect("two rules") + 1;
+    let (first, second) = rules.split_at(second);
+    format!("{head}  http:\n{}\n{first}", second.trim_end())
+}
+
+fn who(client: &mut Client, host: &str, path: &str, fields: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{fields}\r\n");
+    let response = client.send(request).response();
+    match response.status {
+        200 => response.text().trim_end().to_owned(),
+        status => status.to_string(),
+    }
+}
+
+/// How long a request took, as the access log has it.
+fn duration_of(line: &AccessLine) -> Duration {
+    // ... "METHOD PATH PROTOCOL" STATUS FLAGS DETAILS TERMINATION "FAILURE" RECEIVED SENT DURATION ...
+    let rest = line.line.splitn(3, '"').nth(2).expect("what follows the request");
+    let ms = rest.split_whitespace().nth(7).expect("a duration");
+    Duration::from_millis(ms.parse().unwrap_or_else(|_| panic!("a number in {line:?}")))
+}
+
+#[test]
+fn example_01_sends_all_traffic_to_v1() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("reviews", ["v1", "v2", "v3"]);
+    let gateway = at_the_door(&example(&corpus, "01-all-to-v1"), &services).start();
+    let mut client = gateway.client();
+    // Clients of a mesh call a service by any of its names.
+    for host in [
+        "reviews",
+        "reviews.default",
+        "reviews.default.svc.cluster.local",
+        "reviews:9080",
+    ] {
+        for _ in 0..25 {
+            assert_eq!(who(&mut client, host, "/", ""), "reviews-v1");
+        }
+    }
+    assert_eq!(upstreams.each_ref().map(Upstream::served), [100, 0, 0]);
+    gateway.stop();
+}
+
+#[test]
+fn example_02_splits_three_to_one_and_takes_turns_within_a_version() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("reviews", ["v1", "v1", "v2"]);
+    let gateway = at_the_door(&example(&corpus, "02-split-75-25"), &services).start();
+    let mut client = gateway.client();
+    const REQUESTS: u64 = 2000;
+    for _ in 0..REQUESTS {
+        assert_eq!(client.get("reviews", "/").status, 200);
+    }
+    let [first, second, other] = upstreams.each_ref().map(Upstream::served);
+    // 500 expected; five standard deviations are 97.
+    assert!((403..=597).contains(&other), "{other}");
+    assert_eq!(first + second + other, REQUESTS);
+    assert!(first.abs_diff(second) <= 1, "{first} {second}");
+    gateway.stop();
+}
+
+/// Asks for a path of an upstream that never answers, and says what came after how long.
+fn asked(gateway: &Gateway, host: &str) -> (Response, Duration) {
+    let started = Instant::now();
+    let mut client = gateway.client().patience(Duration::from_secs(30));
+    let response = client.get(host, "/hanging");
+    (response, started.elapsed())
+}
+
+#[test]
+fn example_03_ends_requests_after_ten_seconds_and_others_after_fifteen() {
+    let Some(corpus) = corpus::find() else { return };
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let services = named("ratings", &[("v1", silent.address())]);
+    let with = example(&corpus, "03-timeout-10s");
+    let without: String = with
+        .lines()
+        .filter(|line| !line.contains("timeout:"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_ne!(with.trim_end(), without.trim_end());
+    std::thread::scope(|scope| {
+        for (example, seconds) in [(with, 10), (without, 15)] {
+            let services = &services;
+            scope.spawn(move || {
+                let gateway = at_the_door(&example, services).start();
+                let (response, took) = asked(&gateway, "ratings");
+                assert_eq!(response.status, 504);
+                let wanted = Duration::from_secs(seconds);
+                assert!(
+                    took >= wanted && took < wanted + Duration::from_secs(3),
+                    "{took:?}"
+                );
+                let line = gateway.access_line("/hanging");
+                assert!(line.has("UT"), "{line:?}");
+                gateway.stop();
+            });
+        }
+    });
+}
+
+#[test]
+fn example_04_tries_again_three_times_for_two_seconds_each_unless_a_trusted_caller_asks_otherwise() {
+    let Some(corpus) = corpus::find() else { return };
+    let text = example(&corpus, "04-retries");
+    let ask = |gateway: &Gateway, path: &str, fields: &str| {
+        let started = Instant::now();
+        let mut client = gateway.client();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: ratings\r\n{fields}\r\n");
+        (client.send(request).response().status, started.elapsed())
+    };
+    let nobody = HeldPort::take();
+    let gateway = at_the_door(&text, &named("ratings", &[("v1", nobody.address())])).start();
+    let retries = || gateway.metric("isthmus_upstream_retries_total");
+    assert_eq!(ask(&gateway, "/refused", "").0, 503);
+    assert_eq!(retries(), Some(3.0));
+    let line = gateway.access_line("/refused");
+    assert!(line.has("UF") && line.has("URX"), "{line:?}");
+    assert_eq!(ask(&gateway, "/once", "x-envoy-max-retries: 1\r\n").0, 503);
+    assert_eq!(retries(), Some(4.0));
+    gateway.stop();
+
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let gateway = at_the_door(&text, &named("ratings", &[("v1", silent.address())])).start();
+    for (path, fields, ms) in [
+        ("/silent", "", 2000),
+        ("/hurried", "x-envoy-upstream-rq-timeout-ms: 500\r\n", 500),
+    ] {
+        let (status, took) = ask(&gateway, path, fields);
+        let wanted = Duration::from_millis(ms);
+        assert_eq!(status, 504);
+        assert!(
+            took >= wanted && took < wanted + Duration::from_millis(1400),
+            "{took:?}"
+        );
+        assert!(gateway.access_line(path).has("UT"));
+    }
+    gateway.stop();
+}
+
+#[test]
+fn example_05_delays_a_tenth_of_the_requests_by_five_seconds() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("ratings", ["v1"]);
+    let gateway = at_the_door(&example(&corpus, "05-fault-delay"), &services).start();
+    const REQUESTS: usize = 500;
+    let mut clients: Vec<Client> = (0..REQUESTS).map(|_| gateway.client()).collect();
+    for client in &mut clients {
+        client.send_get("ratings", "/");
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().status, 200);
+    }
+    assert_eq!(upstreams[0].served(), REQUESTS as u64);
+    let delayed = lines(&gateway, REQUESTS)
+        .iter()
+        .filter(|line| {
+            let struck = line.has("DI");
+            assert_eq!(struck, duration_of(line) >= Duration::from_secs(5), "{line:?}");
+            struck
+        })
+        .count();
+    // 50 expected; five standard deviations are 34.
+    assert!((16..=84).contains(&delayed), "{delayed}");
+    gateway.stop();
+}
+
+/// The lines of so many requests.
+fn lines(gateway: &Gateway, requests: usize) -> Vec<AccessLine> {
+    let mut lines = Vec::new();
+    eventually(SOON, "a line of each request", || {
+        lines = gateway.access_log();
+        lines.len() >= requests
+    });
+    assert_eq!(lines.len(), requests);
+    lines
+}
+
+#[test]
+fn example_06_answers_a_tenth_of_the_requests_with_400() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("ratings", ["v1"]);
+    let gateway = at_the_door(&example(&corpus, "06-fault-abort"), &services).start();
+    let mut client = gateway.client();
+    const REQUESTS: u64 = 2000;
+    let aborted = (0..REQUESTS)
+        .filter(|_| match client.get("ratings", "/").status {
+            200 => false,
+            400 => true,
+            other => panic!("{other}"),
+        })
+        .count() as u64;
+    // 200 expected; five standard deviations are 67.
+    assert!((133..=267).contains(&aborted), "{aborted}");
+    assert_eq!(upstreams[0].served(), REQUESTS - aborted);
+    gateway.stop();
+}
+
+#[test]
+fn example_07_delays_all_requests_of_such_callers_and_then_aborts_a_tenth() {
+    let Some(corpus) = corpus::find() else { return };
+    let text = example(&corpus, "07-delay-then-abort-from-reviews-v2");
+    let (upstreams, services) = versions("ratings", ["v1"]);
+    // The door is that of reviews v2, as its labels say.
+    let gateway = at_the_door(&text, &services)
+        .arg("--labels=app=reviews,version=v2")
+        .start();
+    const REQUESTS: usize = 300;
+    let mut clients: Vec<Client> = (0..REQUESTS).map(|_| gateway.client()).collect();
+    for client in &mut clients {
+        client.send_get("ratings", "/");
+    }
+    let statuses = clients.iter_mut().map(|client| client.response().status);
+    let aborted = statuses
+        .filter(|status| {
+            assert!(matches!(status, 200 | 400), "{status}");
+            *status == 400
+        })
+        .count();
+    // 30 expected; five standard deviations are 26.
+    assert!((4..=56).contains(&aborted), "{aborted}");
+    assert_eq!(upstreams[0].served(), (REQUESTS - aborted) as u64);
+    for line in lines(&gateway, REQUESTS) {
+        assert!(
+            line.has("DI") && duration_of(&line) >= Duration::from_secs(5),
+            "{line:?}"
+        );
+        assert_eq!(line.has("FI"), line.status == 400, "{line:?}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn examples_08_and_09_apply_to_callers_with_their_labels() {
+    let Some(corpus) = corpus::find() else { return };
+    let (_upstreams, services) = versions("ratings", ["v1"]);
+    for (name, labels, expected) in [
+        ("08-source-label", "app=reviews", "ratings-v1"),
+        ("08-source-label", "app=other", "404"),
+        ("09-source-labels-two", "app=reviews,version=v2", "ratings-v1"),
+        ("09-source-labels-two", "app=reviews,version=v1", "404"),
+        ("09-source-labels-two", "app=reviews", "404"),
+    ] {
+        let gateway = at_the_door(&example(&corpus, name), &services)
+            .arg(format!("--labels={labels}"))
+            .start();
+        let taken = who(&mut gateway.client(), "ratings", "/", "");
+        assert_eq!(taken, expected, "{name} {labels}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn example_10_applies_to_one_user() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("reviews", ["v1", "v2"]);
+    let gateway = at_the_door(&example(&corpus, "10-header"), &services).start();
+    let mut client = gateway.client();
+    for (fields, taken) in [
+        ("end-user: jason\r\n", "reviews-v1"),
+        ("End-User: jason\r\n", "reviews-v1"),
+        ("end-user: Jason\r\n", "404"),
+        ("end-user: jason2\r\n", "404"),
+        ("", "404"),
+    ] {
+        assert_eq!(who(&mut client, "reviews", "/", fields), taken, "{fields:?}");
+    }
+    assert_eq!(upstreams.each_ref().map(Upstream::served), [2, 0]);
+    gateway.stop();
+}
+
+#[test]
+fn example_11_applies_to_paths_that_start_so() {
+    let Some(corpus) = corpus::find() else { return };
+    let (_upstreams, services) = versions("productpage", ["v1"]);
+    let gateway = at_the_door(&example(&corpus, "11-uri-prefix"), &services).start();
+    let mut client = gateway.client();
+    for (path, taken) in [
+        ("/api/v1", "productpage-v1"),
+        ("/api/v1/products?x=1", "productpage-v1"),
+        ("/api/v10", "productpage-v1"),
+        ("/api/v2", "404"),
+        ("/", "404"),
+    ] {
+        assert_eq!(who(&mut client, "productpage", path, ""), taken, "{path}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn examples_12_and_13_ask_for_both_and_for_either() {
+    let Some(corpus) = corpus::find() else { return };
+    let (_upstreams, services) = versions("ratings", ["v1"]);
+    let jason = "end-user: jason\r\n";
+    for (name, labels, expected) in [
+        ("12-and", "app=reviews,version=v2", ["ratings-v1", "404"]),
+        ("12-and", "app=reviews,version=v1", ["404", "404"]),
+        ("13-or", "app=reviews,version=v2", ["ratings-v1", "ratings-v1"]),
+        ("13-or", "app=reviews,version=v1", ["ratings-v1", "404"]),
+    ] {
+        let gateway = at_the_door(&example(&corpus, name), &services)
+            .arg(format!("--labels={labels}"))
+            .start();
+        let mut client = gateway.client();
+        let taken = [jason, ""].map(|fields| who(&mut client, "ratings", "/", fields));
+        assert_eq!(taken, expected, "{name} {labels}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn example_14_takes_the_first_rule_that_matches() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("reviews", ["v1", "v2"]);
+    let text = example(&corpus, "14-precedence");
+    let gateway = at_the_door(&text, &services).start();
+    let mut client = gateway.client();
+    for (fields, taken) in [
+        ("Foo: bar\r\n", "reviews-v2"),
+        ("foo: bar\r\n", "reviews-v2"),
+        ("Foo: Bar\r\n", "reviews-v1"),
+        ("", "reviews-v1"),
+    ] {
+        assert_eq!(who(&mut client, "reviews", "/", fields), taken, "{fields:?}");
+    }
+    gateway.stop();
+    // The other way round the rule for `Foo: bar` is never reached, and the start says so.
+    let gateway = at_the_door(&turned_round(&text), &services).start();
+    let mut client = gateway.client();
+    assert_eq!(who(&mut client, "reviews", "/", "Foo: bar\r\n"), "reviews-v1");
+    assert!(gateway.log().contains("unreachable-rule"), "{}", gateway.log());
+    assert_eq!(upstreams.each_ref().map(Upstream::served), [3, 2]);
+    gateway.stop();
+}
+
+#[test]
+fn elsewhere_than_at_the_door_the_examples_are_passed_over_with_a_hint() {
+    let Some(corpus) = corpus::find() else { return };
+    let (upstreams, services) = versions("reviews", ["v1"]);
+    for door in [
+        DOOR.replace(", annotations: {isthmus.dev/mesh: \"true\"}", ""),
+        DOOR.replace("\"true\"", "\"false\""),
+    ] {
+        assert_ne!(door, DOOR);
+        let gateway = Gateway::builder()
+            .seed_defaults()
+            .resources("door", &door)
+            .resources("example", &example(&corpus, "01-all-to-v1"))
+            .resources("services", &services)
+            .start();
+        assert_eq!(who(&mut gateway.client(), "reviews", "/", ""), "404");
+        assert!(gateway.log().contains("mesh-only"), "{}", gateway.log());
+        gateway.stop();
+    }
+    assert_eq!(upstreams[0].served(), 0);
+}

@@ -3,11 +3,12 @@
 //! In comes a request's head; out goes the first matching [`Route`] of the most specific virtual host, as Istio and
 //! Envoy order them: hosts exact, then longest suffix, then `*`; inside a virtual host in the order of the compiled
 //! list. The compiler has already resolved names, merged resources and dropped what can never apply here. `matcher`
-//! holds what a rule asks for, `index` finds the rules that a path may belong to.
+//! holds what a rule asks for, `index` finds the rules that a path may belong to, `trace` reads them all and says why.
 
 mod index;
 mod matcher;
 mod rewrite;
+mod trace;
 
 pub use matcher::{
     HeaderMatch, HeaderSubject, PathMatch, QueryMatch, REGEX_COMPILED_MAX, REGEX_PATTERN_MAX, Regex,
@@ -15,6 +16,9 @@ pub use matcher::{
 };
 
 pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
+pub use trace::{Condition, Mismatch};
+
+pub(crate) use trace::most_specific;
 
 use crate::header::HeaderOperations;
 use crate::message::RequestHead;
@@ -230,15 +234,19 @@ impl VirtualHost {
 
     /// The first route that takes the request; `scheme` is the listener's.
     pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        let found = self.index.find(
+        self.routes.get(self.position(request, scheme, scratch)?)
+    }
+
+    /// Where that route is in [`Self::routes`].
+    pub fn position(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<usize> {
+        self.index.find(
             request.path_only().as_bytes(),
             &self.routes,
             |route, ask| match ask {
                 Ask::All => route.matches.matches(request, scheme, scratch),
                 Ask::BeyondPath => route.matches.matches_beyond_path(request, scheme, scratch),
             },
-        );
-        self.routes.get(found?)
+        )
     }
 }
 

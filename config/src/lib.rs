@@ -11,6 +11,7 @@
 
 mod compile;
 pub mod diagnostic;
+pub mod explain;
 mod index;
 pub mod mesh;
 mod origins;
@@ -19,6 +20,7 @@ mod report;
 mod resource;
 pub mod settings;
 mod validate;
+pub mod view;
 mod yaml;
 
 pub use origins::{Origins, Place, TlsAsked};

@@ -5,6 +5,7 @@
 
 use crate::Options;
 use crate::index::{CLUSTER_DOMAIN, export_to, is_exported, selects};
+use crate::report::Origin;
 use crate::resource::kubernetes::EndpointSlice;
 use crate::resource::service_entry::ServiceEntry;
 use crate::resource::workload::WorkloadEntry;
@@ -23,6 +24,8 @@ pub(crate) struct Service<'a> {
     pub(crate) ports: Vec<Port<'a>>,
     /// Names of which its certificates must have one; empty when any will do.
     pub(crate) subject_alt_names: &'a [String],
+    /// The resources that describe it.
+    pub(crate) origins: Vec<&'a Origin>,
 }
 
 /// One port of a service.
@@ -103,6 +106,7 @@ impl<'a> Registry<'a> {
                 namespace: &meta.namespace,
                 ports: ports.collect(),
                 subject_alt_names: &[],
+                origins: vec![&meta.origin],
             });
         }
         for Written { meta, spec } in &resources.service_entries {
@@ -150,6 +154,7 @@ impl<'a> Registry<'a> {
                 namespace: &meta.namespace,
                 ports: ports.collect(),
                 subject_alt_names: &spec.subject_alt_names,
+                origins: vec![&meta.origin],
             });
         }
     }
@@ -163,6 +168,7 @@ impl<'a> Registry<'a> {
         };
         if let Some(known) = known.iter().find(same).and_then(|at| self.services.get_mut(*at)) {
             // Several resources that describe one service add up.
+            known.origins.extend(service.origins);
             for port in service.ports {
                 match known.ports.iter_mut().find(|known| known.number == port.number) {
                     Some(known) => known.endpoints.extend(port.endpoints),

@@ -173,7 +173,8 @@ const WORDS: [&str; 9] = ["/", "/a", "/b", "a", "b", "/aB", "/é", "A/", "/api"]
 const PATTERNS: [&str; 8] = [
     ".*", "/a.*", "/(a|b)", "/a(/b)?", "(?i)/AB", "/ab?.*", "/a{2}b*", "/é.+",
 ];
-const HOSTS: [&str; 7] = [
+const HOSTS: [&str; 8] = [
+    "*",
     "*.foo.com",
     "*.a.foo.com",
     "a.foo.com",
@@ -273,7 +274,7 @@ fn configuration(random: &mut Random) -> String {
             if random.below(4) == 0 {
                 continue;
             }
-            let mut hosts: Vec<&str> = (0..=random.below(2)).map(|_| pick(random, &HOSTS)).collect();
+            let mut hosts: Vec<&str> = (0..1 + random.below(5)).map(|_| pick(random, &HOSTS)).collect();
             hosts.sort_unstable();
             hosts.dedup();
             let tls = match protocol {
@@ -297,8 +298,15 @@ fn configuration(random: &mut Random) -> String {
             "kind: Gateway\napiVersion: networking.istio.io/v1\nmetadata: {{name: {gateway}}}\nspec:\n  servers:\n{servers}---\n"
         );
     }
-    for at in 0..=random.below(4) {
-        let mut hosts: Vec<&str> = (0..=random.below(1)).map(|_| pick(random, &HOSTS)).collect();
+    for at in 0..2 + random.below(5) {
+        let mut hosts: Vec<&str> = (0..1 + random.below(3)).map(|_| pick(random, &HOSTS)).collect();
+        // A wildcard and what it covers exclude each other within one.
+        hosts.truncate(if hosts.iter().any(|host| host.starts_with('*')) {
+            1
+        } else {
+            3
+        });
+        hosts.sort_unstable();
         hosts.dedup();
         let gateways = pick(random, &["[one]", "[two]", "[one, two]"]);
         let _ = write!(

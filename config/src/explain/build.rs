@@ -388,6 +388,12 @@ impl<'a> Builder<'a> {
             .map(|rule| (rule.document, rule.item, rule.rule, rule.matched))
             .collect();
         let end = until.map(|until| until.root.unwrap_or(until.own));
+        // Of each rule that is told already.
+        let mut tops: Vec<RuleOrigin> = origins
+            .iter()
+            .map(|origin| origin.root.unwrap_or(origin.own))
+            .take(self.out.passed_over.len())
+            .collect();
         for (route, origin) in host.routes().iter().zip(origins) {
             let top = origin.root.unwrap_or(origin.own);
             let at = At::from(top);
@@ -438,11 +444,19 @@ impl<'a> Builder<'a> {
                         conditions: Vec::new(),
                     };
                     if self.out.passed_over.len() < PASSED_MAX {
-                        self.out.passed_over.push(PassedShown {
+                        // Where it would stand if it were there.
+                        let later = tops.iter().position(|other| {
+                            (other.document, other.item) == (top.document, top.item)
+                                && (other.rule, other.matched) > (rule, matched)
+                        });
+                        let to = later.unwrap_or(tops.len());
+                        tops.insert(to, RuleOrigin { rule, matched, ..top });
+                        let passed = PassedShown {
                             rule: shown,
                             reason,
                             near: false,
-                        });
+                        };
+                        self.out.passed_over.insert(to, passed);
                     } else {
                         self.out.passed_over_more += 1;
                     }
@@ -779,11 +793,17 @@ impl<'a> Builder<'a> {
         let compiled = self.out.route["destinations"].clone();
         for (at, destination) in route.destinations.iter().enumerate() {
             let compiled = compiled.get(at).unwrap_or(&Value::Null);
+            let place = origin.and_then(|origin| {
+                with_rule(origin.list, origin.rule, None, |path| {
+                    let list = path.key("route");
+                    self.documents.place((&origin.origin).into(), &list.index(at))
+                })
+            });
             self.add_destination(
                 &destination.cluster,
                 destination.weight,
                 total,
-                None,
+                place,
                 Vec::new(),
                 None,
                 compiled,
@@ -794,15 +814,16 @@ impl<'a> Builder<'a> {
     fn refused(&mut self, listener: &'a Listener, host: Option<&VirtualHost>, cause: Cause) {
         let is_connection = matches!(cause, Cause::NoChain) || (cause == Cause::NoRoute && host.is_none());
         let text = match (cause, is_connection) {
-            (Cause::NoChain, _) => format!(
-                "no server of port {} has the name {}: the handshake ends",
-                listener.key.port,
-                self.out
-                    .request
-                    .sni
-                    .as_deref()
-                    .unwrap_or("that a client without one is taken by (`*`)")
-            ),
+            (Cause::NoChain, _) => match &self.out.request.sni {
+                Some(name) => format!(
+                    "no server of port {} has the name {name}: the handshake ends",
+                    listener.key.port
+                ),
+                None => format!(
+                    "no server of port {} takes clients that ask for no name, as the host `*` would: the handshake ends",
+                    listener.key.port
+                ),
+            },
             (_, true) => "no rule for whole connections applies: the connection is closed".to_owned(),
             _ => cause.text().trim_end().to_owned(),
         };

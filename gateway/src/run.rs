@@ -1,7 +1,7 @@
 //! The wiring: from options to a running process, in one function.
 
 use crate::access_log::{self, Format, Target};
-use crate::control::{self, Ended, ShardLink};
+use crate::control::{self, Configuration, Ended, ShardLink, Written};
 use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
@@ -73,10 +73,11 @@ impl Exit {
 }
 
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run.
-fn load(options: &Options) -> Result<Compiled, Exit> {
+fn load(options: &Options) -> Result<(Compiled, Vec<Source>), Exit> {
     let sources =
         isthmus_config::read_paths(&options.paths).map_err(|error| Exit::Configuration(error.to_string()))?;
-    compile(&sources, &options.compile)
+    let compiled = compile(&sources, &options.compile)?;
+    Ok((compiled, sources))
 }
 
 /// Compiles resources and prints what there is to say about them.
@@ -162,7 +163,7 @@ pub fn run(mut options: Options) -> Exit {
         settings.trusted = trusted;
     }
     match load(&options) {
-        Ok(compiled) => run_compiled(options, compiled, &settings),
+        Ok((compiled, sources)) => run_compiled(options, compiled, sources, &settings),
         Err(exit) => exit,
     }
 }
@@ -170,12 +171,12 @@ pub fn run(mut options: Options) -> Exit {
 /// Runs the gateway on resources that are at hand, with default settings.
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
     match compile(sources, &options.compile) {
-        Ok(compiled) => run_compiled(options, compiled, &Settings::default()),
+        Ok(compiled) => run_compiled(options, compiled, sources.to_vec(), &Settings::default()),
         Err(exit) => exit,
     }
 }
 
-fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Exit {
+fn run_compiled(options: Options, compiled: Compiled, sources: Vec<Source>, settings: &Settings) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }
@@ -238,8 +239,15 @@ fn run_compiled(options: Options, compiled: Compiled, settings: &Settings) -> Ex
         &runtime,
         control::run(
             options.control,
-            &settings.congestion_control,
-            compiled.snapshot,
+            Configuration {
+                snapshot: compiled.snapshot,
+                written: Written {
+                    sources,
+                    origins: compiled.origins,
+                    diagnostics: compiled.diagnostics,
+                },
+                settings: settings.clone(),
+            },
             store,
             links,
             metrics,

@@ -84,7 +84,7 @@ impl Text {
         if let Some(location) = &outcome.location {
             self.line("location", location, "");
         }
-        if let Some(body) = &outcome.body {
+        if let Some(body) = outcome.body.as_ref().filter(|body| !body.is_empty()) {
             self.line("body", &format!("{body:?}"), "");
         }
     }
@@ -121,8 +121,9 @@ impl Text {
             self.line("server", &text, &at(server.at.as_ref()));
         }
         if let Some(host) = &found.virtual_host {
+            let plural = if host.routes == 1 { "" } else { "s" };
             let text = format!(
-                "{}, by {}, {} routes",
+                "{}, by {}, {} route{plural}",
                 found.request.host, host.domain, host.routes
             );
             self.line("virtual host", &text, "");
@@ -138,7 +139,12 @@ impl Text {
                 self.line("  delegated", &text, &place(delegated));
             }
             if rule.conditions.is_empty() {
-                self.line("  match", "every request", "");
+                let what = if found.outcome.kind == "bytes" {
+                    "connection"
+                } else {
+                    "request"
+                };
+                self.line("  match", &format!("every {what}"), "");
             }
             for condition in &rule.conditions {
                 self.line("  match", condition, "");

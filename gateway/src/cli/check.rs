@@ -6,7 +6,7 @@ use crate::run::Exit;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
 use isthmus_config::{Compiled, Source, TlsAsked};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match args.output {
         Output::Json => print(&format!("{:#}\n", diagnostic::to_json(&compiled.diagnostics))),
         Output::Text => {
-            let color = std::io::stdout().is_terminal();
+            let color = super::screen::has_color();
             print(&diagnostic::render(&compiled.diagnostics, &sources, color));
             for (kind, number) in &compiled.passed_over {
                 print(&format!(

@@ -5,12 +5,14 @@
 //! shards. It never waits for a shard: it asks, and goes on when the answer comes.
 
 mod admin;
+mod explain;
 mod keys;
 mod listeners;
 mod metrics;
 mod publish;
 mod report;
 
+pub use admin::AdminAddress;
 pub use listeners::{ListenerError, PortMap};
 pub use metrics::Metrics;
 
@@ -19,7 +21,10 @@ use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
 use crate::tls::Store;
-use isthmus_core::limits::CongestionControl;
+use isthmus_config::diagnostic::Diagnostic;
+use isthmus_config::explain::{Asked, Explanation};
+use isthmus_config::{Origins, Source};
+use isthmus_core::limits::Settings;
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
@@ -45,7 +50,7 @@ const STALL: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Admin API.
-    pub admin: SocketAddr,
+    pub admin: AdminAddress,
     /// Health.
     pub status: SocketAddr,
     /// Metrics.
@@ -97,13 +102,35 @@ pub enum StartError {
         /// `admin`, `status` or `metrics`.
         what: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// Why.
         error: std::io::Error,
     },
     /// Something else.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// What is to be executed.
+#[derive(Debug)]
+pub struct Configuration {
+    /// As shards execute it.
+    pub snapshot: Snapshot,
+    /// As it was written.
+    pub written: Written,
+    /// The process's settings.
+    pub settings: Settings,
+}
+
+/// What a snapshot was made from: kept so that decisions can be explained.
+#[derive(Debug)]
+pub struct Written {
+    /// The files.
+    pub sources: Vec<Source>,
+    /// Where in them the parts of the snapshot are.
+    pub origins: Origins,
+    /// What there was to say about them.
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// What one collection of counters brought.
@@ -116,6 +143,7 @@ enum Event {
     Shard(usize, ToControl),
     Collect(oneshot::Sender<Collected>),
     Text(Request, oneshot::Sender<String>),
+    Explain(Box<Asked>, oneshot::Sender<Box<Explanation>>),
     DrainListeners(oneshot::Sender<()>),
     Signal(Signal),
 }
@@ -126,6 +154,7 @@ enum Request {
     Listeners,
     ConfigDump,
     Certificates,
+    Status(Gauges),
     Ready,
 }
 
@@ -180,11 +209,14 @@ struct Control {
     ended: Ended,
     addresses: Addresses,
     listeners_drained: bool,
+    written: Written,
+    settings: Settings,
+    began: Instant,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Addresses {
-    admin: SocketAddr,
+    admin: AdminAddress,
     status: SocketAddr,
     metrics: SocketAddr,
 }
@@ -193,8 +225,7 @@ struct Addresses {
 /// local task set of a current-thread runtime.
 pub async fn run(
     options: Options,
-    congestion_control: &CongestionControl,
-    snapshot: Snapshot,
+    configuration: Configuration,
     keys: Store,
     links: Vec<ShardLink>,
     metrics: Metrics,
@@ -202,7 +233,7 @@ pub async fn run(
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
     let addresses = Addresses {
-        admin: admin::serve_admin(options.admin, events.clone()).await?,
+        admin: admin::serve_admin(&options.admin, events.clone()).await?,
         status: admin::serve_status(options.status, events.clone()).await?,
         metrics: admin::serve_metrics(options.metrics, events.clone()).await?,
     };
@@ -229,6 +260,7 @@ pub async fn run(
     }
     spawn_signals(&events)?;
     let keys = Keys::new(keys);
+    let congestion_control = &configuration.settings.congestion_control;
     let listeners = Listeners::new(
         options.bind_address,
         options.port_map.clone(),
@@ -250,8 +282,11 @@ pub async fn run(
         ended: Ended::Asked,
         addresses,
         listeners_drained: false,
+        written: configuration.written,
+        settings: configuration.settings,
+        began: clock::now(),
     };
-    control.publish(snapshot)?;
+    control.publish(configuration.snapshot)?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while control.life != Life::Over {
@@ -322,12 +357,16 @@ impl Control {
                     Request::Listeners => report::listeners(&self.listeners),
                     Request::ConfigDump => report::config_dump(self.publisher.current()),
                     Request::Certificates => report::certificates(self.keys.store()),
+                    Request::Status(gauges) => self.report_status(&gauges),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
                         if serves { "ready" } else { "" }.to_owned()
                     }
                 };
                 let _asker_gone = answer.send(text);
+            }
+            Event::Explain(asked, answer) => {
+                let _asker_gone = answer.send(Box::new(self.explain(*asked)));
             }
             Event::DrainListeners(answer) => {
                 tracing::warn!(
@@ -414,10 +453,10 @@ impl Control {
             "serving"
         );
         if let Some(path) = self.options.ready_file.clone() {
-            let addresses = self.addresses;
+            let addresses = self.addresses.clone();
             let ready = report::ready_file(
                 &self.listeners,
-                addresses.admin,
+                &addresses.admin,
                 addresses.status,
                 addresses.metrics,
             );
@@ -578,6 +617,7 @@ impl Control {
                 }
             }
         }
+        self.addresses.admin.remove();
         self.log.stop();
         self.ended
     }

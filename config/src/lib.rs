@@ -13,6 +13,7 @@ mod compile;
 pub mod diagnostic;
 pub mod explain;
 mod index;
+pub mod keep;
 pub mod mesh;
 mod origins;
 mod registry;
@@ -30,6 +31,7 @@ use diagnostic::{Diagnostic, Severity};
 use isthmus_core::snapshot::Snapshot;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The text of one file.
 #[derive(Debug, Clone)]
@@ -102,6 +104,23 @@ pub struct Compiled {
     pub passed_over: BTreeMap<String, usize>,
     /// Number of resources that were read.
     pub resources: usize,
+    /// The documents, in the order of the files.
+    pub documents: Vec<Document>,
+}
+
+/// One document of a file, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// Position of its file among the sources.
+    pub source: usize,
+    /// Line that it begins in, from 1; 0 when it could not be read.
+    pub line: usize,
+    /// Bytes of the file that it takes.
+    pub span: std::ops::Range<usize>,
+    /// `Kind namespace/name` of what it defines; none of what is passed over or could not be read.
+    pub resources: Vec<Arc<str>>,
+    /// Whether anything in it is wrong.
+    pub has_errors: bool,
 }
 
 impl Compiled {
@@ -118,6 +137,7 @@ pub fn compile(sources: &[Source], options: &Options) -> Compiled {
     let mut report = report::Report::new(sources, options.lenient);
     let resources = resource::read_all(&mut report);
     let (snapshot, origins) = compile::compile(&resources, options, &mut report);
+    let documents = report.outcome(&resources.named);
     Compiled {
         snapshot,
         origins,
@@ -125,6 +145,7 @@ pub fn compile(sources: &[Source], options: &Options) -> Compiled {
         diagnostics: report.finish(),
         passed_over: resources.passed_over,
         resources: resources.count,
+        documents,
     }
 }
 
@@ -181,13 +202,26 @@ fn read_path(path: &Path, given: bool, sources: &mut Vec<Source>) -> Result<(), 
         .and_then(|extension| extension.to_str())
         .unwrap_or("");
     if given || matches!(extension, "yaml" | "yml" | "json") {
-        let text = std::fs::read_to_string(path).map_err(with_path)?;
+        let bytes = std::fs::read(path).map_err(with_path)?;
         sources.push(Source {
             name: path.display().to_string(),
-            text,
+            text: text_of(bytes),
         });
     }
     Ok(())
+}
+
+/// The text of a file. Bytes that are no UTF-8 become a character that no document may have, so that they are reported
+/// at their place and spoil their own document only.
+fn text_of(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| {
+        let chunks = error.as_bytes().utf8_chunks();
+        let chunk = |chunk: std::str::Utf8Chunk<'_>| {
+            let mark = if chunk.invalid().is_empty() { "" } else { "\u{1}" };
+            format!("{}{mark}", chunk.valid())
+        };
+        chunks.map(chunk).collect()
+    })
 }
 
 #[cfg(test)]
@@ -204,6 +238,25 @@ mod tests {
         eprintln!("NOT RUN: there is no corpus at {}", path.display());
         assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
         None
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_an_error_of_their_document() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), b"a: 1\n---\nb: \"\xff\"\n").unwrap();
+        let sources = read_paths(&[folder.path().to_owned()]).unwrap();
+        let compiled = compile(&sources, &Options::default());
+        let places: Vec<_> = compiled
+            .diagnostics
+            .iter()
+            .map(|found| (found.line, found.code))
+            .collect();
+        // Where the parser says: the line of the marker, or the one behind it.
+        assert!(
+            matches!(places.last(), Some((2..=3, "syntax"))),
+            "{:?}",
+            compiled.diagnostics
+        );
     }
 
     #[test]

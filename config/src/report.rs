@@ -7,6 +7,7 @@ use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::yaml::{Document, Node, Path, Positions};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most diagnostics of one document that are kept; the rest are counted.
@@ -128,11 +129,14 @@ struct Entry<'a> {
     document: Document<'a>,
     positions: Option<Positions>,
     count: usize,
+    has_errors: bool,
 }
 
 /// See the module.
 pub(crate) struct Report<'a> {
     documents: Vec<Entry<'a>>,
+    /// Source and bytes of documents that could not be read.
+    unread: Vec<(usize, Range<usize>)>,
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
     lenient: bool,
@@ -149,6 +153,7 @@ impl<'a> Report<'a> {
     pub(crate) fn new(sources: &'a [Source], lenient: bool) -> Self {
         let mut report = Self {
             documents: Vec::new(),
+            unread: Vec::new(),
             found: Vec::new(),
             errors: 0,
             lenient,
@@ -164,6 +169,7 @@ impl<'a> Report<'a> {
                 document,
                 positions: None,
                 count: 0,
+                has_errors: false,
             };
             report.documents.extend(documents.into_iter().map(entry));
             for error in errors {
@@ -174,6 +180,10 @@ impl<'a> Report<'a> {
                 };
                 report.errors += usize::from(severity == Severity::Error);
                 report.incomplete |= severity == Severity::Error;
+                let unread = (index, error.span);
+                if severity == Severity::Error && report.unread.last() != Some(&unread) {
+                    report.unread.push(unread);
+                }
                 report.found.push((
                     index,
                     Diagnostic {
@@ -210,6 +220,32 @@ impl<'a> Report<'a> {
             },
         };
         self.documents.iter().map(place).collect()
+    }
+
+    /// What became of each document, in the order of the files. `named` are the resources of documents.
+    pub(crate) fn outcome(&self, named: &[(usize, Arc<str>)]) -> Vec<crate::Document> {
+        let read = self.documents.iter().map(|entry| crate::Document {
+            source: entry.source,
+            line: entry.document.line + 1,
+            span: entry.document.span.clone(),
+            resources: Vec::new(),
+            has_errors: entry.has_errors,
+        });
+        let mut all: Vec<crate::Document> = read.collect();
+        for (document, name) in named {
+            if let Some(document) = all.get_mut(*document) {
+                document.resources.push(Arc::clone(name));
+            }
+        }
+        all.extend(self.unread.iter().map(|(source, span)| crate::Document {
+            source: *source,
+            line: 0,
+            span: span.clone(),
+            resources: Vec::new(),
+            has_errors: true,
+        }));
+        all.sort_by_key(|document| (document.source, document.span.start));
+        all
     }
 
     /// Takes the value of a document out.
@@ -343,6 +379,7 @@ impl<'a> Report<'a> {
             self.errors += usize::from(severity == Severity::Error);
             if let Some(entry) = self.documents.get_mut(origin.document) {
                 entry.count += 1;
+                entry.has_errors |= severity == Severity::Error;
             }
             return;
         }
@@ -368,6 +405,7 @@ impl<'a> Report<'a> {
             return;
         };
         entry.count += 1;
+        entry.has_errors |= severity == Severity::Error;
         let source = entry.source;
         if entry.count > PER_DOCUMENT_MAX {
             return;

@@ -194,6 +194,7 @@ fn options(args: &Args, ready_file: PathBuf) -> Result<run::Options, String> {
         mesh_config: None,
         settings: None,
         credentials: None,
+        state_dir: None,
         trusted: None,
         shards: Some(executor::granted_parallelism().min(SHARDS_MAX)),
         access_log: if args.access_log {

@@ -1,15 +1,16 @@
 //! The wiring: from options to a running process, in one function.
 
 use crate::access_log::{self, Format, Target};
-use crate::control::{self, Configuration, Ended, ShardLink, Written};
+use crate::control::{self, Ended, Files, ShardLink};
 use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
 use crate::shard;
 use crate::tls::{self, Store};
+use isthmus_config::Source;
 use isthmus_config::diagnostic::{self, Diagnostic};
+use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
-use isthmus_config::{Compiled, Source};
 use isthmus_core::limits::{Settings, TrustedRanges};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub struct Options {
     pub access_log_format: Format,
     /// A folder of credentials: NAME/tls.crt, tls.key, ca.crt.
     pub credentials: Option<PathBuf>,
+    /// Where the last good set of resources is kept for a later start.
+    pub state_dir: Option<PathBuf>,
     /// Peers that are believed about their clients, when the settings' are not to count.
     pub trusted: Option<TrustedRanges>,
     /// What control is told.
@@ -72,40 +75,55 @@ impl Exit {
     }
 }
 
-/// Reads and compiles the resources; errors are printed, each at its place, and end the run.
-fn load(options: &Options) -> Result<(Compiled, Vec<Source>), Exit> {
-    let sources =
-        isthmus_config::read_paths(&options.paths).map_err(|error| Exit::Configuration(error.to_string()))?;
-    let compiled = compile(&sources, &options.compile)?;
-    Ok((compiled, sources))
+/// Reads and compiles the resources; errors are printed, each at its place, and end the run, unless an earlier one has
+/// left a set that can be served in the place of what has them.
+fn load(options: &Options) -> Result<(Outcome, Files), Exit> {
+    let mut files = Files::new(
+        options.paths.clone(),
+        options.compile.clone(),
+        options.state_dir.clone(),
+    );
+    let can_degrade = files.has_last_good();
+    let (outcome, sources) = files
+        .load()
+        .map_err(|error| Exit::Configuration(error.to_string()))?;
+    tell(&outcome, &sources, can_degrade)?;
+    files.save();
+    Ok((outcome, files))
 }
 
-/// Compiles resources and prints what there is to say about them.
-fn compile(sources: &[Source], options: &isthmus_config::Options) -> Result<Compiled, Exit> {
-    let compiled = isthmus_config::compile(sources, options);
+/// Prints what there is to say about resources.
+fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), Exit> {
     let color = std::io::stderr().is_terminal();
-    let text = diagnostic::render(&compiled.diagnostics, sources, color);
+    let text = diagnostic::render(&outcome.diagnostics, sources, color);
     if !text.is_empty() {
         let _closed = std::io::stderr().write_all(text.as_bytes());
     }
-    if compiled.has_errors() {
-        let errors = compiled
-            .diagnostics
-            .iter()
-            .filter(|found| found.severity == diagnostic::Severity::Error)
-            .count();
+    let errors = outcome
+        .diagnostics
+        .iter()
+        .filter(|found| found.severity == diagnostic::Severity::Error)
+        .count();
+    if errors > 0 && !can_degrade {
         return Err(Exit::Configuration(format!(
             "the configuration has {errors} error(s)"
         )));
     }
-    for (kind, count) in &compiled.passed_over {
+    if errors > 0 {
+        tracing::error!(
+            errors,
+            left_behind = outcome.quarantined.len(),
+            "the configuration has errors: what was good before is served in the place of what has them"
+        );
+    }
+    for (kind, count) in &outcome.compiled.passed_over {
         tracing::info!(
             kind,
             count,
             "documents of a kind that a gateway does not execute are passed over"
         );
     }
-    Ok(compiled)
+    Ok(())
 }
 
 /// Reads what holds for the process: MeshConfig, and over it the settings. What there is to say about both is printed;
@@ -163,20 +181,21 @@ pub fn run(mut options: Options) -> Exit {
         settings.trusted = trusted;
     }
     match load(&options) {
-        Ok((compiled, sources)) => run_compiled(options, compiled, sources, &settings),
+        Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings),
         Err(exit) => exit,
     }
 }
 
 /// Runs the gateway on resources that are at hand, with default settings.
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
-    match compile(sources, &options.compile) {
-        Ok(compiled) => run_compiled(options, compiled, sources.to_vec(), &Settings::default()),
+    let outcome = keep::compile(sources.to_vec(), &options.compile, &LastGood::default());
+    match tell(&outcome, sources, false) {
+        Ok(()) => run_compiled(options, outcome, None, &Settings::default()),
         Err(exit) => exit,
     }
 }
 
-fn run_compiled(options: Options, compiled: Compiled, sources: Vec<Source>, settings: &Settings) -> Exit {
+fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, settings: &Settings) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }
@@ -191,7 +210,7 @@ fn run_compiled(options: Options, compiled: Compiled, sources: Vec<Source>, sett
         Ok(log) => log,
         Err(error) => return Exit::Environment(format!("the access log cannot be opened: {error}")),
     };
-    let store = match new_store(compiled.secrets, options.credentials) {
+    let store = match new_store(std::mem::take(&mut outcome.compiled.secrets), options.credentials) {
         Ok(store) => store,
         Err(exit) => return exit,
     };
@@ -239,15 +258,8 @@ fn run_compiled(options: Options, compiled: Compiled, sources: Vec<Source>, sett
         &runtime,
         control::run(
             options.control,
-            Configuration {
-                snapshot: compiled.snapshot,
-                written: Written {
-                    sources,
-                    origins: compiled.origins,
-                    diagnostics: compiled.diagnostics,
-                },
-                settings: settings.clone(),
-            },
+            settings.clone(),
+            (outcome, files),
             store,
             links,
             metrics,

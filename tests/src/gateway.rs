@@ -400,6 +400,35 @@ impl Gateway {
         get(self.admin(), &self.admin().to_string(), path)
     }
 
+    /// Where the listener of a Gateway's port is now, when it has one.
+    pub fn listener_now(&self, port: u16) -> Option<SocketAddr> {
+        let text = fs::read(self.folder.path().join("ready.json")).ok()?;
+        let ready: Value = serde_json::from_slice(&text).ok()?;
+        let listeners = ready["listeners"].as_array()?;
+        let found = listeners.iter().find(|listener| listener["port"] == port)?;
+        found["address"].as_str()?.parse().ok()
+    }
+
+    /// Puts a file of documents into the place of another of this name, at once.
+    pub fn replace_resources(&self, name: &str, yaml: &str) {
+        let path = self.folder.path().join("resources").join(format!("{name}.yaml"));
+        let fresh = path.with_extension("fresh");
+        fs::write(&fresh, yaml).expect("a file");
+        fs::rename(&fresh, &path).expect("a file");
+    }
+
+    /// Has it load its files again; answers what it says once every shard serves what came of them.
+    pub fn reload(&self) -> Value {
+        let admin = self.admin();
+        let mut client = Client::connect(admin);
+        client.send(format!(
+            "POST /reload HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\n\r\n"
+        ));
+        let answer = client.response();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        serde_json::from_str(answer.text()).expect("JSON")
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -20,6 +20,7 @@ mod h2_matrix;
 mod h2_pool;
 mod limits;
 mod nginx_upstream;
+mod reload;
 mod routing;
 mod tcp;
 mod tls;

@@ -83,6 +83,8 @@ pub(crate) struct Resources {
     pub(crate) count: usize,
     /// `Kind namespace/name` of resources that are left out for their errors.
     pub(crate) refused: HashSet<Arc<str>>,
+    /// Which document defines which resource, with or without errors.
+    pub(crate) named: Vec<(usize, Arc<str>)>,
 }
 
 /// Group and version of the kinds that are this gateway's own.
@@ -297,6 +299,9 @@ fn read(
     }
     let lists = resources;
     lists.count += 1;
+    lists
+        .named
+        .push((meta.origin.document, Arc::clone(&meta.origin.resource)));
     let refused = &mut lists.refused;
     match kind {
         "Gateway" => keep(&mut lists.gateways, refused, meta, before, report, |_, _| {

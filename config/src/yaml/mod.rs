@@ -16,6 +16,7 @@ use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
+use std::ops::Range;
 
 /// Largest document in bytes. Etcd holds objects up to 1.5 MiB.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 4 << 20;
@@ -278,6 +279,8 @@ pub(crate) struct Document<'a> {
     pub(crate) line: usize,
     /// Characters of its first line before it.
     pub(crate) column: usize,
+    /// Bytes of the file that it takes.
+    pub(crate) span: Range<usize>,
     /// Its value.
     pub(crate) node: Node,
 }
@@ -292,6 +295,8 @@ pub(crate) struct SyntaxError {
     pub(crate) help: Option<String>,
     /// Whether the document was repaired and is there all the same.
     pub(crate) repaired: bool,
+    /// Bytes of the file that the document takes.
+    pub(crate) span: Range<usize>,
 }
 
 /// A part of a file between `---` lines.
@@ -299,6 +304,8 @@ struct Chunk<'a> {
     text: &'a str,
     line: usize,
     column: usize,
+    /// Where it begins in the file, in bytes.
+    start: usize,
 }
 
 /// The document of a file that begins behind a line and column.
@@ -310,10 +317,16 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 }
 
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
-pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
+pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    for (number, chunk) in split(text).into_iter().enumerate() {
-        let Chunk { text, line, column } = chunk;
+    for (number, chunk) in split(file).into_iter().enumerate() {
+        let Chunk {
+            text,
+            line,
+            column,
+            start,
+        } = chunk;
+        let span = start..start + text.len();
         if number == DOCUMENTS_MAX {
             errors.push(SyntaxError {
                 code: "too-many",
@@ -322,6 +335,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 message: format!("a file has at most {DOCUMENTS_MAX} documents: the rest is not read"),
                 help: None,
                 repaired: false,
+                span: start..file.len(),
             });
             break;
         }
@@ -336,6 +350,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 ),
                 help: None,
                 repaired: false,
+                span,
             });
             continue;
         }
@@ -344,6 +359,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                 text: Cow::Borrowed(text),
                 line,
                 column,
+                span,
                 node,
             }),
             Err(fault) => {
@@ -356,6 +372,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                             text: Cow::Owned(text),
                             line,
                             column,
+                            span: span.clone(),
                             node,
                         })
                     }
@@ -373,6 +390,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                         message: format!("`{}` is not quoted: YAML reads a star as an alias", star.token),
                         help: Some(format!("quote it: \"{}\"", star.token)),
                         repaired: is_repaired,
+                        span: span.clone(),
                     })),
                     None => errors.push(SyntaxError {
                         code: fault.code,
@@ -381,6 +399,7 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
                         message: fault.message,
                         help: None,
                         repaired: false,
+                        span,
                     }),
                 }
             }
@@ -390,8 +409,9 @@ pub(crate) fn read<'a>(text: &'a str, lenient: bool) -> (Vec<Document<'a>>, Vec<
 }
 
 /// Splits a file at its `---` and `...` lines. No YAML content can look like one (YAML 1.2, 9.1.2).
-fn split(text: &str) -> Vec<Chunk<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+fn split(file: &str) -> Vec<Chunk<'_>> {
+    let text = file.strip_prefix('\u{feff}').unwrap_or(file);
+    let skipped = file.len() - text.len();
     let mut chunks = Vec::new();
     let mut chunk_start = 0;
     let (mut chunk_line, mut chunk_column) = (0, 0);
@@ -404,6 +424,7 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
                 text: text.get(chunk_start..at).unwrap_or(""),
                 line: chunk_line,
                 column: chunk_column,
+                start: skipped + chunk_start,
             });
             (chunk_start, chunk_line, chunk_column) = (at + 3, number, 3);
         }
@@ -413,6 +434,7 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
         text: text.get(chunk_start..).unwrap_or(""),
         line: chunk_line,
         column: chunk_column,
+        start: skipped + chunk_start,
     });
     // What holds only comments and directives is no document.
     chunks.retain(|chunk| {

@@ -50,6 +50,75 @@ impl Snapshot {
     }
 }
 
+/// How many parts of one kind came, changed and went with a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// New ones.
+    pub added: usize,
+    /// Those that are not what they were.
+    pub changed: usize,
+    /// Those that are gone.
+    pub removed: usize,
+}
+
+/// What a version changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Difference {
+    /// Ports.
+    pub listeners: Changes,
+    /// Virtual hosts, each on its port.
+    pub hosts: Changes,
+    /// Clusters.
+    pub clusters: Changes,
+}
+
+impl Snapshot {
+    /// What this version changes of one that it shares its parts with ([`Self::share_with`]).
+    pub fn difference(&self, before: &Self) -> Difference {
+        let listeners = |snapshot: &Self| {
+            let parts = snapshot.listeners.iter();
+            parts
+                .map(|listener| (listener.key.clone(), Arc::as_ptr(listener)))
+                .collect()
+        };
+        let hosts = |snapshot: &Self| {
+            let tables = snapshot
+                .listeners
+                .iter()
+                .flat_map(|listener| listener.tables.iter().map(move |table| (listener, table)));
+            let hosts = tables.flat_map(|(listener, table)| {
+                let hosts = table.virtual_hosts().iter();
+                hosts.map(move |host| ((listener.key.clone(), host.name.clone()), Arc::as_ptr(host)))
+            });
+            hosts.collect()
+        };
+        let clusters = |snapshot: &Self| {
+            let parts = snapshot.clusters.iter();
+            parts
+                .map(|(key, spec)| (key.clone(), Arc::as_ptr(spec)))
+                .collect()
+        };
+        Difference {
+            listeners: changes(&listeners(before), &listeners(self)),
+            hosts: changes(&hosts(before), &hosts(self)),
+            clusters: changes(&clusters(before), &clusters(self)),
+        }
+    }
+}
+
+fn changes<K: Hash + Eq, T>(before: &HashMap<K, *const T>, after: &HashMap<K, *const T>) -> Changes {
+    let mut changes = Changes::default();
+    for (key, part) in after {
+        match before.get(key) {
+            None => changes.added += 1,
+            Some(known) if known != part => changes.changed += 1,
+            Some(_) => {}
+        }
+    }
+    changes.removed = before.keys().filter(|key| !after.contains_key(*key)).count();
+    changes
+}
+
 fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
     let known: HashMap<u64, &Arc<VirtualHost>> = before
         .tables

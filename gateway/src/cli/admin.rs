@@ -27,25 +27,39 @@ pub(super) struct Args {
     pub(super) output: super::check::Output,
 }
 
-/// Asks the admin API, which answers in HTTP/1.0 when it is asked in it: a body that ends with the connection.
+/// GET.
 pub(super) fn get(admin: &AdminAddress, path: &str) -> Result<String> {
+    ask("GET", admin, path, PATIENCE)
+}
+
+/// Asks the admin API, which answers in HTTP/1.0 when it is asked in it: a body that ends with the connection.
+pub(super) fn ask(method: &str, admin: &AdminAddress, path: &str, patience: Duration) -> Result<String> {
     let nobody = || format!("no gateway answers at {admin}: name its admin address with --admin");
     match admin {
         AdminAddress::Tcp(address) => {
             let stream = TcpStream::connect_timeout(address, PATIENCE).with_context(nobody)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            exchange(stream, &address.to_string(), admin, path)
+            stream.set_read_timeout(Some(patience))?;
+            exchange(stream, method, &address.to_string(), admin, path)
         }
         AdminAddress::Unix(socket) => {
             let stream = UnixStream::connect(socket).with_context(nobody)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            exchange(stream, "localhost", admin, path)
+            stream.set_read_timeout(Some(patience))?;
+            exchange(stream, method, "localhost", admin, path)
         }
     }
 }
 
-fn exchange(mut stream: impl Read + Write, host: &str, admin: &AdminAddress, path: &str) -> Result<String> {
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {host}\r\n\r\n")?;
+fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    host: &str,
+    admin: &AdminAddress,
+    path: &str,
+) -> Result<String> {
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream
         .read_to_string(&mut answer)

@@ -4,6 +4,7 @@ mod admin;
 mod check;
 mod explain;
 mod help;
+mod reload;
 mod screen;
 mod secrets;
 mod tables;
@@ -44,6 +45,12 @@ enum Command {
                             isthmus check -f ./resources -o json"
     )]
     Check(check::Args),
+    /// Have a running gateway load its files again, and say what became of them.
+    #[command(
+        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
+                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
+    )]
+    Reload(admin::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(admin::Args),
@@ -231,7 +238,11 @@ struct RunArgs {
     /// Peers that are believed when they say who their client is (PROXY protocol) [default: loopback].
     #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
     trusted_cidr: Option<TrustedRanges>,
-    /// Written once traffic is accepted: the addresses, as JSON.
+    /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves
+    /// what was served before.
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Written once traffic is accepted, and when ports come or go: the addresses, as JSON.
     #[arg(long, value_name = "FILE", env = "ISTHMUS_READY_FILE")]
     ready_file: Option<PathBuf>,
 }
@@ -244,6 +255,7 @@ impl RunArgs {
             mesh_config: self.resources.mesh_config.clone(),
             settings: self.resources.settings.clone(),
             credentials: self.resources.credentials.clone(),
+            state_dir: self.state_dir.clone(),
             trusted: self.trusted_cidr.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
@@ -323,6 +335,7 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => return check::run(&args),
+        Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Listeners(args) => return tables::run(&args, tables::What::Listeners),
         Command::Routes(args) => return tables::run_routes(&args),

@@ -84,7 +84,7 @@ async fn serve(what: &'static str, address: SocketAddr, router: Router) -> Resul
 
 pub(super) async fn serve_status(address: SocketAddr, events: Events) -> Result<SocketAddr, StartError> {
     let router = Router::new()
-        .route("/healthz/ready", get(ready))
+        .route("/healthz/ready", get(healthz))
         .route("/healthz/live", get(|| async { "live\n" }))
         .with_state(events);
     serve("status", address, router).await
@@ -109,6 +109,8 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
         .route("/stats", get(prometheus))
         .route("/stats/prometheus", get(prometheus))
         .route("/ready", get(ready))
+        .route("/configuration", get(configuration))
+        .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
         .with_state(events);
     match address {
@@ -136,9 +138,9 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
 }
 
 async fn index() -> &'static str {
-    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /status\n\
-     GET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE][&port=PORT][&gateway=NAMESPACE/NAME][&sni=NAME][&source=IP]\nGET  /stats/prometheus\nGET  /ready\n\
-     POST /drain_listeners\n"
+    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
+     GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
+     [&sni=NAME][&source=IP]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -162,10 +164,33 @@ fn json(text: String) -> Response {
 }
 
 async fn ready(State(events): State<Events>) -> Response {
-    match text(&events, Request::Ready).await.as_deref() {
-        Some("ready") => "ready\n".into_response(),
+    match text(&events, Request::Ready).await {
+        Some(detail) if !detail.is_empty() => format!("{detail}\n").into_response(),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response(),
     }
+}
+
+/// The same for load balancers, who are told no details.
+async fn healthz(State(events): State<Events>) -> Response {
+    match text(&events, Request::Ready).await {
+        Some(detail) if !detail.is_empty() => "ready\n".into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response(),
+    }
+}
+
+async fn configuration(State(events): State<Events>) -> Response {
+    text(&events, Request::Status).await.map_or_else(ending, json)
+}
+
+async fn reload(State(events): State<Events>, headers: HeaderMap) -> Response {
+    if let Some(refused) = refuse_browsers(&headers) {
+        return refused;
+    }
+    let (answer, answered) = oneshot::channel();
+    if events.send(Event::Reload(answer)).await.is_err() {
+        return ending();
+    }
+    answered.await.map_or_else(|_| ending(), json)
 }
 
 async fn prometheus(State(events): State<Events>) -> Response {
@@ -210,7 +235,7 @@ async fn status(State(events): State<Events>) -> Response {
     let Some(collected) = collect(&events).await else {
         return ending();
     };
-    text(&events, Request::Status(collected.gauges))
+    text(&events, Request::Process(collected.gauges))
         .await
         .map_or_else(ending, json)
 }

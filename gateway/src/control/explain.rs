@@ -3,11 +3,24 @@
 use super::{Control, Life};
 use crate::io::clock;
 use crate::mailbox::ClusterView;
+use isthmus_config::diagnostic::Diagnostic;
 use isthmus_config::explain::{Asked, Explanation, Known};
+use isthmus_config::{Origins, Source};
 use isthmus_core::snapshot::Snapshot;
 use isthmus_core::stats::Gauges;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// What a snapshot was made from: kept so that decisions can be explained.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The texts that were compiled.
+    pub(super) sources: Vec<Source>,
+    /// Where in them the parts of the snapshot are.
+    pub(super) origins: Origins,
+    /// What there was to say about them.
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
 
 impl Control {
     /// Explains a request by the published snapshot. A port that a listener was bound to in the place of a Gateway's is
@@ -37,7 +50,7 @@ impl Control {
     }
 
     /// `/status`.
-    pub(super) fn report_status(&self, gauges: &Gauges) -> String {
+    pub(super) fn report_process(&self, gauges: &Gauges) -> String {
         let state = match self.life {
             Life::Starting => "starting",
             Life::Serving if self.listeners_drained => "listeners drained",

@@ -2,7 +2,8 @@
 
 use crate::io::clock;
 use crate::mailbox::TlsSet;
-use crate::tls::{CertificateInfo, Store};
+use crate::tls::{CertificateInfo, Refreshed, Store};
+use isthmus_config::Secrets;
 use isthmus_core::snapshot::Snapshot;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,16 +35,46 @@ impl Keys {
         &self.store
     }
 
-    /// The keys of a version; what is wrong with them is logged.
-    pub(super) fn load(&mut self, snapshot: &Snapshot) -> Arc<TlsSet> {
-        self.store.load(snapshot, clock::wall());
+    /// The keys of a version; what is wrong with them is logged. A Secret whose new values cannot be used keeps those
+    /// before them.
+    pub(super) fn load(&mut self, snapshot: &Snapshot, secrets: Option<Secrets>) -> Arc<TlsSet> {
+        let now = clock::wall();
+        if let Some(secrets) = secrets {
+            let found = self.store.replace_secrets(secrets, now);
+            self.take(found);
+        }
+        self.store.load(snapshot, now);
         for error in self.store.errors() {
-            tracing::error!(%error, "keys cannot be loaded: the hosts that need them are refused");
+            tracing::error!(%error, "keys cannot be loaded: the hosts that need them are refused, unless there were others before");
         }
         for warning in self.store.warnings() {
             tracing::warn!(%warning, "keys are used nonetheless");
         }
         Arc::new(self.store.set())
+    }
+
+    /// Notes what a look has brought; answers whether shards must be told.
+    fn take(&mut self, found: Refreshed) -> bool {
+        for error in &found.errors {
+            tracing::error!(%error, "changed keys cannot be loaded: those before them are kept");
+        }
+        if found.is_new {
+            self.number += 1;
+            let number = self.number;
+            self.coming
+                .extend(found.live.into_iter().map(|info| (number, info)));
+        }
+        found.is_new
+    }
+
+    /// Counts changes.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The number of the last change, and its keys: what shards are told.
+    pub(super) fn last_change(&self) -> (u64, Arc<TlsSet>) {
+        (self.number, Arc::new(self.store.set()))
     }
 
     /// Looks at the files, if it is time to; answers keys that are new.
@@ -57,17 +88,7 @@ impl Keys {
         }
         self.looked = Some(now);
         let found = self.store.refresh(clock::wall());
-        for error in &found.errors {
-            tracing::error!(%error, "changed keys cannot be loaded: those before them are kept");
-        }
-        if !found.is_new {
-            return None;
-        }
-        self.number += 1;
-        let number = self.number;
-        self.coming
-            .extend(found.live.into_iter().map(|info| (number, info)));
-        Some((number, Arc::new(self.store.set())))
+        self.take(found).then(|| self.last_change())
     }
 
     /// All shards have taken this change over.

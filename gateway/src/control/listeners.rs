@@ -87,14 +87,15 @@ impl Listeners {
         }
     }
 
-    /// Opens what the snapshot has and is not open yet; answers for each shard its sockets. A listener that is gone is
-    /// forgotten: its sockets are the shards'.
+    /// Opens what the snapshot has and is not open yet; answers for each shard its sockets, and why ports could not be
+    /// opened. A listener that is gone is forgotten: its sockets are the shards'.
     pub(super) fn open(
         &mut self,
         snapshot: &Snapshot,
         shards: usize,
-    ) -> Result<Vec<Vec<(ListenerKey, OwnedFd)>>, ListenerError> {
+    ) -> (Vec<Vec<(ListenerKey, OwnedFd)>>, Vec<ListenerError>) {
         let mut sockets: Vec<Vec<(ListenerKey, OwnedFd)>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut failed = Vec::new();
         self.open
             .retain(|key, _| snapshot.listeners.iter().any(|listener| listener.key == *key));
         for listener in &snapshot.listeners {
@@ -102,37 +103,57 @@ impl Listeners {
             if self.open.contains_key(key) {
                 continue;
             }
-            let address = SocketAddr::new(
-                key.bind.unwrap_or(self.bind_address),
-                self.port_map.port(key.port),
-            );
-            let (address, bound) = bind(address, shards).map_err(|error| {
-                let mend = match error.kind() {
-                    std::io::ErrorKind::AddrInUse => {
-                        "something else listens there: end it, or give another port with --port-map"
+            match self.open_one(key, shards) {
+                Ok((address, bound)) => {
+                    for (of_shard, socket) in sockets.iter_mut().zip(bound) {
+                        of_shard.push((key.clone(), socket));
                     }
-                    std::io::ErrorKind::PermissionDenied => {
-                        "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or give another port with --port-map"
-                    }
-                    std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
-                    _ => "give another address with --bind-address, or another port with --port-map",
-                };
-                ListenerError::Port { port: key.port, address, error, mend }
-            })?;
-            for (of_shard, socket) in sockets.iter_mut().zip(bound) {
-                if let Some(name) = &self.congestion_control.0 {
-                    socket::set_congestion_control(&socket, name).map_err(|error| {
-                        ListenerError::CongestionControl {
-                            name: name.clone(),
-                            error,
-                        }
-                    })?;
+                    self.open.insert(key.clone(), address);
                 }
-                of_shard.push((key.clone(), socket));
+                Err(error) => failed.push(error),
             }
-            self.open.insert(key.clone(), address);
         }
-        Ok(sockets)
+        (sockets, failed)
+    }
+
+    fn open_one(
+        &self,
+        key: &ListenerKey,
+        shards: usize,
+    ) -> Result<(SocketAddr, Vec<OwnedFd>), ListenerError> {
+        let address = SocketAddr::new(
+            key.bind.unwrap_or(self.bind_address),
+            self.port_map.port(key.port),
+        );
+        let (address, bound) = bind(address, shards).map_err(|error| {
+            let mend = match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    "something else listens there: end it, or give another port with --port-map"
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or give another port with --port-map"
+                }
+                std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+                _ => "give another address with --bind-address, or another port with --port-map",
+            };
+            ListenerError::Port {
+                port: key.port,
+                address,
+                error,
+                mend,
+            }
+        })?;
+        if let Some(name) = &self.congestion_control.0 {
+            for socket in &bound {
+                socket::set_congestion_control(socket, name).map_err(|error| {
+                    ListenerError::CongestionControl {
+                        name: name.clone(),
+                        error,
+                    }
+                })?;
+            }
+        }
+        Ok((address, bound))
     }
 
     /// Ports of the port map that no open listener has.

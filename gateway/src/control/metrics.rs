@@ -3,6 +3,7 @@
 //! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
 //! histograms, and feeding those to the facade would mean one call for each request that there was.
 
+use super::source::Times;
 use crate::tls::Store;
 use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
@@ -12,7 +13,7 @@ use isthmus_core::stats::{Answer, Gauges, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Istio's buckets of request duration, in milliseconds.
 const DURATION_MS: [f64; 19] = [
@@ -158,6 +159,39 @@ impl Metrics {
     pub(super) fn count_stall(&self) {
         metrics::with_local_recorder(&self.recorder, || {
             metrics::counter!("isthmus_shard_stalls_total").increment(1)
+        });
+    }
+
+    /// Counts a look at the configuration by what came of it.
+    pub(super) fn count_reload(&self, result: &'static str) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_counter!(
+                "isthmus_config_reloads_total",
+                "Looks at the configuration, by result"
+            );
+            metrics::counter!("isthmus_config_reloads_total", "result" => result).increment(1);
+        });
+    }
+
+    /// Notes how long the stages of the last version took.
+    pub(super) fn set_stages(&self, times: Times, publish: Duration) {
+        let stages = [
+            ("read", times.read),
+            ("compile", times.compile),
+            ("publish", publish),
+        ];
+        metrics::with_local_recorder(&self.recorder, || {
+            for (stage, time) in stages {
+                metrics::gauge!("isthmus_config_stage_seconds", "stage" => stage).set(time.as_secs_f64());
+            }
+        });
+    }
+
+    /// Notes how many documents stay behind, and how many ports could not be opened.
+    pub(super) fn set_left_behind(&self, documents: usize, ports: usize) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::gauge!("isthmus_config_quarantined_documents").set(documents as f64);
+            metrics::gauge!("isthmus_config_failed_ports").set(ports as f64);
         });
     }
 

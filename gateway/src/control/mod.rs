@@ -5,33 +5,42 @@
 //! shards. It never waits for a shard: it asks, and goes on when the answer comes.
 
 mod admin;
+mod configuration;
 mod explain;
 mod keys;
 mod listeners;
 mod metrics;
 mod publish;
 mod report;
+mod source;
 
 pub use admin::AdminAddress;
 pub use listeners::{ListenerError, PortMap};
 pub use metrics::Metrics;
+pub use source::Files;
 
 use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
-use crate::mailbox::{ClusterView, Inbox, Outbox, ToControl, ToShard};
+use crate::mailbox::{ClusterView, Inbox, Outbox, TlsSet, ToControl, ToShard};
 use crate::tls::Store;
-use isthmus_config::diagnostic::Diagnostic;
+use configuration::Configuration;
+use explain::Written;
+use isthmus_config::Secrets;
+use isthmus_config::diagnostic::Severity;
 use isthmus_config::explain::{Asked, Explanation};
-use isthmus_config::{Origins, Source};
+use isthmus_config::keep::Outcome;
 use isthmus_core::limits::Settings;
-use isthmus_core::snapshot::Snapshot;
+use isthmus_core::listener::ListenerKey;
+use isthmus_core::snapshot::{Changes, Difference, Snapshot};
 use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
 use listeners::Listeners;
 use publish::Publisher;
+use source::{Answer, Loaded, Set, Watch};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -111,28 +120,6 @@ pub enum StartError {
     Io(#[from] std::io::Error),
 }
 
-/// What is to be executed.
-#[derive(Debug)]
-pub struct Configuration {
-    /// As shards execute it.
-    pub snapshot: Snapshot,
-    /// As it was written.
-    pub written: Written,
-    /// The process's settings.
-    pub settings: Settings,
-}
-
-/// What a snapshot was made from: kept so that decisions can be explained.
-#[derive(Debug)]
-pub struct Written {
-    /// The files.
-    pub sources: Vec<Source>,
-    /// Where in them the parts of the snapshot are.
-    pub origins: Origins,
-    /// What there was to say about them.
-    pub diagnostics: Vec<Diagnostic>,
-}
-
 /// What one collection of counters brought.
 struct Collected {
     gauges: Gauges,
@@ -145,6 +132,12 @@ enum Event {
     Text(Request, oneshot::Sender<String>),
     Explain(Box<Asked>, oneshot::Sender<Box<Explanation>>),
     DrainListeners(oneshot::Sender<()>),
+    /// The files were looked at; who asked for it wants to know what came of it.
+    Loaded(Loaded, Vec<Answer>),
+    /// The ready file cannot be written.
+    ReadyFailed(String),
+    /// Somebody asks for a look.
+    Reload(Answer),
     Signal(Signal),
 }
 
@@ -154,8 +147,9 @@ enum Request {
     Listeners,
     ConfigDump,
     Certificates,
-    Status(Gauges),
     Ready,
+    Status,
+    Process(Gauges),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -202,6 +196,9 @@ struct Control {
     listeners: Listeners,
     publisher: Publisher,
     keys: Keys,
+    configuration: Configuration,
+    /// None when the resources do not come from files.
+    watch: Option<Watch>,
     metrics: Metrics,
     log: access_log::Writer,
     life: Life,
@@ -209,9 +206,13 @@ struct Control {
     ended: Ended,
     addresses: Addresses,
     listeners_drained: bool,
+    /// What the published snapshot was made from.
     written: Written,
     settings: Settings,
     began: Instant,
+    events: mpsc::Sender<Event>,
+    /// Writes the ready file.
+    ready_written: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[derive(Debug, Clone)]
@@ -225,7 +226,8 @@ struct Addresses {
 /// local task set of a current-thread runtime.
 pub async fn run(
     options: Options,
-    configuration: Configuration,
+    settings: Settings,
+    (outcome, files): (Outcome, Option<Files>),
     keys: Store,
     links: Vec<ShardLink>,
     metrics: Metrics,
@@ -259,8 +261,11 @@ pub async fn run(
         });
     }
     spawn_signals(&events)?;
+    let watch = files
+        .map(|files| Watch::start(files, events.clone()))
+        .transpose()?;
     let keys = Keys::new(keys);
-    let congestion_control = &configuration.settings.congestion_control;
+    let congestion_control = &settings.congestion_control;
     let listeners = Listeners::new(
         options.bind_address,
         options.port_map.clone(),
@@ -275,6 +280,8 @@ pub async fn run(
         listeners,
         publisher: Publisher::default(),
         keys,
+        configuration: Configuration::default(),
+        watch,
         metrics,
         log,
         life: Life::Starting,
@@ -282,11 +289,22 @@ pub async fn run(
         ended: Ended::Asked,
         addresses,
         listeners_drained: false,
-        written: configuration.written,
-        settings: configuration.settings,
+        events,
+        ready_written: None,
+        written: Written {
+            sources: outcome.sources,
+            origins: outcome.compiled.origins,
+            diagnostics: outcome.diagnostics,
+        },
+        settings,
         began: clock::now(),
     };
-    control.publish(configuration.snapshot)?;
+    let quarantined = outcome.quarantined;
+    let failed = control.publish(outcome.compiled.snapshot, None);
+    if let Some(error) = failed.into_iter().next() {
+        return Err(error.into());
+    }
+    control.configuration.quarantine(quarantined);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while control.life != Life::Over {
@@ -319,20 +337,143 @@ fn spawn_signals(events: &mpsc::Sender<Event>) -> std::io::Result<()> {
 }
 
 impl Control {
-    fn publish(&mut self, snapshot: Snapshot) -> Result<(), ListenerError> {
-        let mut sockets = self.listeners.open(&snapshot, self.shards.len())?;
-        let tls = self.keys.load(&snapshot);
+    /// Hands a version to the shards. Answers the ports that could not be opened: the rest is served without them.
+    fn publish(&mut self, snapshot: Snapshot, secrets: Option<Secrets>) -> Vec<ListenerError> {
+        let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
+        let tls = self.keys.load(&snapshot, secrets);
+        self.send_version(snapshot, sockets, &tls);
+        failed
+    }
+
+    fn send_version(
+        &mut self,
+        snapshot: Snapshot,
+        mut sockets: Vec<Vec<(ListenerKey, OwnedFd)>>,
+        tls: &Arc<TlsSet>,
+    ) {
         self.metrics.set_clusters(&snapshot.clusters);
-        let publication = self.publisher.publish(snapshot);
+        let (publication, difference) = self.publisher.publish(snapshot);
+        let version = publication.snapshot.version;
+        self.configuration
+            .published(version, difference, self.keys.number(), clock::now());
         for (index, shard) in self.shards.iter_mut().enumerate() {
             let sockets = sockets.get_mut(index).map(std::mem::take).unwrap_or_default();
             shard.outbox.send(ToShard::Apply {
                 publication: Arc::clone(&publication),
-                tls: Arc::clone(&tls),
+                tls: Arc::clone(tls),
                 sockets,
             });
         }
-        Ok(())
+    }
+
+    /// Applies what the files say now.
+    fn take_load(&mut self, loaded: Loaded, answers: Vec<Answer>) {
+        let set = match loaded {
+            Loaded::Set(set) => set,
+            Loaded::Unchanged => {
+                self.metrics.count_reload("unchanged");
+                return self.configuration.answer(answers);
+            }
+            Loaded::Unreadable(error) => {
+                tracing::error!(
+                    error,
+                    "the files cannot be read: the configuration stays as it is"
+                );
+                self.metrics.count_reload("failed");
+                self.configuration.unreadable(error);
+                return self.configuration.answer(answers);
+            }
+        };
+        let Set { outcome, times } = *set;
+        for found in outcome
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == Severity::Error)
+        {
+            tracing::error!("{found}");
+        }
+        for held in &outcome.quarantined {
+            tracing::error!(
+                resources = held.resources.join(", "),
+                file = held.file,
+                line = held.line,
+                column = held.column,
+                serves_last = held.serves_last,
+                "a document stays behind: {}",
+                held.reason
+            );
+        }
+        let result = if outcome.quarantined.is_empty() {
+            "applied"
+        } else {
+            "degraded"
+        };
+        self.metrics.count_reload(result);
+        self.configuration.loaded(times, answers);
+        self.configuration.quarantine(outcome.quarantined);
+        self.written = Written {
+            sources: outcome.sources,
+            origins: outcome.compiled.origins,
+            diagnostics: outcome.diagnostics,
+        };
+        let failed = self.publish(outcome.compiled.snapshot, Some(outcome.compiled.secrets));
+        self.ports_failed(&failed);
+    }
+
+    fn ports_failed(&mut self, failed: &[ListenerError]) {
+        for error in failed {
+            tracing::error!(%error, "everything else is served; the port is tried again");
+        }
+        self.configuration
+            .ports(failed.iter().map(ToString::to_string).collect());
+    }
+
+    /// Tries again to open the ports that could not be opened.
+    fn retry_ports(&mut self, now: Instant) {
+        if !self.configuration.is_retry_due(now) {
+            return;
+        }
+        let Some(current) = self.publisher.current() else {
+            return;
+        };
+        let snapshot = current.snapshot.clone();
+        let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
+        if sockets.iter().any(|sockets| !sockets.is_empty()) {
+            let (_, tls) = self.keys.last_change();
+            self.send_version(snapshot, sockets, &tls);
+        }
+        self.configuration
+            .ports(failed.iter().map(ToString::to_string).collect());
+    }
+
+    /// A version is served by every shard.
+    fn applied(&mut self, version: u64) {
+        let Some(applied) = self.configuration.applied(version, clock::now()) else {
+            return;
+        };
+        self.keys.secured(applied.keys);
+        if self.life == Life::Starting {
+            return self.announce();
+        }
+        let Difference {
+            listeners,
+            hosts,
+            clusters,
+        } = applied.difference;
+        tracing::info!(
+            version,
+            listeners = %applied.counts(listeners),
+            hosts = %applied.counts(hosts),
+            clusters = %applied.counts(clusters),
+            read_ms = applied.times.read.as_millis(),
+            compile_ms = applied.times.compile.as_millis(),
+            publish_ms = applied.publish.as_millis(),
+            "the configuration is applied"
+        );
+        self.metrics.set_stages(applied.times, applied.publish);
+        if listeners != Changes::default() {
+            self.write_ready_file();
+        }
     }
 
     /// Looks after keys, and hands those that are new to the shards.
@@ -357,11 +498,16 @@ impl Control {
                     Request::Listeners => report::listeners(&self.listeners),
                     Request::ConfigDump => report::config_dump(self.publisher.current()),
                     Request::Certificates => report::certificates(self.keys.store()),
-                    Request::Status(gauges) => self.report_status(&gauges),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
-                        if serves { "ready" } else { "" }.to_owned()
+                        if serves {
+                            self.configuration.readiness()
+                        } else {
+                            String::new()
+                        }
                     }
+                    Request::Status => self.configuration.status().to_string(),
+                    Request::Process(gauges) => self.report_process(&gauges),
                 };
                 let _asker_gone = answer.send(text);
             }
@@ -376,6 +522,16 @@ impl Control {
                 self.drain_shards(true);
                 let _asker_gone = answer.send(());
             }
+            Event::Loaded(loaded, answers) => self.take_load(loaded, answers),
+            // Whoever waits for it would wait for ever.
+            Event::ReadyFailed(text) => {
+                self.ended = Ended::Environment(text);
+                self.life = Life::Over;
+            }
+            Event::Reload(answer) => match &self.watch {
+                Some(watch) => watch.reload(Some(answer)),
+                None => self.configuration.answer(vec![answer]),
+            },
             Event::Signal(signal) => self.handle_signal(signal),
         }
     }
@@ -390,8 +546,8 @@ impl Control {
                     .publisher
                     .current()
                     .map_or(0, |publication| publication.snapshot.version);
-                if self.life == Life::Starting && self.shards.iter().all(|shard| shard.applied >= current) {
-                    self.announce();
+                if self.shards.iter().all(|shard| shard.applied >= current) {
+                    self.applied(current);
                 }
             }
             ToControl::Secured { number } => {
@@ -452,6 +608,10 @@ impl Control {
             metrics = %self.addresses.metrics,
             "serving"
         );
+        self.write_ready_file();
+    }
+
+    fn write_ready_file(&mut self) {
         if let Some(path) = self.options.ready_file.clone() {
             let addresses = self.addresses.clone();
             let ready = report::ready_file(
@@ -460,12 +620,20 @@ impl Control {
                 addresses.status,
                 addresses.metrics,
             );
-            if let Err(error) = write_whole(&path, &ready) {
-                // Whoever waits for it would wait for ever.
-                let text = format!("the ready file {} cannot be written: {error}", path.display());
-                self.ended = Ended::Environment(text);
-                self.life = Life::Over;
-            }
+            // A busy disk may take its time, and the process must not wait for it.
+            let before = self.ready_written.take();
+            let events = self.events.clone();
+            self.ready_written = Some(tokio::task::spawn_local(async move {
+                if let Some(before) = before {
+                    let _either_way = before.await;
+                }
+                let shown = path.clone();
+                let written = tokio::task::spawn_blocking(move || write_whole(&path, &ready)).await;
+                if let Ok(Err(error)) = written {
+                    let text = format!("the ready file {} cannot be written: {error}", shown.display());
+                    let _ended = events.send(Event::ReadyFailed(text)).await;
+                }
+            }));
         }
     }
 
@@ -523,6 +691,8 @@ impl Control {
     fn render_metrics(&self, gauges: &Gauges) -> String {
         let held = self.publisher.permits_held();
         self.metrics.set_certificates(self.keys.store());
+        let (documents, ports) = self.configuration.left_behind();
+        self.metrics.set_left_behind(documents, ports);
         let version = self
             .publisher
             .current()
@@ -550,8 +720,13 @@ impl Control {
                 self.life = Life::Over;
             }
             (Signal::Hangup, _) => {
-                tracing::warn!("HUP: configuration is read at start only; restart to change it");
                 self.log.reopen();
+                match &self.watch {
+                    Some(watch) => watch.reload(None),
+                    None => {
+                        tracing::warn!("the resources do not come from files: there is nothing to load again")
+                    }
+                }
             }
             (Signal::User1, _) => self.log.reopen(),
         }
@@ -582,6 +757,7 @@ impl Control {
             self.answer_collection();
         }
         self.refresh_keys();
+        self.retry_ports(now);
         for (index, shard) in self.shards.iter_mut().enumerate() {
             shard.outbox.flush();
             if shard.thread.is_finished() && self.life != Life::Over {

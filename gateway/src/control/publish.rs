@@ -3,7 +3,7 @@
 use crate::mailbox::Publication;
 use isthmus_core::name::ClusterMap;
 use isthmus_core::shared::ClusterShared;
-use isthmus_core::snapshot::Snapshot;
+use isthmus_core::snapshot::{Difference, Snapshot};
 use std::sync::Arc;
 
 /// What is published.
@@ -13,9 +13,16 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Makes a version of a snapshot. A cluster that was there before keeps its shared counts.
-    pub(super) fn publish(&mut self, mut snapshot: Snapshot) -> Arc<Publication> {
+    /// Makes a version of a snapshot, and tells what it changes. A cluster that was there before keeps its shared
+    /// counts, and what did not change is the same part as before.
+    pub(super) fn publish(&mut self, mut snapshot: Snapshot) -> (Arc<Publication>, Difference) {
         let before = self.current.take();
+        let nothing = Snapshot::default();
+        let known = before
+            .as_ref()
+            .map_or(&nothing, |publication| &publication.snapshot);
+        snapshot.share_with(known);
+        let difference = snapshot.difference(known);
         snapshot.version = before
             .as_ref()
             .map_or(1, |publication| publication.snapshot.version + 1);
@@ -33,7 +40,7 @@ impl Publisher {
         }
         let publication = Arc::new(Publication { snapshot, shared });
         self.current = Some(Arc::clone(&publication));
-        publication
+        (publication, difference)
     }
 
     /// The present version.

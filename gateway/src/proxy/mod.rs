@@ -11,6 +11,7 @@ mod upgrade;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
+use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
@@ -217,4 +218,6 @@ pub struct ListenerState {
     pub key: ListenerKey,
     /// The present version.
     pub serving: RefCell<Rc<Serving>>,
+    /// How far it is on its way out: with the process, or alone because no resource has it any more.
+    pub drain: Rc<Cell<Drain>>,
 }

@@ -125,7 +125,7 @@ fn serve_all(shard: &Rc<Shard>, state: &Rc<ListenerState>, accepted: &mut Vec<(O
         shard.context.stats.borrow_mut().counters.downstream_connections += 1;
         let counted = shard.accepting.count();
         let (context, state) = (Rc::clone(&shard.context), Rc::clone(state));
-        let drain = Rc::clone(&shard.drain);
+        let drain = Rc::clone(&state.drain);
         let stream = Stream::from_fd(fd);
         spawn::spawn(
             &shard.context.tasks,

@@ -19,14 +19,17 @@ use isthmus_core::random::Random;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a shard does what need not be done at once: looks at idle upstream connections.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How often the access log's batch is handed over at the latest, and retired versions and full mailboxes are looked at.
 const FLUSH: Duration = Duration::from_millis(100);
+/// How long the connections of a listener that is gone may wait for a request that announces their end, before those
+/// without one are closed: what a client sends at that moment is not lost.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What a shard is started with.
 pub struct Start {
@@ -58,8 +61,10 @@ struct Shard {
     outbox: RefCell<Outbox<ToControl>>,
     /// Versions that requests may still use; the last is the present one.
     publications: RefCell<Vec<Arc<Publication>>>,
-    drain: Rc<Cell<Drain>>,
+    drain: Cell<Drain>,
     drained_sent: Cell<bool>,
+    /// Listeners that no resource has any more, whose connections may still be there, and since when.
+    leaving: RefCell<Vec<(Weak<ListenerState>, Instant)>>,
 }
 
 /// Runs a shard until control says stop.
@@ -85,8 +90,9 @@ pub async fn run(start: Start, wheel: Wheel) {
         listeners: RefCell::default(),
         outbox: RefCell::new(start.outbox),
         publications: RefCell::default(),
-        drain: Rc::default(),
+        drain: Cell::default(),
         drained_sent: Cell::new(false),
+        leaving: RefCell::default(),
     });
     let housekeeping = Rc::clone(&shard);
     spawn::spawn(
@@ -156,6 +162,7 @@ impl Shard {
             let state = Rc::new(ListenerState {
                 key: key.clone(),
                 serving: RefCell::new(Rc::new(Serving::new(listener, tls, None))),
+                drain: Rc::new(Cell::new(self.drain.get())),
             });
             let guard = accept::start(self, bound, Rc::clone(&state));
             next.insert(
@@ -167,7 +174,7 @@ impl Shard {
             );
         }
         *self.listeners.borrow_mut() = next;
-        drop(before);
+        self.dismiss(before.into_values());
         self.publications.borrow_mut().push(Arc::clone(publication));
         self.send(ToControl::Applied {
             version: publication.snapshot.version,
@@ -209,12 +216,51 @@ impl Shard {
         });
     }
 
+    /// Stops accepting on listeners that are gone; their connections are told to end.
+    fn dismiss(&self, listeners: impl Iterator<Item = Listening>) {
+        let mut leaving = self.leaving.borrow_mut();
+        let now = clock::now();
+        for listening in listeners {
+            let state = &listening.state;
+            if state.drain.get() == Drain::No {
+                state.drain.set(Drain::Announced);
+            }
+            leaving.push((Rc::downgrade(state), now));
+        }
+    }
+
+    /// Closes what still waits on listeners that are gone since long.
+    fn close_dismissed(&self, now: Instant) {
+        let mut closed = false;
+        self.leaving.borrow_mut().retain(|(state, since)| {
+            let Some(state) = state.upgrade() else {
+                return false;
+            };
+            let is_over = now.saturating_duration_since(*since) >= FAREWELL;
+            if is_over {
+                state.drain.set(Drain::Closing);
+                closed = true;
+            }
+            !is_over
+        });
+        if closed {
+            self.context.wheel.wake_all();
+        }
+    }
+
     fn drain(&self, stop_accepting: bool) {
-        self.drain.set(if stop_accepting {
+        let drain = if stop_accepting {
             Drain::Closing
         } else {
             Drain::Announced
-        });
+        };
+        self.drain.set(drain);
+        for listening in self.listeners.borrow().values() {
+            listening.state.drain.set(drain);
+        }
+        for (state, _) in &*self.leaving.borrow() {
+            state.upgrade().inspect(|state| state.drain.set(drain));
+        }
         if stop_accepting {
             self.listeners.borrow_mut().clear();
         }
@@ -241,6 +287,7 @@ impl Shard {
             if now.saturating_duration_since(last) >= HOUSEKEEPING {
                 last = now;
                 self.context.clusters.sweep();
+                self.close_dismissed(now);
             }
         }
     }

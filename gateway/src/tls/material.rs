@@ -39,7 +39,7 @@ const CA_SUFFIX: &str = "-cacert";
 
 /// Where credentials are found.
 pub struct Credentials {
-    secrets: BTreeMap<CredentialName, BTreeMap<String, Vec<u8>>>,
+    pub(super) secrets: BTreeMap<CredentialName, BTreeMap<String, Vec<u8>>>,
     folder: Option<PathBuf>,
     /// Hundreds of certificates, read when they are first asked for.
     system: OnceLock<Result<Arc<RootCertStore>, String>>,

@@ -28,7 +28,7 @@ pub use fault::{MaterialError, MaterialWarning};
 pub use material::{Authorities, CertificateInfo, Credentials, Loaded};
 pub use peer::{PeerCertificate, describe_peer};
 pub use server::{ServerConfigBuilt, build_server};
-pub use store::Store;
+pub use store::{Refreshed, Store};
 
 use isthmus_core::tls::HandshakeFailure;
 use rustls::crypto::aws_lc_rs::Ticketer;

@@ -10,7 +10,7 @@ use isthmus_core::snapshot::Snapshot;
 use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTls};
 use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -109,15 +109,8 @@ impl Store {
         folder: Option<PathBuf>,
         ticketer: Arc<dyn ProducesTickets>,
     ) -> Self {
-        let secrets = secrets.into_iter().map(|((namespace, name), data)| {
-            let name = CredentialName {
-                namespace: namespace.into(),
-                name: name.into(),
-            };
-            (name, data)
-        });
         Self {
-            credentials: Credentials::new(secrets.collect(), folder.clone()),
+            credentials: Credentials::new(by_name(secrets), folder.clone()),
             folder,
             ticketer,
             servers: HashMap::new(),
@@ -154,16 +147,66 @@ impl Store {
         }
     }
 
+    /// Takes the Secrets of another version, and loads again what depends on those that changed.
+    pub fn replace_secrets(&mut self, secrets: isthmus_config::Secrets, now: SystemTime) -> Refreshed {
+        let secrets = by_name(secrets);
+        let before = &self.credentials.secrets;
+        let changed: HashSet<CredentialName> = before
+            .iter()
+            .filter(|(name, data)| secrets.get(*name) != Some(*data))
+            .chain(secrets.iter().filter(|(name, _)| !before.contains_key(*name)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if changed.is_empty() {
+            return Refreshed::default();
+        }
+        self.credentials = Credentials::new(secrets, self.folder.clone());
+        let asks = |name: &CredentialName| {
+            let authority = CredentialName {
+                namespace: name.namespace.clone(),
+                name: format!("{}-cacert", name.name).into(),
+            };
+            changed.contains(name) || changed.contains(&authority)
+        };
+        let concerns = |keys: &[KeySource], ca: Option<&CaSource>| {
+            let key = |key: &KeySource| matches!(key, KeySource::Credential(name) if asks(name));
+            keys.iter().any(key) || matches!(ca, Some(CaSource::Credential(name)) if asks(name))
+        };
+        let servers: Vec<Arc<ServerTls>> = self
+            .servers
+            .keys()
+            .filter(|policy| concerns(&policy.keys, policy.ca.as_ref()))
+            .cloned()
+            .collect();
+        let clients: Vec<Arc<ClientTls>> = self
+            .clients
+            .keys()
+            .filter(|policy| concerns(policy.key.as_slice(), Some(&policy.ca)))
+            .cloned()
+            .collect();
+        self.reload(servers, clients, now)
+    }
+
     /// Looks whether files have changed, and loads again what depends on them.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
+        let (servers, clients) = (changed(&self.servers), changed(&self.clients));
+        self.reload(servers, clients, now)
+    }
+
+    fn reload(
+        &mut self,
+        servers: Vec<Arc<ServerTls>>,
+        clients: Vec<Arc<ClientTls>>,
+        now: SystemTime,
+    ) -> Refreshed {
         let mut found = Refreshed::default();
-        for policy in changed(&self.servers) {
+        for policy in servers {
             let before = self.servers.remove(&policy);
             let entry = self.server(&policy, before, now);
             found.take(&entry);
             self.servers.insert(policy, entry);
         }
-        for policy in changed(&self.clients) {
+        for policy in clients {
             let before = self.clients.remove(&policy);
             let entry = self.client(&policy, before, now);
             found.take(&entry);
@@ -287,6 +330,17 @@ impl Store {
             paths.push(folder);
         }
     }
+}
+
+fn by_name(secrets: isthmus_config::Secrets) -> BTreeMap<CredentialName, BTreeMap<String, Vec<u8>>> {
+    let secrets = secrets.into_iter().map(|((namespace, name), data)| {
+        let name = CredentialName {
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        (name, data)
+    });
+    secrets.collect()
 }
 
 fn entry<C>(

@@ -1,0 +1,100 @@
+//! `isthmus reload`: has a running gateway load its files again, and says what became of them.
+
+use super::admin::{self, ask};
+use super::print;
+use anyhow::Result;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A hundred thousand routes take a while to compile.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(super) fn run(args: &admin::Args) -> ExitCode {
+    let shown = ask("POST", &args.admin, "/reload", PATIENCE).and_then(|text| {
+        let (shown, is_whole) = tell(&serde_json::from_str(&text)?)?;
+        Ok(match args.output {
+            super::check::Output::Json => (text + "\n", is_whole),
+            super::check::Output::Text => (shown, is_whole),
+        })
+    });
+    match shown {
+        Ok((text, is_whole)) => {
+            print(&text);
+            ExitCode::from(u8::from(!is_whole))
+        }
+        Err(error) => admin::failed(&error),
+    }
+}
+
+/// The answer in words, and whether everything is served as it is written.
+fn tell(status: &Value) -> Result<(String, bool)> {
+    let mut out = String::new();
+    let served = &status["served"];
+    writeln!(out, "version {} is served", served["version"])?;
+    for kind in ["listeners", "hosts", "clusters"] {
+        let changes = &served["changes"][kind];
+        writeln!(
+            out,
+            "{kind}: {} added, {} changed, {} removed",
+            changes["added"], changes["changed"], changes["removed"]
+        )?;
+    }
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    let mut is_whole = true;
+    for held in status["quarantined"].as_array().into_iter().flatten() {
+        is_whole = false;
+        let names: Vec<String> = held["resources"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect();
+        let served = match held["serves_last"].as_bool() {
+            Some(true) => "its last good version is served",
+            _ => "it is left out",
+        };
+        writeln!(
+            out,
+            "{}:{}:{}: {}: {}; {served}",
+            text(&held["file"]),
+            held["line"],
+            held["column"],
+            names.join(", "),
+            text(&held["reason"])
+        )?;
+    }
+    let ports = status["failed_ports"].as_array().into_iter().flatten();
+    for problem in ports
+        .chain(std::iter::once(&status["unreadable"]))
+        .filter_map(Value::as_str)
+    {
+        is_whole = false;
+        writeln!(out, "{problem}")?;
+    }
+    Ok((out, is_whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_behind_is_told_with_its_place() {
+        let none = serde_json::json!({"added": 0, "changed": 0, "removed": 0});
+        let status = serde_json::json!({
+            "served": {"version": 7, "changes": {"listeners": none, "hosts": {"added": 1, "changed": 2, "removed": 3}, "clusters": none}},
+            "quarantined": [{"resources": ["Gateway a/b"], "file": "x.yaml", "line": 3, "column": 5, "reason": "syntax: no", "serves_last": true}],
+            "failed_ports": [], "unreadable": null,
+        });
+        let (text, is_whole) = tell(&status).unwrap();
+        assert!(!is_whole);
+        assert_eq!(
+            text,
+            "version 7 is served\nlisteners: 0 added, 0 changed, 0 removed\nhosts: 1 added, 2 changed, 3 removed\n\
+             clusters: 0 added, 0 changed, 0 removed\n\
+             x.yaml:3:5: Gateway a/b: syntax: no; its last good version is served\n"
+        );
+    }
+}

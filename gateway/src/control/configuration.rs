@@ -1,0 +1,174 @@
+//! What control knows about the configuration that is served: its version, what stays behind, and who waits to hear.
+
+use super::source::{Answer, Times};
+use isthmus_config::keep::Quarantined;
+use isthmus_core::snapshot::{Changes, Difference};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How often a port that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Configuration {
+    quarantined: Vec<Quarantined>,
+    /// Why the files could not be read at the last look.
+    unreadable: Option<String>,
+    /// Ports that could not be opened, and why.
+    ports: Vec<String>,
+    tried: Option<Instant>,
+    times: Times,
+    /// The version that every shard serves.
+    served: Option<Applied>,
+    coming: Option<(Applied, Instant)>,
+    /// Who asked for a load, until its version is served.
+    waiting: Vec<Answer>,
+}
+
+/// A version on its way to the shards, or served.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Applied {
+    version: u64,
+    /// What it changed.
+    pub(super) difference: Difference,
+    /// The change of keys that it brought.
+    pub(super) keys: u64,
+    /// How long it took until it was compiled.
+    pub(super) times: Times,
+    /// How long it took then until every shard served it.
+    pub(super) publish: Duration,
+}
+
+impl Applied {
+    /// `+1 ~2 -3`.
+    pub(super) fn counts(&self, changes: Changes) -> String {
+        format!("+{} ~{} -{}", changes.added, changes.changed, changes.removed)
+    }
+}
+
+impl Configuration {
+    /// A load has brought a set.
+    pub(super) fn loaded(&mut self, times: Times, answers: Vec<Answer>) {
+        self.unreadable = None;
+        self.times = times;
+        self.waiting.extend(answers);
+    }
+
+    /// The files could not be read.
+    pub(super) fn unreadable(&mut self, error: String) {
+        self.unreadable = Some(error);
+    }
+
+    /// What stays behind now.
+    pub(super) fn quarantine(&mut self, quarantined: Vec<Quarantined>) {
+        self.quarantined = quarantined;
+    }
+
+    /// Which ports could not be opened.
+    pub(super) fn ports(&mut self, failed: Vec<String>) {
+        self.ports = failed;
+    }
+
+    /// Whether it is time to try the ports again that could not be opened.
+    pub(super) fn is_retry_due(&mut self, now: Instant) -> bool {
+        let since = |tried: Instant| now.saturating_duration_since(tried);
+        let is_due = !self.ports.is_empty() && self.tried.is_none_or(|tried| since(tried) >= RETRY);
+        if is_due {
+            self.tried = Some(now);
+        }
+        is_due
+    }
+
+    /// A version was handed to the shards.
+    pub(super) fn published(&mut self, version: u64, difference: Difference, keys: u64, now: Instant) {
+        let coming = Applied {
+            version,
+            difference,
+            keys,
+            times: self.times,
+            publish: Duration::ZERO,
+        };
+        self.coming = Some((coming, now));
+    }
+
+    /// Every shard serves a version. None when that is known already.
+    pub(super) fn applied(&mut self, version: u64, now: Instant) -> Option<Applied> {
+        let (mut applied, sent) = self.coming.take_if(|(coming, _)| coming.version == version)?;
+        applied.publish = now.saturating_duration_since(sent);
+        self.served = Some(applied);
+        let waiting = std::mem::take(&mut self.waiting);
+        self.answer(waiting);
+        Some(applied)
+    }
+
+    /// Tells those who asked.
+    pub(super) fn answer(&self, answers: Vec<Answer>) {
+        let status = self.status().to_string();
+        for answer in answers {
+            let _asker_gone = answer.send(status.clone());
+        }
+    }
+
+    /// Documents that stay behind, and ports that could not be opened.
+    pub(super) fn left_behind(&self) -> (usize, usize) {
+        (self.quarantined.len(), self.ports.len())
+    }
+
+    /// `ready`, and what is not as the files say.
+    pub(super) fn readiness(&self) -> String {
+        let mut text = "ready".to_owned();
+        let mut add = |line: String| {
+            text.push('\n');
+            text.push_str(&line);
+        };
+        for held in &self.quarantined {
+            let serves = if held.serves_last {
+                "its last good version is served"
+            } else {
+                "it is left out"
+            };
+            add(format!(
+                "degraded: {}:{}:{}: {}: {}; {serves}",
+                held.file,
+                held.line,
+                held.column,
+                held.resources.join(", "),
+                held.reason
+            ));
+        }
+        for port in &self.ports {
+            add(format!("degraded: {port}"));
+        }
+        if let Some(error) = &self.unreadable {
+            add(format!("degraded: {error}"));
+        }
+        text
+    }
+
+    /// `/configuration`.
+    pub(super) fn status(&self) -> Value {
+        let counts = |changes: Changes| json!({"added": changes.added, "changed": changes.changed, "removed": changes.removed});
+        let served = self.served.map(|served| {
+            json!({
+                "version": served.version,
+                "changes": {
+                    "listeners": counts(served.difference.listeners),
+                    "hosts": counts(served.difference.hosts),
+                    "clusters": counts(served.difference.clusters),
+                },
+                "seconds": {
+                    "read": served.times.read.as_secs_f64(),
+                    "compile": served.times.compile.as_secs_f64(),
+                    "publish": served.publish.as_secs_f64(),
+                },
+            })
+        });
+        json!({
+            "served": served,
+            "quarantined": self.quarantined,
+            "failed_ports": self.ports,
+            "unreadable": self.unreadable,
+        })
+    }
+}

@@ -1,0 +1,335 @@
+//! Files of resources, live: watched, read, compiled, and handed to control as a whole.
+//!
+//! A thread of its own does what takes long, so that neither shards nor the admin API wait for a compile. It looks when
+//! the kernel says that something has changed, when it is asked to, and from time to time by itself, because some file
+//! systems say nothing (NFS). A burst of changes is one look; what reads as it did before is not compiled. What control
+//! gets is the effective set ([`keep`]): documents without errors, and the last good versions of the others.
+
+use super::Event;
+use crate::io::clock;
+use isthmus_config::keep::{self, LastGood, Outcome};
+use isthmus_config::{Options, Source};
+use isthmus_core::snapshot::content_hash;
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use tokio::sync::{mpsc as events, oneshot};
+
+/// How long files must be quiet before they are read: an editor or a volume writes several at a time.
+const QUIET: Duration = Duration::from_millis(100);
+/// How long they are waited for at most.
+const QUIET_MAX: Duration = Duration::from_secs(1);
+/// How often files are looked at without being told that they changed.
+const POLL: Duration = Duration::from_secs(5);
+/// How often a file that vanished while it was read is tried again.
+const READS_MAX: usize = 3;
+/// The last good set, in the folder of `--state-dir`.
+const STATE_FILE: &str = "last-good.json";
+
+/// What a load has brought.
+#[derive(Debug)]
+pub(super) enum Loaded {
+    /// A set to apply.
+    Set(Box<Set>),
+    /// The files say what they said before.
+    Unchanged,
+    /// The files cannot be read.
+    Unreadable(String),
+}
+
+/// A set to apply.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub(super) outcome: Outcome,
+    pub(super) times: Times,
+}
+
+/// How long the stages of a load took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    pub(super) read: Duration,
+    pub(super) compile: Duration,
+}
+
+/// Who wants to hear what became of a load.
+pub(super) type Answer = oneshot::Sender<String>;
+
+enum Command {
+    /// Something may have changed.
+    Look,
+    /// Load whether or not anything has changed.
+    Reload(Option<Answer>),
+}
+
+/// Files of resources, and what was last applied of them.
+#[derive(Debug)]
+pub struct Files {
+    paths: Vec<PathBuf>,
+    options: Options,
+    state_dir: Option<PathBuf>,
+    last: LastGood,
+    content: u64,
+}
+
+impl Files {
+    /// Files that have not been read yet. With a folder for the state, the last good set is taken from there.
+    pub fn new(paths: Vec<PathBuf>, options: Options, state_dir: Option<PathBuf>) -> Self {
+        let last = state_dir.as_deref().map(read_state).unwrap_or_default();
+        Self {
+            paths,
+            options,
+            state_dir,
+            last,
+            content: 0,
+        }
+    }
+
+    /// Whether an earlier run has left a set that can stand in for what has errors.
+    pub fn has_last_good(&self) -> bool {
+        !self.last.is_empty()
+    }
+
+    /// Reads and compiles the files; answers also what was read.
+    pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
+        let sources = read(&self.paths)?;
+        self.content = content_of(&sources);
+        Ok((self.compile(sources.clone()), sources))
+    }
+
+    fn compile(&mut self, sources: Vec<Source>) -> Outcome {
+        let outcome = keep::compile(sources, &self.options, &self.last);
+        if outcome.last != self.last {
+            self.last = outcome.last.clone();
+        }
+        outcome
+    }
+
+    /// Keeps the set that is applied for a later start.
+    pub fn save(&self) {
+        let Some(folder) = &self.state_dir else { return };
+        if let Err(error) = write_state(folder, &self.last) {
+            tracing::error!(folder = %folder.display(), %error, "the last good configuration cannot be kept");
+        }
+    }
+
+    fn look(&mut self, forced: bool) -> Loaded {
+        let begun = clock::now();
+        let sources = match read(&self.paths) {
+            Ok(sources) => sources,
+            Err(error) => return Loaded::Unreadable(error.to_string()),
+        };
+        if sources.is_empty() && !self.last.is_empty() {
+            // A volume that is gone for a moment; who means it ends the process.
+            return Loaded::Unreadable("there is no file of resources any more".to_owned());
+        }
+        let content = content_of(&sources);
+        if content == self.content && !forced {
+            return Loaded::Unchanged;
+        }
+        self.content = content;
+        let read = clock::now();
+        let outcome = self.compile(sources);
+        Loaded::Set(Box::new(Set {
+            outcome,
+            times: Times {
+                read: read - begun,
+                compile: clock::now() - read,
+            },
+        }))
+    }
+}
+
+fn read(paths: &[PathBuf]) -> std::io::Result<Vec<Source>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match isthmus_config::read_paths(paths) {
+            // Replaced between the listing of its folder and its reading.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && tries < READS_MAX => {}
+            done => return done,
+        }
+    }
+}
+
+fn content_of(sources: &[Source]) -> u64 {
+    let texts: Vec<(&str, &str)> = sources
+        .iter()
+        .map(|source| (source.name.as_str(), source.text.as_str()))
+        .collect();
+    content_hash(&texts)
+}
+
+fn read_state(folder: &Path) -> LastGood {
+    let path = folder.join(STATE_FILE);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return LastGood::default(),
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "the last good configuration cannot be read");
+            return LastGood::default();
+        }
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "the last good configuration cannot be read");
+        LastGood::default()
+    })
+}
+
+/// Secrets are among the documents, so only the owner may read the file; a crash leaves the old one or the new one.
+fn write_state(folder: &Path, last: &LastGood) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let new = folder.join(format!("{STATE_FILE}.new"));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(&serde_json::to_vec(last)?)?;
+    file.sync_all()?;
+    std::fs::rename(&new, folder.join(STATE_FILE))
+}
+
+/// The thread that looks after the files.
+pub(super) struct Watch {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Watch {
+    /// Starts looking after files that have been loaded once.
+    pub(super) fn start(files: Files, events: events::Sender<Event>) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let tell = commands.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading is an event, too, and would lead to the next look.
+            let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
+            if event.is_ok_and(|event| event.kind.is_access() && event.kind != closed) {
+                return;
+            }
+            let _ended = tell.send(Command::Look);
+        });
+        let watcher = watcher
+            .inspect_err(|error| tracing::warn!(%error, poll = ?POLL, "changes of files are not told: they are polled for"))
+            .ok();
+        let watch = Self { commands };
+        std::thread::Builder::new()
+            .name("configuration".to_owned())
+            .spawn(move || look_after(files, watcher, &inbox, &events))?;
+        Ok(watch)
+    }
+
+    /// Loads the files again; who asks is answered once every shard has applied what came of it.
+    pub(super) fn reload(&self, answer: Option<Answer>) {
+        let _ended = self.commands.send(Command::Reload(answer));
+    }
+}
+
+fn look_after(
+    mut files: Files,
+    mut watcher: Option<notify::RecommendedWatcher>,
+    inbox: &mpsc::Receiver<Command>,
+    events: &events::Sender<Event>,
+) {
+    watch(&mut watcher, &files.paths);
+    let mut seen = stamps(&files.paths);
+    // A change between the first load and now.
+    let mut next = Some(Command::Look);
+    loop {
+        let command = match next.take() {
+            Some(command) => Ok(command),
+            None => inbox.recv_timeout(POLL),
+        };
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut forced = false;
+        match command {
+            Ok(Command::Look) => {}
+            Ok(Command::Reload(answer)) => {
+                forced = true;
+                answers.extend(answer);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let now = stamps(&files.paths);
+                if now == seen {
+                    continue;
+                }
+                // Nobody told: a folder that was watched may be another one now.
+                watch(&mut watcher, &files.paths);
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let begun = clock::now();
+        while !forced && clock::now() - begun < QUIET_MAX {
+            match inbox.recv_timeout(QUIET) {
+                Ok(Command::Look) => {}
+                Ok(Command::Reload(answer)) => {
+                    forced = true;
+                    answers.extend(answer);
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        seen = stamps(&files.paths);
+        let loaded = files.look(forced);
+        let is_set = matches!(loaded, Loaded::Set(_));
+        if events.blocking_send(Event::Loaded(loaded, answers)).is_err() {
+            return;
+        }
+        if is_set {
+            files.save();
+        }
+    }
+}
+
+fn watch(watcher: &mut Option<notify::RecommendedWatcher>, paths: &[PathBuf]) {
+    let Some(watcher) = watcher else { return };
+    for path in paths {
+        let (folder, mode) = if path.is_dir() {
+            (path.as_path(), RecursiveMode::Recursive)
+        } else {
+            // A file is replaced by another one of its name: only its folder hears of that.
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
+        };
+        if let Err(error) = watcher.watch(folder, mode) {
+            tracing::warn!(folder = %folder.display(), %error, poll = ?POLL, "changes here are not told: they are polled for");
+        }
+    }
+}
+
+/// What tells cheaply that a file is not what it was.
+fn stamps(paths: &[PathBuf]) -> u64 {
+    let mut found = Vec::new();
+    for path in paths {
+        collect_stamps(path, &mut found);
+    }
+    content_hash(&found)
+}
+
+fn collect_stamps(path: &Path, found: &mut Vec<(PathBuf, u64, u64, i64, i64)>) {
+    let Ok(data) = std::fs::metadata(path) else { return };
+    if !data.is_dir() {
+        let stamp = (
+            path.to_owned(),
+            data.ino(),
+            data.size(),
+            data.mtime(),
+            data.mtime_nsec(),
+        );
+        return found.push(stamp);
+    }
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if !(is_link && entry.path().is_dir()) {
+            collect_stamps(&entry.path(), found);
+        }
+    }
+    found.sort();
+}

@@ -10,6 +10,7 @@
 
 mod bookinfo;
 mod environment;
+mod explain;
 mod faults;
 mod framing;
 mod grpc;

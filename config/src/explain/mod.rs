@@ -10,6 +10,7 @@ mod asked;
 mod build;
 mod decide;
 mod documents;
+mod notes;
 mod text;
 
 pub use asked::{AskError, Asked, Scheme};

@@ -431,7 +431,7 @@ fn an_explanation_is_the_same_from_files_and_from_the_gateway_that_runs_them() {
     assert_eq!(from_gateway, from_files);
     // The port that the gateway took in the place of the Gateway's is as good as that.
     let real = format!("http://shop.example:{}/pot", gateway.address().port());
-    let found = parse(&run(0, &all(&live, &[&real, "-o", "json"])));
+    let found = parse(&run(0, &all(&live, &[real.as_str(), "-o", "json"])));
     assert_eq!(
         (&found["outcome"]["status"], &found["listener"]["port"]),
         (&418.into(), &80.into())

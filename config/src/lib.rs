@@ -13,6 +13,7 @@ mod analyze;
 mod compile;
 pub mod diagnostic;
 pub mod diff;
+pub mod explain;
 mod index;
 pub mod keep;
 pub mod mesh;
@@ -23,6 +24,7 @@ mod resource;
 mod sarif;
 pub mod settings;
 mod validate;
+pub mod view;
 mod yaml;
 
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};

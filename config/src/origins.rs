@@ -1,11 +1,12 @@
-//! Where the routes of a snapshot were written: a side table for whoever explains a decision, so that the snapshot
+//! Where the parts of a snapshot were written: a side table for whoever explains a decision, so that the snapshot
 //! itself, which shards hold, knows nothing of files.
 
-use crate::Source;
 use crate::diagnostic::{Diagnostic, Severity, code_of};
 use crate::report::{DocumentPlace, Origin};
 use crate::yaml::Path;
+use crate::{Options, Source};
 use isthmus_core::listener::ListenerKey;
+use isthmus_core::name::{ClusterMap, HostPattern};
 use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTls};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -29,10 +30,74 @@ pub(crate) struct RouteOrigin {
     pub(crate) own: RuleOrigin,
     /// The rule that delegates to it.
     pub(crate) root: Option<RuleOrigin>,
+    /// The Gateway that it was compiled for: [`ServerOrigin::gateway_at`].
+    pub(crate) gateway: usize,
 }
 
 /// By listener and table, virtual host and route.
 pub(crate) type RouteOrigins = HashMap<(ListenerKey, usize), Vec<Vec<RouteOrigin>>>;
+
+/// A rule for bytes in its document.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamOrigin {
+    pub(crate) origin: Origin,
+    /// `tcp` or `tls`.
+    pub(crate) list: &'static str,
+    /// Position in that list of the spec.
+    pub(crate) rule: usize,
+    /// Position in its `match`.
+    pub(crate) matched: Option<usize>,
+}
+
+impl StreamOrigin {
+    pub(crate) fn new(origin: &Origin, list: &'static str, rule: usize, matched: Option<usize>) -> Self {
+        Self {
+            origin: origin.clone(),
+            list,
+            rule,
+            matched,
+        }
+    }
+}
+
+/// By listener, and by chain on a TLS port.
+pub(crate) type StreamOrigins = HashMap<(ListenerKey, Option<usize>), StreamOrigin>;
+
+/// A server of a Gateway that opens a listener, or is one of several on it.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerOrigin {
+    pub(crate) listener: ListenerKey,
+    /// Position of its Gateway among all.
+    pub(crate) gateway_at: usize,
+    /// `namespace/name` of it.
+    pub(crate) gateway: String,
+    /// Position in `spec.servers`.
+    pub(crate) server: usize,
+    pub(crate) port_name: String,
+    pub(crate) protocol: String,
+    /// Without their namespaces.
+    pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) origin: Origin,
+}
+
+/// A traffic policy in its document.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyPlace {
+    pub(crate) origin: Origin,
+    /// Position in `spec.subsets`, if it is a subset's.
+    pub(crate) subset: Option<usize>,
+    /// Position in its `portLevelSettings`, if it is a port's.
+    pub(crate) port: Option<usize>,
+}
+
+/// What a cluster follows from.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterOrigin {
+    /// The resources that describe its service.
+    pub(crate) services: Vec<Origin>,
+    /// The policies that apply: each block is that of the first that has it.
+    pub(crate) policies: Vec<PolicyPlace>,
+}
 
 /// A place that asks for keys.
 #[derive(Debug, Clone)]
@@ -132,7 +197,7 @@ pub(crate) enum TlsPlace {
 }
 
 /// A place in a file, counted from 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// The file's name.
     pub file: String,
@@ -148,9 +213,14 @@ pub struct Origins {
     pub(crate) documents: Vec<DocumentPlace>,
     /// As in the snapshot.
     pub(crate) routes: RouteOrigins,
+    pub(crate) streams: StreamOrigins,
+    pub(crate) servers: Vec<ServerOrigin>,
+    pub(crate) clusters: ClusterMap<ClusterOrigin>,
     pub(crate) tls: Vec<TlsUse>,
     /// Secrets that are left out for their errors, by namespace and name.
     pub(crate) refused_secrets: HashSet<(String, String)>,
+    /// What was compiled with: where defaults come from.
+    pub(crate) options: Options,
 }
 
 impl Origins {

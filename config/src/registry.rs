@@ -5,6 +5,7 @@
 
 use crate::Options;
 use crate::index::{CLUSTER_DOMAIN, export_to, is_exported, selects};
+use crate::report::Origin;
 use crate::resource::kubernetes::EndpointSlice;
 use crate::resource::service_entry::ServiceEntry;
 use crate::resource::workload::WorkloadEntry;
@@ -25,6 +26,8 @@ pub(crate) struct Service<'a> {
     pub(crate) export_to: &'a [String],
     /// Names of which its certificates must have one; empty when any will do.
     pub(crate) subject_alt_names: &'a [String],
+    /// The resources that describe it.
+    pub(crate) origins: Vec<&'a Origin>,
 }
 
 /// One port of a service.
@@ -110,6 +113,7 @@ impl<'a> Registry<'a> {
                 ports: ports.collect(),
                 export_to: shown_to,
                 subject_alt_names: &[],
+                origins: vec![&meta.origin],
             });
         }
         for Written { meta, spec } in &resources.service_entries {
@@ -164,6 +168,7 @@ impl<'a> Registry<'a> {
                 ports: ports.collect(),
                 export_to,
                 subject_alt_names: &spec.subject_alt_names,
+                origins: vec![&meta.origin],
             });
         }
     }
@@ -177,6 +182,7 @@ impl<'a> Registry<'a> {
         };
         if let Some(known) = known.iter().find(same).and_then(|at| self.services.get_mut(*at)) {
             // Several resources that describe one service add up.
+            known.origins.extend(service.origins);
             for port in service.ports {
                 match known.ports.iter_mut().find(|known| known.number == port.number) {
                     Some(known) => known.endpoints.extend(port.endpoints),

@@ -6,7 +6,7 @@
 use crate::Source;
 use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
 use crate::index::CLUSTER_DOMAIN;
-use crate::yaml::{Document, Path, Positions};
+use crate::yaml::{Document, Node, Path, Positions};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -107,6 +107,38 @@ impl DocumentPlace {
         };
         let positions = Positions::new(text);
         Some(find(&positions, (self.line, self.column), item, path, false))
+    }
+}
+
+/// A document that was read again, for whoever wants to know more than one thing about it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Its value.
+    pub(crate) node: Node,
+    positions: Positions,
+    start: (usize, usize),
+}
+
+impl DocumentPlace {
+    /// Reads the document again; `file` is the whole file.
+    pub(crate) fn open(&self, file: &str) -> Option<Opened> {
+        let text = match &self.repaired {
+            Some(text) => text,
+            None => crate::yaml::document_at(file, self.line, self.column)?,
+        };
+        let (documents, _read_before) = crate::yaml::read(text, false);
+        Some(Opened {
+            node: documents.into_iter().next()?.node,
+            positions: Positions::new(text),
+            start: (self.line, self.column),
+        })
+    }
+}
+
+impl Opened {
+    /// Line and column in the file, from 1, of the key at a path, or of an item of a list.
+    pub(crate) fn locate(&self, item: Option<usize>, path: &Path<'_>) -> (usize, usize) {
+        find(&self.positions, self.start, item, path, true)
     }
 }
 

@@ -274,7 +274,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
         &runtime,
         control::run(
             options.control,
-            &settings.congestion_control,
+            settings.clone(),
             (outcome, files),
             store,
             links,

@@ -11,7 +11,9 @@ use crate::Options;
 use crate::analyze::facts::{Facts, LeftOut, Overlap, Reason, ServerAt, SniTaken, TlsMatch};
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
-use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
+use crate::origins::{
+    RouteOrigin, RouteOrigins, ServerOrigin, StreamOrigin, StreamOrigins, TlsAsked, TlsPlace, TlsUse,
+};
 use crate::report::Report;
 use crate::resource::gateway::{MESH_DOOR, Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
@@ -63,6 +65,8 @@ struct Draft<'a> {
     tcp: Option<Option<Arc<TcpRoute>>>,
     chains: Vec<Chain>,
     names: Vec<(HostPattern, usize)>,
+    /// Where the rules for bytes were written, by chain on a TLS port.
+    streams: Vec<(Option<usize>, StreamOrigin)>,
     /// Hosts of TLS servers as written, with whose they are.
     taken: HashMap<String, ServerAt>,
     /// Names whose TLS passes through, with whose they are.
@@ -232,6 +236,8 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
     let bindings = Bindings::new(&resources.virtual_services, options);
     let mut drafts: BTreeMap<ListenerKey, Draft<'_>> = BTreeMap::new();
     let mut uses = Vec::new();
+    let mut servers = Vec::new();
+    let mut streams = HashMap::new();
     let mut facts = Facts::default();
     for (gateway_at, written) in resources.gateways.iter().enumerate() {
         let Written { meta, spec } = written;
@@ -278,6 +284,16 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 continue;
             };
             draft.proxy_protocol = draft.proxy_protocol.max(proxy_protocol);
+            servers.push(ServerOrigin {
+                listener: key.clone(),
+                gateway_at,
+                gateway: id.clone(),
+                server: at,
+                port_name: server.port_name.clone(),
+                protocol: server.protocol.clone(),
+                hosts: hosts_for(server, meta, None),
+                origin: meta.origin.clone(),
+            });
             if let Some(upgrades) = &upgrades {
                 let (agreed, first) = draft
                     .upgrades
@@ -299,6 +315,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 gateway: &id,
                 mesh,
                 port: key.port,
+                gateway_at,
             };
             let mut place = Place {
                 server,
@@ -336,6 +353,12 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 Some((Transport::Tcp, _)) => Accepts::Tcp(draft.tcp.flatten()),
                 _ => Accepts::Http,
             };
+            streams.extend(
+                draft
+                    .streams
+                    .into_iter()
+                    .map(|(chain, origin)| ((key.clone(), chain), origin)),
+            );
             let tables = draft.tables.into_iter().enumerate().map(|(at, (_, table))| {
                 let (routes, places) = table.finish();
                 origins.insert((key.clone(), at), places);
@@ -354,6 +377,8 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
     Listeners {
         listeners,
         origins,
+        streams,
+        servers,
         uses,
         facts,
     }
@@ -363,6 +388,8 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
 pub(crate) struct Listeners {
     pub(crate) listeners: Vec<Arc<Listener>>,
     pub(crate) origins: RouteOrigins,
+    pub(crate) streams: StreamOrigins,
+    pub(crate) servers: Vec<ServerOrigin>,
     pub(crate) uses: Vec<TlsUse>,
     pub(crate) facts: Facts,
 }
@@ -630,10 +657,14 @@ impl<'a> Place<'a> {
     }
 
     /// The route of the first VirtualService that has a rule for whole connections here.
-    fn tcp_route(&mut self) -> Option<Arc<TcpRoute>> {
+    fn tcp_route(&mut self) -> Option<(Arc<TcpRoute>, StreamOrigin)> {
         let common = self.common();
         let mut bound = common.iter().filter_map(|(at, _)| self.bindings.all.get(*at));
-        bound.find_map(|written| stream::tcp(written, self.site, self.context))
+        bound.find_map(|written| {
+            let (route, rule) = stream::tcp(written, self.site, self.context)?;
+            let origin = StreamOrigin::new(&written.meta.origin, "tcp", rule, None);
+            Some((route, origin))
+        })
     }
 
     /// Adds a server of bytes.
@@ -648,6 +679,8 @@ impl<'a> Place<'a> {
             let message = "no VirtualService has a tcp rule for this server: the port stays closed";
             report.warn("no-route", origin, path, message);
         }
+        let (route, stream) = route.unzip();
+        draft.streams.extend(stream.map(|stream| (None, stream)));
         draft.tcp = Some(route);
     }
 
@@ -684,6 +717,9 @@ impl<'a> Place<'a> {
                         "no VirtualService has a tcp rule for this server: its connections are closed";
                     report.warn("no-route", &meta.origin, path, message);
                 }
+                let (route, stream) = route.unzip();
+                let chain = Some(draft.chains.len());
+                draft.streams.extend(stream.map(|stream| (chain, stream)));
                 ChainAction::Tcp { tls, route }
             }
             tls::Mode::AutoPass => ChainAction::AutoPass(patterns.clone()),
@@ -742,6 +778,9 @@ impl<'a> Place<'a> {
                     }
                 }
                 if any {
+                    let origin = &written.meta.origin;
+                    let stream = StreamOrigin::new(origin, "tls", found.rule, Some(found.matched));
+                    draft.streams.push((Some(chain), stream));
                     draft.chains.push(Chain {
                         server: name.into(),
                         action: ChainAction::Pass(found.route),

@@ -2,11 +2,14 @@
 //!
 //! `cluster` turns services and DestinationRules into clusters, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
-//! routes, with `retry` for what is sent again or twice; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
+//! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
+//! the same for whole connections, `tls` says what is presented and demanded, `origin` where the policies of clusters were
+//! written.
 
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;
+pub(crate) mod origin;
 mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
@@ -55,6 +58,10 @@ pub(crate) fn compile(
     let origins = Origins {
         documents: report.places(),
         routes: listeners.origins,
+        streams: listeners.streams,
+        servers: listeners.servers,
+        clusters: origin::clusters(&context),
+        options: options.clone(),
         tls: listeners
             .uses
             .into_iter()

@@ -39,6 +39,8 @@ pub(crate) struct Site<'a> {
     pub(crate) mesh: bool,
     /// Port of the server.
     pub(crate) port: u16,
+    /// Position of the Gateway among all.
+    pub(crate) gateway_at: usize,
 }
 
 impl Site<'_> {
@@ -116,6 +118,7 @@ pub(crate) fn compile(
             let origin = RouteOrigin {
                 own: rule_origin(&source.own, at_match),
                 root: source.root.as_ref().map(|root| rule_origin(root, None)),
+                gateway: site.gateway_at,
             };
             routes.push((route, origin));
             if last {

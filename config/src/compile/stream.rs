@@ -17,21 +17,21 @@ pub(crate) struct Passed<'a> {
     pub(crate) matched: usize,
 }
 
-/// The first `tcp[]` rule that applies.
+/// The first `tcp[]` rule that applies, and its position in `spec.tcp`.
 pub(crate) fn tcp(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
-) -> Option<Arc<TcpRoute>> {
+) -> Option<(Arc<TcpRoute>, usize)> {
     let meta = &written.meta;
-    let applied = written.spec.tcp.iter().find(|rule| {
+    let (at, applied) = written.spec.tcp.iter().enumerate().find(|(_, rule)| {
         rule.matches.is_empty()
             || rule
                 .matches
                 .iter()
                 .any(|matched| applies(matched, meta, site, context))
-    });
-    route(applied?, meta, site, context)
+    })?;
+    Some((route(applied, meta, site, context)?, at))
 }
 
 /// All matches of `tls[]` rules that apply, in order.

@@ -81,6 +81,17 @@ impl Node {
         }
     }
 
+    /// The value that a path names; None when it is absent or null.
+    pub(crate) fn at(&self, path: &Path<'_>) -> Option<&Node> {
+        let found = path.steps().into_iter().try_fold(self, |node, step| match step {
+            Path::Root => Some(node),
+            Path::Key(_, name) => node.get(name),
+            Path::Index(_, at) => node.items().get(at),
+            Path::Entry(_, at, _) => node.entries().get(at).map(|(_, value)| value),
+        });
+        found.filter(|value| **value != Node::Null)
+    }
+
     /// The items of a list; none for anything else.
     pub(crate) fn items(&self) -> &[Node] {
         match self {

@@ -1,15 +1,16 @@
 //! `isthmus check`: what is wrong with resources, without running them.
 
+use super::screen::{has_color, show};
 use super::{ResourceArgs, print};
 use crate::io::clock;
-use crate::run::{Exit, colored};
+use crate::run::Exit;
 use crate::tls::MaterialError;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
 use isthmus_config::{Compiled, KeyProblem, Source, TlsAsked};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
@@ -71,8 +72,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             print(&format!("{log:#}\n"));
         }
         Output::Text => {
-            let color = colored(std::io::stdout().is_terminal());
-            let mut text = diagnostic::render(found, &sources, color);
+            let mut text = diagnostic::render(found, &sources, has_color());
             for (kind, number) in &compiled.passed_over {
                 text.push_str(&format!(
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
@@ -148,45 +148,6 @@ fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<P
         .diagnostics
         .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     Ok(())
-}
-
-/// Prints a text; on a terminal that it does not fit on, through `$PAGER` or less, as git does.
-fn show(text: &str) {
-    if !paged(text) {
-        print(text);
-    }
-}
-
-/// Whether a pager has shown the text.
-fn paged(text: &str) -> bool {
-    let stdout = std::io::stdout();
-    if !stdout.is_terminal() {
-        return false;
-    }
-    let rows = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_row));
-    if rows == 0 || text.lines().count() < rows {
-        return false;
-    }
-    let pager = std::env::var("PAGER").unwrap_or_else(|_| "less".to_owned());
-    let mut words = pager.split_whitespace();
-    let Some(program) = words.next().filter(|program| *program != "cat") else {
-        return false;
-    };
-    let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::piped());
-    // What git gives less: end when it fits, keep colours, leave the text on the screen.
-    if std::env::var_os("LESS").is_none() {
-        command.env("LESS", "FRX");
-    }
-    let Ok(mut child) = command.spawn() else {
-        return false;
-    };
-    if let Some(mut input) = child.stdin.take() {
-        // Whoever has read enough closes it.
-        let _closed = input.write_all(text.as_bytes());
-    }
-    let _ended = child.wait();
-    true
 }
 
 /// `1 error`, `2 errors`.

@@ -1,16 +1,20 @@
 //! The command line: what an operator types, turned into options of a run.
 
+mod admin;
 mod check;
 mod diff;
+mod explain;
 mod help;
 mod reload;
+mod screen;
 mod secrets;
+mod tables;
 
 use crate::access_log::{Format, Target};
 use crate::control;
 use crate::demo;
 use crate::run::{self, Exit};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
 use isthmus_core::limits::TrustedRanges;
 use std::collections::BTreeMap;
@@ -57,10 +61,34 @@ enum Command {
         after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
                       answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
     )]
-    Reload(reload::Args),
+    Reload(admin::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
-    Secrets(secrets::Args),
+    Secrets(admin::Args),
+    /// Show which ports a running gateway has open, and what is on them.
+    #[command(after_help = "Example:\n  isthmus listeners --admin unix:/run/isthmus/admin.sock")]
+    Listeners(admin::Args),
+    /// Show the routes of a running gateway, in the order in which they are tried.
+    #[command(after_help = "Example:\n  isthmus routes --host shop.example -o json")]
+    Routes(tables::RouteArgs),
+    /// Show the clusters of a running gateway.
+    #[command(after_help = "Example:\n  isthmus clusters --admin 127.0.0.1:15000")]
+    Clusters(admin::Args),
+    /// Show the endpoints of a running gateway, and what is known of each now.
+    #[command(after_help = "Example:\n  isthmus endpoints --cluster reviews")]
+    Endpoints(tables::EndpointArgs),
+    /// Show the state of a running gateway.
+    #[command(after_help = "Example:\n  isthmus status -o json")]
+    Status(admin::Args),
+    /// Say which rule takes a request, what it does with it and where that is written, and why the rules before it do
+    /// not take it.
+    #[command(
+        after_help = "Exit status: 0 a rule takes the request, 1 none does or the files have errors, 2 usage, 3 no gateway \
+                      answers.\n\nExamples:\n  isthmus explain -f ./resources GET http://shop.example/cart -H 'x-user: jason'\n  \
+                      isthmus explain --live POST https://shop.example/ --sni shop.example\n  \
+                      isthmus explain -f ./resources tcp://:9000"
+    )]
+    Explain(Box<explain::Args>),
     /// Print the version.
     Version,
     /// Explain a command, or a topic: settings, fields, mesh-config.
@@ -169,14 +197,14 @@ struct RunArgs {
     /// Address of listeners whose Gateway has no `bind` (all interfaces, both families).
     #[arg(long, value_name = "IP", env = "ISTHMUS_BIND_ADDRESS", default_value = "::")]
     bind_address: IpAddr,
-    /// Admin API.
+    /// Admin API: IP:PORT or unix:PATH.
     #[arg(
         long,
         value_name = "ADDRESS",
         env = "ISTHMUS_ADMIN",
         default_value = "127.0.0.1:15000"
     )]
-    admin: SocketAddr,
+    admin: control::AdminAddress,
     /// Health, for load balancers.
     #[arg(
         long,
@@ -255,7 +283,7 @@ impl RunArgs {
                 FormatArg::Json => Format::Json,
             },
             control: control::Options {
-                admin: self.admin,
+                admin: self.admin.clone(),
                 status: self.status,
                 metrics: self.metrics,
                 bind_address: self.bind_address,
@@ -301,9 +329,21 @@ pub(crate) fn print(text: &str) {
     let _closed = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
+/// The command line: `explain` takes its request behind its files, and may do without them.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("explain", |explain| {
+        explain.mut_arg("files", |files| {
+            files.required(false).num_args(1).help(
+                "A file, or a directory that is read recursively (.yaml, .yml, .json); as often as needed",
+            )
+        })
+    })
+}
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let exit = match Cli::parse().command {
+    let parsed = Cli::from_arg_matches(&command().get_matches());
+    let exit = match parsed.unwrap_or_else(|error| error.exit()).command {
         Command::Run(args) => {
             start_log(&args.log_level);
             run::run(args.options())
@@ -313,6 +353,12 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => return diff::run(&args),
         Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
+        Command::Listeners(args) => return tables::run(&args, tables::What::Listeners),
+        Command::Routes(args) => return tables::run_routes(&args),
+        Command::Clusters(args) => return tables::run(&args, tables::What::Clusters),
+        Command::Endpoints(args) => return tables::run_endpoints(&args),
+        Command::Status(args) => return tables::run(&args, tables::What::Status),
+        Command::Explain(args) => return explain::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;

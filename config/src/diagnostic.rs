@@ -7,6 +7,7 @@
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 
 use crate::Source;
 
@@ -80,54 +81,40 @@ pub struct Related {
     pub message: String,
 }
 
-/// Names of problems, and the code and name of Istio's message that means the same (`istioctl analyze`).
-const ISTIO: [(&str, &str, &str); 20] = [
-    ("unknown-gateway", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-host", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-port", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-subset", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-delegate", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-credential", "IST0101", "ReferencedResourceNotFound"),
-    ("unknown-workload", "IST0101", "ReferencedResourceNotFound"),
-    (
-        "mesh-host-conflict",
-        "IST0109",
-        "ConflictingMeshGatewayVirtualServiceHosts",
-    ),
-    (
-        "port-required",
-        "IST0112",
-        "VirtualServiceDestinationPortSelectorRequired",
-    ),
-    (
-        "no-verification",
-        "IST0128",
-        "NoServerCertificateVerificationDestinationLevel",
-    ),
-    (
-        "no-port-verification",
-        "IST0129",
-        "NoServerCertificateVerificationPortLevel",
-    ),
-    ("unreachable-rule", "IST0130", "VirtualServiceUnreachableRule"),
-    ("ineffective-match", "IST0131", "VirtualServiceIneffectiveMatch"),
-    ("unserved-host", "IST0132", "VirtualServiceHostNotFoundInGateway"),
-    ("duplicate-certificate", "IST0138", "GatewayDuplicateCertificate"),
-    ("subset-without-effect", "IST0140", "IngressRouteRulesNotAffected"),
-    ("gateway-conflict", "IST0145", "ConflictingGateways"),
-    (
-        "claims-unauthenticated",
-        "IST0149",
-        "JwtClaimBasedRoutingWithoutRequestAuthN",
-    ),
-    ("bad-credential", "IST0161", "InvalidGatewayCredential"),
-    ("port-not-on-service", "IST0162", "GatewayPortNotDefinedOnService"),
+/// Names of problems, and the code of Istio's message that means the same (`istioctl analyze`).
+const ISTIO: [(&str, &str); 26] = [
+    ("old-spelling", "IST0002"),
+    ("unknown-gateway", "IST0101"),
+    ("unknown-host", "IST0101"),
+    ("unknown-port", "IST0101"),
+    ("unknown-subset", "IST0101"),
+    ("unknown-delegate", "IST0101"),
+    ("unknown-credential", "IST0101"),
+    ("unknown-workload", "IST0101"),
+    ("misplaced-annotation", "IST0107"),
+    ("unknown-annotation", "IST0108"),
+    ("mesh-host-conflict", "IST0109"),
+    ("port-required", "IST0112"),
+    ("port-name", "IST0118"),
+    ("no-verification", "IST0128"),
+    ("no-port-verification", "IST0129"),
+    ("unreachable-rule", "IST0130"),
+    ("ineffective-match", "IST0131"),
+    ("unserved-host", "IST0132"),
+    ("duplicate-certificate", "IST0138"),
+    ("subset-without-effect", "IST0140"),
+    ("gateway-conflict", "IST0145"),
+    ("claims-unauthenticated", "IST0149"),
+    ("bad-credential", "IST0161"),
+    ("port-not-on-service", "IST0162"),
+    ("subset-selects-nothing", "IST0173"),
+    ("unknown-rule-host", "IST0174"),
 ];
 
 /// The code by which a kind of problem is shown.
 pub(crate) fn code_of(name: &'static str) -> &'static str {
-    let istio = ISTIO.iter().find(|(known, ..)| *known == name);
-    istio.map_or(name, |(_, code, _)| code)
+    let istio = ISTIO.iter().find(|(known, _)| *known == name);
+    istio.map_or(name, |(_, code)| code)
 }
 
 impl fmt::Display for Diagnostic {
@@ -165,6 +152,38 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// The lines of the files that are shown.
+struct Shown<'a> {
+    texts: HashMap<&'a str, &'a str>,
+    lines: HashMap<&'a str, Lines<'a>>,
+}
+
+impl<'a> Shown<'a> {
+    fn new(sources: &'a [Source]) -> Self {
+        let texts = sources
+            .iter()
+            .map(|source| (source.name.as_str(), source.text.as_str()));
+        Self {
+            texts: texts.collect(),
+            lines: HashMap::new(),
+        }
+    }
+
+    /// A line that is worth showing, and the word in it that begins at a column.
+    fn line(&mut self, file: &str, line: usize, column: usize) -> Option<(&'a str, Range<usize>)> {
+        let (name, text) = self.texts.get_key_value(file)?;
+        let lines = self.lines.entry(name).or_insert_with(|| Lines::new(text));
+        let line = lines
+            .get(line)
+            .filter(|line| !line.trim().is_empty() && line.len() <= SHOWN_LINE_MAX)?;
+        let start = line
+            .char_indices()
+            .nth(column.saturating_sub(1))
+            .map_or(line.len(), |(at, _)| at);
+        Some((line, start..token_end(line, start)))
+    }
+}
+
 /// Shows diagnostics as text for a terminal. Each begins with its own line `file:line:col: error[CODE]: text`.
 pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> String {
     let renderer = if color {
@@ -172,11 +191,7 @@ pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> St
     } else {
         Renderer::plain()
     };
-    let by_name: HashMap<&str, &str> = sources
-        .iter()
-        .map(|source| (source.name.as_str(), source.text.as_str()))
-        .collect();
-    let mut lines_of: HashMap<&str, Lines<'_>> = HashMap::new();
+    let mut shown = Shown::new(sources);
     let mut out = String::new();
     for diagnostic in diagnostics {
         let (paint, plain) = match (color, diagnostic.severity) {
@@ -192,21 +207,8 @@ pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> St
             Severity::Hint => Level::INFO,
         };
         let mut group = Group::with_level(level);
-        let shown = by_name.get(diagnostic.file.as_str()).and_then(|text| {
-            let lines = lines_of
-                .entry(diagnostic.file.as_str())
-                .or_insert_with(|| Lines::new(text));
-            lines.get(diagnostic.line)
-        });
-        if let Some(line) = shown.filter(|line| !line.trim().is_empty() && line.len() <= SHOWN_LINE_MAX) {
-            let start = line
-                .char_indices()
-                .nth(diagnostic.column.saturating_sub(1))
-                .map_or(line.len(), |(at, _)| at);
-            let end = token_end(line, start);
-            let annotation = AnnotationKind::Primary
-                .span(start..end)
-                .label(diagnostic.field.clone());
+        if let Some((line, span)) = shown.line(&diagnostic.file, diagnostic.line, diagnostic.column) {
+            let annotation = AnnotationKind::Primary.span(span).label(diagnostic.field.clone());
             group = group.element(
                 Snippet::source(line)
                     .line_start(diagnostic.line)
@@ -214,6 +216,22 @@ pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> St
             );
         } else if !diagnostic.field.is_empty() {
             group = group.element(Level::NOTE.message(diagnostic.field.clone()));
+        }
+        for related in &diagnostic.related {
+            let part = format!("{} ({})", related.message, related.resource);
+            if let Some((line, span)) = shown.line(&related.file, related.line, related.column) {
+                group = group.element(
+                    Snippet::source(line)
+                        .path(related.file.clone())
+                        .line_start(related.line)
+                        .annotation(AnnotationKind::Context.span(span).label(part)),
+                );
+            } else {
+                let Related {
+                    file, line, column, ..
+                } = related;
+                group = group.element(Level::NOTE.message(format!("{file}:{line}:{column}: {part}")));
+            }
         }
         if !diagnostic.resource.is_empty() {
             group = group.element(Level::NOTE.message(format!("in {}", diagnostic.resource)));

@@ -1,6 +1,7 @@
 //! How resources refer to each other: short names, gateway names, visibility, and which DestinationRule applies.
 
 use crate::Options;
+use crate::origins::PolicyPlace;
 use crate::resource::destination_rule::{
     BALANCER, Blocks, DestinationRule, Subset, TrafficPolicy, own_balancer,
 };
@@ -94,8 +95,12 @@ pub(crate) struct Rule<'a> {
     policy: Option<&'a TrafficPolicy>,
     /// What the annotation of the oldest rule that has it asks for.
     pub(crate) balancer: Option<BalancerKind>,
+    /// Which rule that is.
+    policy_of: Option<&'a Meta>,
     /// The first of each name.
     pub(crate) subsets: Vec<&'a Subset>,
+    /// Of each subset, the rule that has it, and its position there.
+    subsets_of: Vec<(&'a Meta, usize)>,
     names: HashSet<&'a str>,
     /// Of the oldest rule that has the annotation.
     hedges: Option<Hedges>,
@@ -162,6 +167,40 @@ impl Rule<'_> {
     }
 }
 
+impl Rule<'_> {
+    /// Where what [`Self::blocks`] answers was written: each block is that of the first place that has it.
+    pub(crate) fn places(&self, port: u16, subset: Option<&Subset>) -> Vec<PolicyPlace> {
+        let of_port = |policy: &TrafficPolicy| {
+            let mut ports = policy.ports.iter();
+            ports.position(|(number, _)| *number == i128::from(port))
+        };
+        let place = |meta: &Meta, subset, port| PolicyPlace {
+            origin: meta.origin.clone(),
+            subset,
+            port,
+        };
+        let mut places = Vec::new();
+        let written = subset.and_then(|subset| {
+            let at = self
+                .subsets
+                .iter()
+                .position(|known| std::ptr::eq(*known, subset))?;
+            Some((self.subsets_of.get(at)?, subset.policy.as_ref()?))
+        });
+        if let Some(((meta, at), policy)) = written {
+            let port = of_port(policy);
+            places.push(place(meta, Some(*at), port));
+            if port.is_some() {
+                return places;
+            }
+        }
+        if let (Some(meta), Some(policy)) = (self.policy_of, self.policy) {
+            places.push(place(meta, None, of_port(policy)));
+        }
+        places
+    }
+}
+
 /// All DestinationRules, as one client namespace sees them.
 #[derive(Debug, Default)]
 pub(crate) struct Rules<'a> {
@@ -212,22 +251,28 @@ impl<'a> Rules<'a> {
                     all.merged.push(Rule {
                         policy: None,
                         balancer: None,
+                        policy_of: None,
                         subsets: Vec::new(),
+                        subsets_of: Vec::new(),
                         names: HashSet::new(),
                         hedges: None,
                     });
                     all.merged.len() - 1
                 });
             if let Some(rule) = all.merged.get_mut(at) {
+                if rule.policy.is_none() && spec.policy.is_some() {
+                    rule.policy_of = Some(meta);
+                }
                 rule.policy = rule.policy.or(spec.policy.as_ref());
                 // Validation has refused what cannot be read.
                 let hedges = meta.annotations.get(HEDGING).and_then(|text| text.parse().ok());
                 rule.hedges = rule.hedges.or(hedges);
                 let named = meta.annotations.get(BALANCER);
                 rule.balancer = rule.balancer.or_else(|| own_balancer(named?));
-                for subset in &spec.subsets {
+                for (subset_at, subset) in spec.subsets.iter().enumerate() {
                     if rule.names.insert(&subset.name) {
                         rule.subsets.push(subset);
+                        rule.subsets_of.push((meta, subset_at));
                     }
                 }
             }

@@ -13,6 +13,7 @@ mod analyze;
 mod compile;
 pub mod diagnostic;
 pub mod diff;
+pub mod explain;
 mod index;
 pub mod keep;
 pub mod mesh;
@@ -20,12 +21,15 @@ mod origins;
 mod registry;
 mod report;
 mod resource;
+mod sarif;
 pub mod settings;
 mod validate;
+pub mod view;
 mod yaml;
 
-pub use origins::{Origins, Place, TlsAsked};
+pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
+pub use sarif::to_sarif;
 
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::cluster::locality::Locality;

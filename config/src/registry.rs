@@ -5,6 +5,7 @@
 
 use crate::Options;
 use crate::index::{CLUSTER_DOMAIN, export_to, is_exported, selects};
+use crate::report::Origin;
 use crate::resource::kubernetes::EndpointSlice;
 use crate::resource::service_entry::ServiceEntry;
 use crate::resource::workload::WorkloadEntry;
@@ -25,8 +26,12 @@ pub(crate) struct Service<'a> {
     pub(crate) host: String,
     pub(crate) namespace: &'a str,
     pub(crate) ports: Vec<Port<'a>>,
+    /// Namespaces that see it; empty for all.
+    pub(crate) export_to: &'a [String],
     /// Names of which its certificates must have one; empty when any will do.
     pub(crate) subject_alt_names: &'a [String],
+    /// The resources that describe it.
+    pub(crate) origins: Vec<&'a Origin>,
 }
 
 /// One port of a service.
@@ -49,7 +54,7 @@ type Workloads<'a> = HashMap<&'a str, Vec<&'a WorkloadEntry>>;
 
 impl<'a> Registry<'a> {
     /// Collects the services that are exported to the gateway's namespace.
-    pub(crate) fn new(resources: &'a Resources, options: &Options) -> Self {
+    pub(crate) fn new(resources: &'a Resources, options: &'a Options) -> Self {
         let mut registry = Self::default();
         let mut workloads = Workloads::new();
         for Written { meta, spec } in &resources.workload_entries {
@@ -63,6 +68,10 @@ impl<'a> Registry<'a> {
                 .push(spec);
         }
         for Written { meta, spec } in &resources.services {
+            let shown_to = export_to(&spec.export_to, &options.mesh.service_export_to);
+            if !is_exported(shown_to, &meta.namespace, &options.namespace) {
+                continue;
+            }
             let slices = slices
                 .get(&(meta.namespace.as_str(), meta.name.as_str()))
                 .map_or(&[][..], Vec::as_slice);
@@ -109,19 +118,27 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                export_to: shown_to,
                 subject_alt_names: &[],
+                origins: vec![&meta.origin],
             });
         }
         for Written { meta, spec } in &resources.service_entries {
             let shown_to = export_to(&spec.export_to, &options.mesh.service_export_to);
             if is_exported(shown_to, &meta.namespace, &options.namespace) {
-                registry.add_entry(meta, spec, &workloads);
+                registry.add_entry(meta, spec, shown_to, &workloads);
             }
         }
         registry
     }
 
-    fn add_entry(&mut self, meta: &'a Meta, spec: &'a ServiceEntry, workloads: &Workloads<'a>) {
+    fn add_entry(
+        &mut self,
+        meta: &'a Meta,
+        spec: &'a ServiceEntry,
+        export_to: &'a [String],
+        workloads: &Workloads<'a>,
+    ) {
         let selected: Vec<&'a WorkloadEntry> = match &spec.selector {
             Some(labels) => {
                 let workloads = workloads
@@ -156,7 +173,9 @@ impl<'a> Registry<'a> {
                 host,
                 namespace: &meta.namespace,
                 ports: ports.collect(),
+                export_to,
                 subject_alt_names: &spec.subject_alt_names,
+                origins: vec![&meta.origin],
             });
         }
     }
@@ -170,6 +189,7 @@ impl<'a> Registry<'a> {
         };
         if let Some(known) = known.iter().find(same).and_then(|at| self.services.get_mut(*at)) {
             // Several resources that describe one service add up.
+            known.origins.extend(service.origins);
             for port in service.ports {
                 match known.ports.iter_mut().find(|known| known.number == port.number) {
                     Some(known) => known.endpoints.extend(port.endpoints),

@@ -5,8 +5,10 @@
 
 use crate::Source;
 use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
-use crate::yaml::{Document, Path, Positions};
+use crate::index::CLUSTER_DOMAIN;
+use crate::yaml::{Document, Node, Path, Positions};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,16 +17,6 @@ const PER_DOCUMENT_MAX: usize = 200;
 
 /// Longest message in characters; what it cites may be as long as a document.
 const MESSAGE_CHARS_MAX: usize = 500;
-/// Problems that say that something is not there. They say nothing while a document could not be read, because it may
-/// be in that one.
-const ABSENCES: [&str; 6] = [
-    "unknown-delegate",
-    "unknown-gateway",
-    "unknown-host",
-    "unknown-port",
-    "unknown-subset",
-    "unserved-host",
-];
 
 /// Where a resource was written.
 #[derive(Debug, Clone)]
@@ -55,6 +47,9 @@ pub(crate) struct Finding<'a> {
     pub(crate) help: Option<String>,
     /// The other places that have a part in it, from [`Report::related`].
     pub(crate) related: Vec<Related>,
+    /// The name that was looked for in vain. While documents cannot be read and have a word of it, nothing is told: what
+    /// is looked for may be in one of them.
+    pub(crate) absent: Option<&'a str>,
 }
 
 impl<'a> Finding<'a> {
@@ -75,6 +70,7 @@ impl<'a> Finding<'a> {
             message: message.into(),
             help: None,
             related: Vec::new(),
+            absent: None,
         }
     }
 }
@@ -114,6 +110,38 @@ impl DocumentPlace {
     }
 }
 
+/// A document that was read again, for whoever wants to know more than one thing about it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Its value.
+    pub(crate) node: Node,
+    positions: Positions,
+    start: (usize, usize),
+}
+
+impl DocumentPlace {
+    /// Reads the document again; `file` is the whole file.
+    pub(crate) fn open(&self, file: &str) -> Option<Opened> {
+        let text = match &self.repaired {
+            Some(text) => text,
+            None => crate::yaml::document_at(file, self.line, self.column)?,
+        };
+        let (documents, _read_before) = crate::yaml::read(text, false);
+        Some(Opened {
+            node: documents.into_iter().next()?.node,
+            positions: Positions::new(text),
+            start: (self.line, self.column),
+        })
+    }
+}
+
+impl Opened {
+    /// Line and column in the file, from 1, of the key at a path, or of an item of a list.
+    pub(crate) fn locate(&self, item: Option<usize>, path: &Path<'_>) -> (usize, usize) {
+        find(&self.positions, self.start, item, path, true)
+    }
+}
+
 /// Line and column in the file, from 1, of what a path names in a document that begins behind `start`.
 fn find(
     positions: &Positions,
@@ -150,8 +178,8 @@ pub(crate) struct Report<'a> {
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
     lenient: bool,
-    /// Whether a document could not be read.
-    incomplete: bool,
+    /// Words of the documents that could not be read.
+    unread_words: HashSet<&'a str>,
     /// Fields of the resource at hand that have an error.
     faulty: Vec<String>,
     /// Whether single fields have been checked already.
@@ -167,7 +195,7 @@ impl<'a> Report<'a> {
             found: Vec::new(),
             errors: 0,
             lenient,
-            incomplete: false,
+            unread_words: HashSet::new(),
             faulty: Vec::new(),
             validating: false,
         };
@@ -189,9 +217,10 @@ impl<'a> Report<'a> {
                     Severity::Error
                 };
                 report.errors += usize::from(severity == Severity::Error);
-                report.incomplete |= severity == Severity::Error;
                 let unread = (index, error.span);
                 if severity == Severity::Error && report.unread.last() != Some(&unread) {
+                    let text = source.text.get(unread.1.clone()).unwrap_or("");
+                    report.unread_words.extend(words(text));
                     report.unread.push(unread);
                 }
                 report.found.push((
@@ -390,6 +419,15 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// Whether a name may be in a document that could not be read: its first label, or the one behind it, which is the
+    /// first of a wildcard that has it.
+    fn may_be_unread(&self, name: &str) -> bool {
+        let known = |label: Option<&str>| label.is_some_and(|label| self.unread_words.contains(label));
+        let mut labels = name.split('.');
+        !self.unread_words.is_empty()
+            && (known(labels.next()) || (!name.ends_with(CLUSTER_DOMAIN) && known(labels.next())))
+    }
+
     /// Reports a problem.
     pub(crate) fn tell(&mut self, finding: Finding<'_>) {
         let Finding {
@@ -401,8 +439,9 @@ impl<'a> Report<'a> {
             message,
             help,
             related,
+            absent,
         } = finding;
-        if self.incomplete && ABSENCES.contains(&name) {
+        if absent.is_some_and(|name| self.may_be_unread(name)) {
             return;
         }
         let full = self
@@ -496,6 +535,11 @@ impl<'a> Report<'a> {
             .sort_by_key(|(source, diagnostic)| (*source, diagnostic.line, diagnostic.column));
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }
+}
+
+/// The words of a text, as names are put together from them.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'))
 }
 
 /// A text that is no longer than a message may be.

@@ -456,8 +456,33 @@ fn names_that_lead_nowhere_are_told() {
     insta::assert_snapshot!(told("absent.yaml", &in_istio_system()));
 }
 
+/// A gateway that is in no namespace, as most checks are made.
+fn found(name: &str) -> String {
+    told(&format!("analyze/{name}.yaml"), &Options::default())
+}
+
 #[test]
-fn after_a_document_that_cannot_be_read_nothing_is_called_absent() {
+fn servers_in_each_others_way_are_told() {
+    insta::assert_snapshot!(found("gateways"));
+}
+
+#[test]
+fn references_that_lead_nowhere_are_told_with_the_nearest_name() {
+    insta::assert_snapshot!(found("references"));
+}
+
+#[test]
+fn virtual_services_of_one_host_are_told_in_their_order() {
+    insta::assert_snapshot!(found("overlaps"));
+}
+
+#[test]
+fn policies_that_nothing_reaches_are_told() {
+    insta::assert_snapshot!(found("policies"));
+}
+
+#[test]
+fn what_a_document_that_cannot_be_read_may_have_is_not_called_absent() {
     insta::assert_snapshot!(told("unreadable.yaml", &in_istio_system()));
 }
 

@@ -37,20 +37,15 @@ pub fn run(bytes: &[u8]) {
         let found = table.find_host(&head.host);
         assert_eq!(
             found,
-            naive_host(table.virtual_hosts(), &head.host),
+            table.read_host(&head.host).map(|(at, _)| at),
             "{}",
             head.host
         );
         let Some(host) = found.and_then(|at| table.virtual_hosts().get(at)) else {
             continue;
         };
-        let expected = host
-            .routes()
-            .iter()
-            .position(|route| route.matches.matches(&head, "http", &mut scratch));
-        let route = host.find(&head, "http", &mut scratch);
-        let actual =
-            route.and_then(|route| host.routes().iter().position(|known| std::ptr::eq(known, route)));
+        let expected = host.read(&head, "http", &mut scratch, |_, _| {});
+        let actual = host.position(&head, "http", &mut scratch);
         assert_eq!(actual, expected, "{} in {:#?}", head.path, host.routes());
     }
 }
@@ -131,18 +126,4 @@ fn request(input: &mut Input<'_>, head: &mut RequestHead) {
     if input.once_in(2) {
         head.headers.append(b"X", b"/1");
     }
-}
-
-fn naive_host(hosts: &[Arc<VirtualHost>], name: &str) -> Option<usize> {
-    let claims = hosts
-        .iter()
-        .enumerate()
-        .flat_map(|(at, host)| host.domains.iter().map(move |domain| (at, domain)));
-    let mut best: Option<(usize, &HostPattern)> = None;
-    for (at, domain) in claims.filter(|(_, domain)| domain.matches(name)) {
-        if best.is_none_or(|(_, known)| domain.by_specificity(known).is_lt()) {
-            best = Some((at, domain));
-        }
-    }
-    best.map(|(at, _)| at)
 }

@@ -75,6 +75,12 @@ impl Exit {
     }
 }
 
+/// Whether what is shown there is coloured: on a terminal, unless whoever sits at it wants none (<https://no-color.org>).
+pub(crate) fn colored(is_terminal: bool) -> bool {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    is_terminal && wanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run, unless an earlier one has
 /// left a set that can be served in the place of what has them.
 fn load(options: &Options) -> Result<(Outcome, Files), Exit> {
@@ -94,13 +100,22 @@ fn load(options: &Options) -> Result<(Outcome, Files), Exit> {
 
 /// Prints what there is to say about resources.
 fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), Exit> {
-    let color = std::io::stderr().is_terminal();
-    let text = diagnostic::render(&outcome.diagnostics, sources, color);
+    let color = colored(std::io::stderr().is_terminal());
+    // Hints are for whoever checks.
+    let (hints, told): (Vec<_>, Vec<_>) = outcome
+        .diagnostics
+        .iter()
+        .cloned()
+        .partition(|found| found.severity == diagnostic::Severity::Hint);
+    let text = diagnostic::render(&told, sources, color);
     if !text.is_empty() {
         let _closed = std::io::stderr().write_all(text.as_bytes());
     }
-    let errors = outcome
-        .diagnostics
+    if !hints.is_empty() {
+        let hints = hints.len();
+        tracing::info!(hints, "`isthmus check` has hints about these resources");
+    }
+    let errors = told
         .iter()
         .filter(|found| found.severity == diagnostic::Severity::Error)
         .count();
@@ -140,7 +155,7 @@ pub(crate) fn load_process(
         }
     };
     let refuse = |source: &Source, found: &[Diagnostic]| {
-        let color = std::io::stderr().is_terminal();
+        let color = colored(std::io::stderr().is_terminal());
         let text = diagnostic::render(found, std::slice::from_ref(source), color);
         let _closed = std::io::stderr().write_all(text.as_bytes());
         let wrong = found
@@ -262,7 +277,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
         &runtime,
         control::run(
             options.control,
-            &settings.congestion_control,
+            settings.clone(),
             (outcome, files),
             store,
             (links, bells),

@@ -52,6 +52,7 @@ pub struct Builder {
     shards: usize,
     access_log: bool,
     defaults: &'static str,
+    admin: String,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     wrapper: Vec<OsString>,
@@ -68,6 +69,7 @@ impl Builder {
             shards: 1,
             access_log: true,
             defaults: "current",
+            admin: "127.0.0.1:0".to_owned(),
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -125,6 +127,13 @@ impl Builder {
     #[must_use]
     pub fn seed_defaults(mut self) -> Self {
         self.defaults = "seed";
+        self
+    }
+
+    /// Where its admin API is, in the place of a free port: `unix:PATH`, say.
+    #[must_use]
+    pub fn admin(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.admin);
         self
     }
 
@@ -215,7 +224,7 @@ impl Builder {
         command.args(["--port-map", &ports, "--bind-address", "127.0.0.1"]);
         command.args([
             "--admin",
-            "127.0.0.1:0",
+            &self.admin,
             "--status",
             "127.0.0.1:0",
             "--metrics",

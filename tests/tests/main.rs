@@ -13,6 +13,7 @@ mod bookinfo;
 mod browser;
 mod cors;
 mod environment;
+mod explain;
 mod fault;
 mod faults;
 mod framing;

@@ -396,7 +396,10 @@ fn example_14_takes_the_first_rule_that_matches() {
     let mut client = gateway.client();
     assert_eq!(who(&mut client, "reviews", "/", "Foo: bar\r\n"), "reviews-v1");
     let said = gateway.check();
-    assert!(said.contains("unreachable-rule") || said.contains("IST0130"), "{said}");
+    assert!(
+        said.contains("unreachable-rule") || said.contains("IST0130"),
+        "{said}"
+    );
     assert_eq!(upstreams.each_ref().map(Upstream::served), [3, 2]);
     gateway.stop();
 }

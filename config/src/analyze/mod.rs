@@ -1,22 +1,34 @@
 //! Findings across resources: what is well written for itself, and yet does not do what its author means.
 //!
-//! [`analyze`] runs behind the compiler and sees everything: the resources as they were written, the registry and the
-//! index of rules, and the snapshot with the origins of its routes. It changes nothing; what it has to say are warnings
-//! (a document may refer to what another file brings) and hints, each with the places of everything that has a part in
-//! it. Each module has one subject, finds its own with an index and never with all pairs, and is called from here.
+//! [`analyze`] runs behind the compiler and sees everything: the resources as they were written, those with errors too;
+//! the registry and the index of rules; the snapshot with the origins of its routes; and what the compiler decided
+//! between resources ([`facts`]). It changes nothing. What it has to say are warnings (a document may refer to what
+//! another file brings) and hints, each with the places of everything that has a part in it. Each module has one
+//! subject, finds its own with an index and never with all pairs, and is called from here.
 
+mod actions;
+pub(crate) mod facts;
+mod gateways;
+mod hosts;
+mod overlaps;
 mod policy;
 pub(crate) mod reach;
+mod references;
+mod rules;
+mod services;
 
 use crate::compile::Context;
 use crate::origins::Origins;
 use crate::report::Report;
-use crate::resource::Resources;
+use crate::resource::gateway::Gateway;
+use crate::resource::virtual_service::VirtualService;
+use crate::resource::{Resources, Written};
+use facts::Facts;
 use isthmus_core::snapshot::Snapshot;
 
 /// What is analyzed.
 pub(crate) struct View<'a> {
-    /// Everything that was written without errors.
+    /// Everything that was written.
     pub(crate) resources: &'a Resources,
     /// What names are looked up in.
     pub(crate) context: &'a Context<'a>,
@@ -24,11 +36,39 @@ pub(crate) struct View<'a> {
     pub(crate) snapshot: &'a Snapshot,
     /// Where the routes of the snapshot were written.
     pub(crate) origins: &'a Origins,
+    /// What the compiler decided between resources.
+    pub(crate) facts: &'a Facts,
 }
+
+impl<'a> View<'a> {
+    /// All Gateways, those with errors last.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = &'a Written<Gateway>> + use<'a> {
+        let resources = self.resources;
+        resources.gateways.iter().chain(&resources.faulty.gateways)
+    }
+
+    /// All VirtualServices, those with errors last; the position is that of the facts.
+    pub(crate) fn virtual_services(&self) -> impl Iterator<Item = &'a Written<VirtualService>> + use<'a> {
+        let resources = self.resources;
+        resources
+            .virtual_services
+            .iter()
+            .chain(&resources.faulty.virtual_services)
+    }
+}
+
+/// How many misspelt names are compared with all that there are; each comparison takes as long as there are names.
+const GUESSES_MAX: usize = 100;
 
 /// Reports what is noticed across resources.
 pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
+    gateways::check(view, report);
+    references::check(view, report);
+    overlaps::check(view, report);
     policy::check(view, report);
+    services::check(view, report);
+    rules::check(view, report);
+    actions::check(view, report);
     if view.context.options.proofs {
         reach::finding::check(view, report);
     }

@@ -5,13 +5,15 @@
 //! VirtualServices for one host follow each other in the order of precedence. Ports that carry bytes, and names whose
 //! TLS passes through, take the rules of `stream`.
 
-use super::retry::check_amplification;
-use super::route::{Site, check_destinations, is_catch_all};
-use super::{Context, delegate, policy, stream, tls};
+use super::route::{Site, is_catch_all};
+use super::{Context, stream, tls};
 use crate::Options;
+use crate::analyze::facts::{Facts, LeftOut, Overlap, Reason, ServerAt, SniTaken, TlsMatch};
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
-use crate::origins::{RouteOrigin, RouteOrigins, TlsAsked, TlsPlace, TlsUse};
+use crate::origins::{
+    RouteOrigin, RouteOrigins, ServerOrigin, StreamOrigin, StreamOrigins, TlsAsked, TlsPlace, TlsUse,
+};
 use crate::report::Report;
 use crate::resource::gateway::{MESH_DOOR, Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
@@ -52,8 +54,8 @@ struct HostDraft {
 /// A listener that is being put together.
 #[derive(Default)]
 struct Draft<'a> {
-    /// What the first server on it speaks, and who that is.
-    first: Option<(Transport, &'a str)>,
+    /// What the first server on it speaks, and which that is.
+    first: Option<(Transport, ServerAt)>,
     proxy_protocol: ProxyProtocol,
     /// Which protocols requests may change to, as the first Gateway says that says it, and who that is.
     upgrades: Option<(Upgrades, &'a str)>,
@@ -63,8 +65,12 @@ struct Draft<'a> {
     tcp: Option<Option<Arc<TcpRoute>>>,
     chains: Vec<Chain>,
     names: Vec<(HostPattern, usize)>,
-    /// Hosts of TLS servers as written, and names of chains, with whose they are.
-    taken: HashMap<String, String>,
+    /// Where the rules for bytes were written, by chain on a TLS port.
+    streams: Vec<(Option<usize>, StreamOrigin)>,
+    /// Hosts of TLS servers as written, with whose they are.
+    taken: HashMap<String, ServerAt>,
+    /// Names whose TLS passes through, with whose they are.
+    passing: HashMap<HostPattern, TlsMatch>,
 }
 
 impl Draft<'_> {
@@ -230,8 +236,9 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
     let bindings = Bindings::new(&resources.virtual_services, options);
     let mut drafts: BTreeMap<ListenerKey, Draft<'_>> = BTreeMap::new();
     let mut uses = Vec::new();
-    let mut used = HashSet::new();
-    let mut mesh_door = false;
+    let mut servers = Vec::new();
+    let mut streams = HashMap::new();
+    let mut facts = Facts::default();
     for (gateway_at, written) in resources.gateways.iter().enumerate() {
         let Written { meta, spec } = written;
         if !options.labels.is_empty() && !selects(&spec.selector, &options.labels) {
@@ -250,7 +257,8 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             .annotations
             .get(MESH_DOOR)
             .is_some_and(|value| value == "true");
-        mesh_door |= mesh;
+        facts.mesh_door |= mesh;
+        facts.selected.insert(gateway_at);
         let proxy_protocol = proxy_protocol(meta, report);
         // Validation has refused what is no list.
         let upgrades = meta
@@ -260,21 +268,32 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         let mut disagrees = HashSet::new();
         let id = meta.id();
         let bound = bindings.of(&id, mesh);
-        used.extend(&bound);
-        let mut served = HashSet::new();
+        facts.used.extend(&bound);
         let list = Path::SPEC.key("servers");
-        let mut left_out = false;
         for (at, server) in spec.servers.iter().enumerate() {
             let path = list.index(at);
-            let opened = open(server, meta, &path, &mut drafts, report);
+            let here = ServerAt {
+                gateway: gateway_at,
+                server: at,
+            };
+            let opened = open(server, meta, &path, here, &mut drafts, &mut facts, report);
             let Some((key, transport)) = opened else {
-                left_out = true;
                 continue;
             };
             let Some(draft) = drafts.get_mut(&key) else {
                 continue;
             };
             draft.proxy_protocol = draft.proxy_protocol.max(proxy_protocol);
+            servers.push(ServerOrigin {
+                listener: key.clone(),
+                gateway_at,
+                gateway: id.clone(),
+                server: at,
+                port_name: server.port_name.clone(),
+                protocol: server.protocol.clone(),
+                hosts: hosts_for(server, meta, None),
+                origin: meta.origin.clone(),
+            });
             if let Some(upgrades) = &upgrades {
                 let (agreed, first) = draft
                     .upgrades
@@ -296,19 +315,20 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 gateway: &id,
                 mesh,
                 port: key.port,
+                gateway_at,
             };
             let mut place = Place {
                 server,
                 meta,
-                gateway_at,
+                here,
                 bound: &bound,
                 bindings: &bindings,
                 site: &site,
-                served: &mut served,
+                facts: &mut facts,
                 context,
             };
             match transport {
-                Transport::Http => place.add_http(draft.table(None).1),
+                Transport::Http => place.add_http(draft.table(None).1, &path, report),
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
                     if let Some(policy) = place.add_tls(draft, &path, report) {
@@ -321,34 +341,8 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 }
             }
         }
-        // When a server was left out, that is the reason, and it has been reported.
-        if !left_out {
-            check_unserved(&bound, &served, &id, &bindings, report);
-        }
     }
-    check_bindings(resources, &bindings, &used, mesh_door, options, report);
-    let used_delegates: HashSet<(&str, &str)> = bindings
-        .all
-        .iter()
-        .enumerate()
-        .filter(|(at, _)| used.contains(at))
-        .flat_map(|(_, root)| {
-            let named = root.spec.http.iter().filter_map(|rule| {
-                delegate::find(rule, &root.meta, &context.delegates, bindings.all, &options.mesh)?.ok()
-            });
-            named.map(|written| (written.meta.namespace.as_str(), written.meta.name.as_str()))
-        })
-        .collect();
-    for (at, written) in bindings.all.iter().enumerate() {
-        policy::check(written, options.defaults, report);
-        let id = (written.meta.namespace.as_str(), written.meta.name.as_str());
-        if used.contains(&at) || used_delegates.contains(&id) {
-            policy::check_sources(written, options, report);
-            check_destinations(written, context, report);
-            check_amplification(written, context, report);
-        }
-    }
-    check_overlaps(&drafts, &bindings, report);
+    facts.overlaps = overlaps(&drafts);
     let mut origins = HashMap::new();
     let listeners = drafts
         .into_iter()
@@ -359,6 +353,12 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 Some((Transport::Tcp, _)) => Accepts::Tcp(draft.tcp.flatten()),
                 _ => Accepts::Http,
             };
+            streams.extend(
+                draft
+                    .streams
+                    .into_iter()
+                    .map(|(chain, origin)| ((key.clone(), chain), origin)),
+            );
             let tables = draft.tables.into_iter().enumerate().map(|(at, (_, table))| {
                 let (routes, places) = table.finish();
                 origins.insert((key.clone(), at), places);
@@ -377,7 +377,10 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
     Listeners {
         listeners,
         origins,
+        streams,
+        servers,
         uses,
+        facts,
     }
 }
 
@@ -385,7 +388,28 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
 pub(crate) struct Listeners {
     pub(crate) listeners: Vec<Arc<Listener>>,
     pub(crate) origins: RouteOrigins,
+    pub(crate) streams: StreamOrigins,
+    pub(crate) servers: Vec<ServerOrigin>,
     pub(crate) uses: Vec<TlsUse>,
+    pub(crate) facts: Facts,
+}
+
+/// VirtualServices that add rules behind those of another one, each pair once.
+fn overlaps(drafts: &BTreeMap<ListenerKey, Draft<'_>>) -> Vec<Overlap> {
+    let mut told = HashSet::new();
+    let mut found = Vec::new();
+    for (key, draft) in drafts {
+        let pairs = draft.tables.iter().flat_map(|(_, table)| &table.overlaps);
+        for (&(later, first), pattern) in pairs.filter(|(pair, _)| told.insert(**pair)) {
+            found.push(Overlap {
+                key: key.clone(),
+                later,
+                first,
+                pattern: pattern.clone(),
+            });
+        }
+    }
+    found
 }
 
 /// What the annotation of a Gateway says about PROXY headers on its ports.
@@ -406,9 +430,11 @@ fn proxy_protocol(meta: &Meta, report: &mut Report<'_>) -> ProxyProtocol {
 /// Finds the listener of a server, if the server is one that is served.
 fn open<'a>(
     server: &Server,
-    meta: &'a Meta,
+    meta: &Meta,
     path: &Path<'_>,
+    here: ServerAt,
     drafts: &mut BTreeMap<ListenerKey, Draft<'a>>,
+    facts: &mut Facts,
     report: &mut Report<'_>,
 ) -> Option<(ListenerKey, Transport)> {
     if server.bind.starts_with("unix://") {
@@ -429,13 +455,13 @@ fn open<'a>(
     };
     let transport = Transport::of(&server.protocol);
     let draft = drafts.entry(key.clone()).or_default();
-    let (first_transport, first) = *draft.first.get_or_insert((transport, name_of(meta)));
+    let (first_transport, first) = *draft.first.get_or_insert((transport, here));
     if first_transport != transport {
-        let message = format!(
-            "port {} is already open for another protocol, by {first}: this server is left out",
-            key.port
-        );
-        report.warn("port-conflict", &meta.origin, &protocol, message);
+        facts.left_out.push(LeftOut {
+            server: here,
+            first,
+            reason: Reason::Protocol,
+        });
         return None;
     }
     Some((key, transport))
@@ -519,13 +545,12 @@ fn hosts_of(written: &Written<VirtualService>, mesh: bool) -> Vec<HostPattern> {
 struct Place<'a> {
     server: &'a Server,
     meta: &'a Meta,
-    gateway_at: usize,
+    here: ServerAt,
     /// VirtualServices of its Gateway, in order of precedence.
     bound: &'a [usize],
     bindings: &'a Bindings<'a>,
     site: &'a Site<'a>,
-    /// VirtualServices that have a host in common with a server.
-    served: &'a mut HashSet<usize>,
+    facts: &'a mut Facts,
     context: &'a Context<'a>,
 }
 
@@ -559,7 +584,6 @@ impl<'a> Place<'a> {
                 }
             }
             if !common.is_empty() {
-                self.served.insert(at);
                 found.push((at, common));
             }
         }
@@ -567,21 +591,35 @@ impl<'a> Place<'a> {
     }
 
     /// Adds the virtual hosts of an HTTP server.
-    fn add_http(&mut self, table: &mut Table) {
+    fn add_http(&mut self, table: &mut Table, path: &Path<'_>, report: &mut Report<'_>) {
         let plain = is_http(&self.server.protocol);
         let https_redirect = plain && self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
-        for (at, common) in self.common() {
+        let all = self.common();
+        if all.is_empty() && !https_redirect {
+            let message = "no VirtualService is bound to these hosts: every request is answered with 404";
+            // Whoever takes the trouble of a certificate means something to be there.
+            let severity = if plain { Severity::Hint } else { Severity::Warning };
+            report.add(
+                severity,
+                "no-route",
+                &self.meta.origin,
+                &path.key("hosts"),
+                message,
+                None,
+            );
+        }
+        for (at, common) in all {
             let Some(written) = self.bindings.all.get(at) else {
                 continue;
             };
-            let part = match table.known.get(&(self.gateway_at, at)) {
+            let part = match table.known.get(&(self.here.gateway, at)) {
                 Some(part) => *part,
                 None => {
                     table
                         .routes
                         .push(super::route::compile(written, self.site, self.context));
                     let part = table.routes.len() - 1;
-                    table.known.insert((self.gateway_at, at), part);
+                    table.known.insert((self.here.gateway, at), part);
                     part
                 }
             };
@@ -609,11 +647,24 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Notes that the server is left out for the sake of an earlier one.
+    fn leave_out(&mut self, first: ServerAt, reason: Reason) {
+        self.facts.left_out.push(LeftOut {
+            server: self.here,
+            first,
+            reason,
+        });
+    }
+
     /// The route of the first VirtualService that has a rule for whole connections here.
-    fn tcp_route(&mut self) -> Option<Arc<TcpRoute>> {
+    fn tcp_route(&mut self) -> Option<(Arc<TcpRoute>, StreamOrigin)> {
         let common = self.common();
         let mut bound = common.iter().filter_map(|(at, _)| self.bindings.all.get(*at));
-        bound.find_map(|written| stream::tcp(written, self.site, self.context))
+        bound.find_map(|written| {
+            let (route, rule) = stream::tcp(written, self.site, self.context)?;
+            let origin = StreamOrigin::new(&written.meta.origin, "tcp", rule, None);
+            Some((route, origin))
+        })
     }
 
     /// Adds a server of bytes.
@@ -621,21 +672,19 @@ impl<'a> Place<'a> {
         let origin = &self.meta.origin;
         let route = self.tcp_route();
         if draft.tcp.is_some() {
-            let first = draft.first.map_or("", |(_, first)| first);
-            let message = format!(
-                "port {} already carries the connections of {first}: this server is left out",
-                self.site.port
-            );
-            return report.warn("port-conflict", origin, &path.key("port").key("number"), message);
+            let first = draft.first.map_or(self.here, |(_, first)| first);
+            return self.leave_out(first, Reason::Carried);
         }
         if route.is_none() {
             let message = "no VirtualService has a tcp rule for this server: the port stays closed";
             report.warn("no-route", origin, path, message);
         }
+        let (route, stream) = route.unzip();
+        draft.streams.extend(stream.map(|stream| (None, stream)));
         draft.tcp = Some(route);
     }
 
-    /// Adds a server of TLS; answers what it presents, if TLS ends at it.
+    /// Adds a server of TLS; answers what it presents, if TLS ends at it, or would if it were not left out.
     fn add_tls(
         &mut self,
         draft: &mut Draft<'_>,
@@ -644,26 +693,21 @@ impl<'a> Place<'a> {
     ) -> Option<Arc<ServerTls>> {
         let (server, meta) = (self.server, self.meta);
         let name = format!("{}/{}", meta.id(), server.port_name);
-        let hosts = path.key("hosts");
+        let terminated = tls::server(server, meta, self.context);
         for (at, host) in server.hosts.iter().enumerate() {
             if let Some(first) = draft.taken.get(host) {
-                let message = format!(
-                    "`{host}` on port {} is already a host of {first}: this server is left out",
-                    self.site.port
-                );
-                report.warn("duplicate-host", &meta.origin, &hosts.index(at), message);
-                return None;
+                self.leave_out(*first, Reason::Host(at));
+                return terminated.policy();
             }
         }
         for host in &server.hosts {
-            draft.taken.insert(host.clone(), name.clone());
+            draft.taken.insert(host.clone(), self.here);
         }
         let patterns = hosts_for(server, meta, None);
-        let terminated = tls::server(server, meta, self.context);
         let action = match terminated {
             tls::Mode::Terminate(tls) if server.protocol.eq_ignore_ascii_case("HTTPS") => {
                 let (table, of_policy) = draft.table(Some(&tls));
-                self.add_http(of_policy);
+                self.add_http(of_policy, path, report);
                 ChainAction::Http { tls, table }
             }
             tls::Mode::Terminate(tls) => {
@@ -673,12 +717,12 @@ impl<'a> Place<'a> {
                         "no VirtualService has a tcp rule for this server: its connections are closed";
                     report.warn("no-route", &meta.origin, path, message);
                 }
+                let (route, stream) = route.unzip();
+                let chain = Some(draft.chains.len());
+                draft.streams.extend(stream.map(|stream| (chain, stream)));
                 ChainAction::Tcp { tls, route }
             }
-            tls::Mode::AutoPass => {
-                let _counts_as_served = self.common();
-                ChainAction::AutoPass(patterns.clone())
-            }
+            tls::Mode::AutoPass => ChainAction::AutoPass(patterns.clone()),
             tls::Mode::Pass => {
                 self.pass_through(draft, &name, path, report);
                 return None;
@@ -708,33 +752,35 @@ impl<'a> Place<'a> {
             };
             for found in stream::tls(written, self.site, self.context) {
                 let chain = draft.chains.len();
-                let list = Path::SPEC.key("tls");
-                let rule = list.index(found.rule);
-                let matches = rule.key("match");
-                let matched = matches.index(found.matched);
-                let hosts = matched.key("sniHosts");
+                let here = TlsMatch {
+                    virtual_service: at,
+                    rule: found.rule,
+                    matched: found.matched,
+                };
                 let mut any = false;
-                for (at, sni) in found.sni_hosts.iter().enumerate() {
+                for (host_at, sni) in found.sni_hosts.iter().enumerate() {
                     let pattern = HostPattern::parse(sni);
-                    let owner = draft.taken.entry(format!("sni {pattern}"));
-                    match owner {
-                        Entry::Occupied(first) if *first.get() != found.id => {
-                            let message = format!(
-                                "TLS for `{sni}` on port {} already goes where {} says: it is left out here",
-                                self.site.port,
-                                first.get()
-                            );
-                            report.warn("duplicate-host", &written.meta.origin, &hosts.index(at), message);
+                    match draft.passing.entry(pattern.clone()) {
+                        Entry::Occupied(first) if *first.get() != here => {
+                            self.facts.passing.push(SniTaken {
+                                port: self.site.port,
+                                here,
+                                host: host_at,
+                                first: *first.get(),
+                            });
                         }
                         Entry::Occupied(_) => {}
                         Entry::Vacant(free) => {
-                            free.insert(found.id.clone());
+                            free.insert(here);
                             draft.names.push((pattern, chain));
                             any = true;
                         }
                     }
                 }
                 if any {
+                    let origin = &written.meta.origin;
+                    let stream = StreamOrigin::new(origin, "tls", found.rule, Some(found.matched));
+                    draft.streams.push((Some(chain), stream));
                     draft.chains.push(Chain {
                         server: name.into(),
                         action: ChainAction::Pass(found.route),
@@ -745,118 +791,6 @@ impl<'a> Place<'a> {
         if draft.chains.len() == before {
             let message = "no VirtualService has a tls rule for this server: its connections are refused";
             report.warn("no-route", &self.meta.origin, path, message);
-        }
-    }
-}
-
-/// Reports VirtualServices that name a Gateway which serves none of their hosts.
-fn check_unserved(
-    bound: &[usize],
-    served: &HashSet<usize>,
-    gateway: &str,
-    bindings: &Bindings<'_>,
-    report: &mut Report<'_>,
-) {
-    for written in bound
-        .iter()
-        .filter(|at| !served.contains(at))
-        .filter_map(|at| bindings.all.get(*at))
-    {
-        let message = format!("Gateway {gateway} serves none of these hosts for this VirtualService");
-        report.warn(
-            "unserved-host",
-            &written.meta.origin,
-            &Path::SPEC.key("hosts"),
-            message,
-        );
-    }
-}
-
-/// Reports VirtualServices that add rules behind those of another one.
-fn check_overlaps(
-    drafts: &BTreeMap<ListenerKey, Draft<'_>>,
-    bindings: &Bindings<'_>,
-    report: &mut Report<'_>,
-) {
-    let mut told = HashSet::new();
-    let tables = drafts.values().flat_map(|draft| &draft.tables);
-    for ((later, first), pattern) in tables.flat_map(|(_, table)| &table.overlaps) {
-        if let (Some(later_one), Some(first_one)) = (bindings.all.get(*later), bindings.all.get(*first))
-            && told.insert((later, first))
-        {
-            let earlier = name_of(&first_one.meta);
-            let message = format!("the rules for `{pattern}` come after those of {earlier}");
-            let origin = &later_one.meta.origin;
-            report.add(
-                Severity::Hint,
-                "shared-host",
-                origin,
-                &Path::SPEC.key("hosts"),
-                message,
-                None,
-            );
-        }
-    }
-}
-
-/// Reports VirtualServices that apply nowhere.
-fn check_bindings(
-    resources: &Resources,
-    bindings: &Bindings<'_>,
-    used: &HashSet<usize>,
-    mesh_door: bool,
-    options: &Options,
-    report: &mut Report<'_>,
-) {
-    let client = &options.namespace;
-    let gateways: HashSet<String> = resources
-        .gateways
-        .iter()
-        .map(|written| written.meta.id())
-        .collect();
-    let list = Path::SPEC.key("gateways");
-    for (at, Written { meta, spec }) in bindings.all.iter().enumerate() {
-        for (index, name) in spec.gateways.iter().enumerate() {
-            if let Some(GatewayName::Named { id, .. }) = GatewayName::parse(name, &meta.namespace)
-                && !gateways.contains(&id)
-            {
-                let message = if resources.refused.contains(format!("Gateway {id}").as_str()) {
-                    format!("the Gateway `{id}` has errors and is left out")
-                } else {
-                    format!("no Gateway is named `{id}`")
-                };
-                report.warn("unknown-gateway", &meta.origin, &list.index(index), message);
-            }
-        }
-        // A delegate is found by the rules that name it.
-        if used.contains(&at) || spec.hosts.is_empty() {
-            continue;
-        }
-        let shown_to = export_to(&spec.export_to, &options.mesh.virtual_service_export_to);
-        if !is_exported(shown_to, &meta.namespace, client) {
-            let message = format!("not exported to `{client}`, the namespace of this gateway: passed over");
-            report.add(
-                Severity::Hint,
-                "not-exported",
-                &meta.origin,
-                &Path::SPEC.key("exportTo"),
-                message,
-                None,
-            );
-            continue;
-        }
-        let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == "mesh");
-        if mesh && !mesh_door && !spec.hosts.is_empty() {
-            let message = "bound to mesh clients, not to a Gateway: passed over here";
-            let help = format!("name a Gateway in spec.gateways, or annotate one with {MESH_DOOR}: \"true\"");
-            report.add(
-                Severity::Hint,
-                "mesh-only",
-                &meta.origin,
-                &list,
-                message,
-                Some(help),
-            );
         }
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
-//! routes, with `retry` for what is sent again or twice; `stream` does the same for whole connections, and `tls` says what is presented and demanded.
+//! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
+//! the same for whole connections, `tls` says what is presented and demanded, `origin` where the policies of clusters were
+//! written.
 
 pub(crate) mod balancer;
 pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod listener;
+pub(crate) mod origin;
 mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
@@ -24,8 +27,6 @@ use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Resources, Written};
 use delegate::Delegates;
 use isthmus_core::snapshot::Snapshot;
-use std::collections::HashSet;
-use std::sync::Arc;
 
 /// What the compiler looks things up in.
 pub(crate) struct Context<'a> {
@@ -34,15 +35,6 @@ pub(crate) struct Context<'a> {
     pub(crate) rules: Rules<'a>,
     pub(crate) virtual_services: &'a [Written<VirtualService>],
     pub(crate) delegates: Delegates<'a>,
-    refused: &'a HashSet<Arc<str>>,
-}
-
-impl Context<'_> {
-    /// Whether a resource of this kind has errors and was left out: what is missing may be in it.
-    pub(crate) fn has_refused(&self, kind: &str) -> bool {
-        let of_kind = |id: &Arc<str>| id.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '));
-        self.refused.iter().any(of_kind)
-    }
 }
 
 /// Compiles everything that was written without errors.
@@ -57,7 +49,6 @@ pub(crate) fn compile(
         rules: Rules::new(&resources.destination_rules, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
-        refused: &resources.refused,
     };
     let listeners = listener::compile(resources, &context, report);
     let snapshot = Snapshot {
@@ -68,10 +59,20 @@ pub(crate) fn compile(
     let origins = Origins {
         documents: report.places(),
         routes: listeners.origins,
+        streams: listeners.streams,
+        servers: listeners.servers,
+        clusters: origin::clusters(&context),
+        options: options.clone(),
         tls: listeners
             .uses
             .into_iter()
             .chain(tls::uses(&resources.destination_rules, &context))
+            .collect(),
+        refused_secrets: resources
+            .refused
+            .iter()
+            .filter_map(|id| id.strip_prefix("Secret ")?.split_once('/'))
+            .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
             .collect(),
     };
     let view = View {
@@ -79,6 +80,7 @@ pub(crate) fn compile(
         context: &context,
         snapshot: &snapshot,
         origins: &origins,
+        facts: &listeners.facts,
     };
     crate::analyze::analyze(&view, report);
     (snapshot, origins)

@@ -1,14 +1,8 @@
 //! What a rule does beside sending requests on: faults, and what browsers are told.
 
-use crate::diagnostic::Severity;
-use crate::index::selects;
-use crate::report::Report;
-use crate::resource::Written;
+use crate::Defaults;
 use crate::resource::cors::CorsPolicy;
-use crate::resource::fault::{ABORT, Fault as WrittenFault, WrittenShare};
-use crate::resource::virtual_service::VirtualService;
-use crate::yaml::Path;
-use crate::{Defaults, Options};
+use crate::resource::fault::{Fault as WrittenFault, WrittenShare};
 use http::StatusCode;
 use isthmus_core::route::{Abort, AbortWith, Cors, Delay, Fault, Share, TextMatch};
 
@@ -69,83 +63,4 @@ pub(super) fn cors(written: &CorsPolicy) -> Cors {
     cors.credentials = written.allow_credentials;
     cors.keeps_unmatched = written.keeps_unmatched;
     cors
-}
-
-/// Reports matches that no caller can meet, because a gateway has one set of labels and one namespace, which stand for
-/// all of its callers: its own, as Istio compares them.
-pub(super) fn check_sources(written: &Written<VirtualService>, options: &Options, report: &mut Report<'_>) {
-    let Written { meta, spec } = written;
-    let list = Path::SPEC.key("http");
-    for (at, rule) in spec.http.iter().enumerate() {
-        let rule_path = list.index(at);
-        let matches = rule_path.key("match");
-        for (at, matched) in rule.matches.iter().enumerate() {
-            let path = matches.index(at);
-            if !selects(&matched.source_labels, &options.labels) {
-                let message = "this gateway does not have these labels: the match takes no request";
-                let help = "labels of callers are those of the gateway: give them with --labels".to_owned();
-                let path = path.key("sourceLabels");
-                report.add(
-                    Severity::Hint,
-                    "other-source",
-                    &meta.origin,
-                    &path,
-                    message,
-                    Some(help),
-                );
-            }
-            let namespace = matched.source_namespace.as_str();
-            if !namespace.is_empty() && namespace != options.namespace {
-                let message = "this gateway is not in that namespace: the match takes no request";
-                let help =
-                    "the namespace of callers is that of the gateway: give it with --namespace".to_owned();
-                let path = path.key("sourceNamespace");
-                report.add(
-                    Severity::Hint,
-                    "other-source",
-                    &meta.origin,
-                    &path,
-                    message,
-                    Some(help),
-                );
-            }
-        }
-    }
-}
-
-/// Reports faults that say nothing of how many requests they strike, and policies for browsers where none is asked.
-pub(super) fn check(written: &Written<VirtualService>, defaults: Defaults, report: &mut Report<'_>) {
-    let Written { meta, spec } = written;
-    let origin = &meta.origin;
-    let list = Path::SPEC.key("http");
-    for (at, rule) in spec.http.iter().enumerate() {
-        let path = list.index(at);
-        let fault_path = path.key("fault");
-        let fault = rule.fault.clone().unwrap_or_default();
-        for (name, share) in [
-            ("delay", fault.delay.map(|delay| delay.share)),
-            ("abort", fault.abort.map(|abort| abort.share)),
-        ] {
-            if share.is_none_or(|share| share.percent().is_some()) {
-                continue;
-            }
-            let message = match defaults {
-                Defaults::Seed => "no percentage is written: every request is struck",
-                Defaults::Current => "no percentage is written: no request is struck",
-            };
-            report.warn("no-percentage", origin, &fault_path.key(name), message);
-        }
-        if rule.cors_policy.is_some() && (rule.redirect.is_some() || rule.direct_response.is_some()) {
-            let message = "browsers are told nothing in redirects and direct responses (nor by Istio)";
-            report.warn("no-effect", origin, &path.key("corsPolicy"), message);
-        }
-    }
-    let aborts = |written: &VirtualService| {
-        let mut faults = written.http.iter().filter_map(|rule| rule.fault.as_ref());
-        faults.any(|fault| fault.abort.is_some())
-    };
-    if meta.annotations.contains_key(ABORT) && !aborts(spec) {
-        let message = "no rule of this VirtualService has a `fault.abort`";
-        report.warn("no-effect", origin, &Path::ANNOTATIONS.key(ABORT), message);
-    }
 }

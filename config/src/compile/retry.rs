@@ -1,15 +1,10 @@
-//! Retries and mirrors: the policy of a rule, the limits of a cluster, and what both together may do to an upstream.
+//! Retries and mirrors: the policy of a rule, and the limits of a cluster.
 
 use super::Context;
-use super::route::{Site, check_target, cluster_key};
-use crate::diagnostic::Severity;
-use crate::index::{expand, name_of};
-use crate::report::Report;
+use super::route::{Site, cluster_key};
 use crate::resource::destination_rule::Blocks;
 use crate::resource::retries::{Mirror as WrittenMirror, Retries};
-use crate::resource::virtual_service::{HttpRoute, VirtualService};
-use crate::resource::{Meta, Written};
-use crate::yaml::Path;
+use crate::resource::virtual_service::HttpRoute;
 use isthmus_core::attempt::{RetryOn, RetryPolicy};
 use isthmus_core::cluster::retry_budget::{
     BUDGET_INTERVAL, BUDGET_MIN, BUDGET_PER_MILLION, RetryBudget, RetryLimits,
@@ -62,27 +57,6 @@ pub(crate) fn mirrors(
     all.filter(|mirror| mirror.per_million > 0).collect()
 }
 
-/// Reports mirrors that the registry does not know: their copies are lost.
-pub(crate) fn check_mirrors(
-    rule: &HttpRoute,
-    meta: &Meta,
-    rule_path: &Path<'_>,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    const OUTCOME: &str = "its copies of requests are lost";
-    let list = rule_path.key("mirrors");
-    for (at, mirror) in rule.mirrors.iter().enumerate() {
-        let item = list.index(at);
-        let path = if mirror.is_listed {
-            item.key("destination")
-        } else {
-            rule_path.key("mirror")
-        };
-        check_target(&mirror.target, meta, &path, OUTCOME, context, report);
-    }
-}
-
 /// What a cluster's policy says about retries (`maxRetries`, `retryBudget`).
 pub(crate) fn limits(blocks: &Blocks) -> RetryLimits {
     let most = blocks.connection_pool.as_ref().map_or(0, |pool| pool.max_retries);
@@ -104,53 +78,5 @@ pub(crate) fn limits(blocks: &Blocks) -> RetryLimits {
                 .unwrap_or(BUDGET_INTERVAL),
         }),
         hedges: blocks.hedges,
-    }
-}
-
-/// Requests to an upstream for one of a client that are not worth a word: what the default makes of a failure.
-const AMPLIFICATION_QUIET: u32 = 3;
-
-/// Tells of rules whose retries multiply the load of an upstream that fails, with no budget that bounds them.
-pub(crate) fn check_amplification(
-    written: &Written<VirtualService>,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    let list = Path::SPEC.key("http");
-    for (at, rule) in written.spec.http.iter().enumerate() {
-        let policy = policy(rule.retries.as_ref(), &context.options.mesh.retry);
-        let most = policy.retries.saturating_add(1);
-        if rule.retries.is_none() || most <= AMPLIFICATION_QUIET {
-            continue;
-        }
-        let unbounded = rule.route.iter().find_map(|destination| {
-            let target = &destination.target;
-            let host = expand(&target.host, &written.meta.namespace);
-            let service = context.registry.find(&host, &written.meta.namespace)?;
-            let found = context.rules.find(&service.host, service.namespace);
-            let is_bounded = |port: u16| {
-                let rule = found.as_ref()?;
-                let subset = rule.subsets.iter().find(|subset| subset.name == target.subset);
-                Some(!limits(&rule.blocks(port, subset.copied())).is_unlimited())
-            };
-            let named = target.port.and_then(|port| u16::try_from(port).ok());
-            let mut ports = service.ports.iter().map(|port| port.number);
-            let first = ports.next();
-            (!is_bounded(named.or(first)?).unwrap_or(false)).then_some(host)
-        });
-        let Some(host) = unbounded else { continue };
-        let message = format!(
-            "when `{host}` fails, it gets up to {most} requests for each one of {}, and no budget bounds that",
-            name_of(&written.meta)
-        );
-        let help = "trafficPolicy.retryBudget or connectionPool.http.maxRetries of its DestinationRule does";
-        report.add(
-            Severity::Hint,
-            "retry-amplification",
-            &written.meta.origin,
-            &list.index(at).key("retries").key("attempts"),
-            message,
-            Some(help.to_owned()),
-        );
     }
 }

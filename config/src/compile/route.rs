@@ -4,21 +4,18 @@
 //! behind one that takes everything are dropped, header operations are put in the order in which they apply.
 
 use super::Context;
-use super::delegate::{self, Broken};
+use super::delegate;
 use super::policy;
 use super::retry;
 use crate::Defaults;
-use crate::diagnostic::Severity;
-use crate::index::{GatewayName, expand, name_of, selects};
+use crate::index::{GatewayName, expand, selects};
 use crate::origins::{RouteOrigin, RuleOrigin};
-use crate::report::Report;
 use crate::resource::virtual_service::{
     HeaderOperations as WrittenOperations, HttpDestination, HttpMatch, HttpRoute,
     Redirect as WrittenRedirect, Target, VirtualService,
 };
 use crate::resource::{Meta, Written};
 use crate::validate::virtual_service::{header_value, is_authority};
-use crate::yaml::Path;
 use bytes::Bytes;
 use http::StatusCode;
 use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
@@ -42,6 +39,8 @@ pub(crate) struct Site<'a> {
     pub(crate) mesh: bool,
     /// Port of the server.
     pub(crate) port: u16,
+    /// Position of the Gateway among all.
+    pub(crate) gateway_at: usize,
 }
 
 impl Site<'_> {
@@ -119,6 +118,7 @@ pub(crate) fn compile(
             let origin = RouteOrigin {
                 own: rule_origin(&source.own, at_match),
                 root: source.root.as_ref().map(|root| rule_origin(root, None)),
+                gateway: site.gateway_at,
             };
             routes.push((route, origin));
             if last {
@@ -421,157 +421,4 @@ fn steps(list: impl IntoIterator<Item = HeaderOperations>) -> Vec<HeaderOperatio
     list.into_iter()
         .filter(|operations| !operations.is_empty())
         .collect()
-}
-
-/// Reports destinations that the registry does not know: they answer 503.
-pub(crate) fn check_destinations(
-    written: &Written<VirtualService>,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    let Written { meta, spec } = written;
-    let list = Path::SPEC.key("http");
-    for (at, rule) in spec.http.iter().enumerate() {
-        let rule_path = list.index(at);
-        check_delegate(rule, meta, &rule_path, context, report);
-        let targets = rule.route.iter().map(|destination| &destination.target);
-        check_targets(
-            targets,
-            meta,
-            &rule_path,
-            "requests are answered with 503",
-            context,
-            report,
-        );
-        retry::check_mirrors(rule, meta, &rule_path, context, report);
-    }
-    for (name, rules) in [("tls", &spec.tls), ("tcp", &spec.tcp)] {
-        let list = Path::SPEC.key(name);
-        for (at, rule) in rules.iter().enumerate() {
-            let targets = rule.route.iter().map(|destination| &destination.target);
-            let outcome = "connections are closed";
-            check_targets(targets, meta, &list.index(at), outcome, context, report);
-        }
-    }
-}
-
-fn check_targets<'a>(
-    targets: impl Iterator<Item = &'a Target>,
-    meta: &Meta,
-    rule: &Path<'_>,
-    outcome: &str,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    let routes = rule.key("route");
-    for (at, target) in targets.enumerate() {
-        let item = routes.index(at);
-        check_target(target, meta, &item.key("destination"), outcome, context, report);
-    }
-}
-
-pub(crate) fn check_target(
-    target: &Target,
-    meta: &Meta,
-    path: &Path<'_>,
-    outcome: &str,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    let host = expand(&target.host, &meta.namespace);
-    let Some(service) = context.registry.find(&host, &meta.namespace) else {
-        if ["ServiceEntry", "Service"]
-            .iter()
-            .any(|kind| context.has_refused(kind))
-        {
-            return;
-        }
-        let message = format!("no service is named `{host}`: {outcome}");
-        report.warn("unknown-host", &meta.origin, &path.key("host"), message);
-        return;
-    };
-    let number = target.port.and_then(|port| u16::try_from(port).ok());
-    if let Some(port) = number
-        && !service.ports.iter().any(|candidate| candidate.number == port)
-    {
-        let message = format!("`{host}` has no port {port}: {outcome}");
-        report.warn(
-            "unknown-port",
-            &meta.origin,
-            &path.key("port").key("number"),
-            message,
-        );
-    }
-    let rule = context.rules.find(&service.host, service.namespace);
-    let known = rule.is_some_and(|rule| rule.has_subset(&target.subset));
-    if !target.subset.is_empty() && !known && !context.has_refused("DestinationRule") {
-        let message = format!(
-            "no DestinationRule gives `{host}` a subset `{}`: {outcome}",
-            target.subset
-        );
-        let names = rule
-            .map_or(&[][..], |rule| &rule.subsets[..])
-            .iter()
-            .map(|subset| subset.name.as_str());
-        let near = crate::diagnostic::nearest(&target.subset, names);
-        let help = near.map(|name| format!("did you mean `{name}`?"));
-        report.add(
-            Severity::Warning,
-            "unknown-subset",
-            &meta.origin,
-            &path.key("subset"),
-            message,
-            help,
-        );
-    }
-}
-
-/// Reports a delegate that cannot be used, and rules of it that its root excludes.
-fn check_delegate(
-    rule: &HttpRoute,
-    meta: &Meta,
-    path: &Path<'_>,
-    context: &Context<'_>,
-    report: &mut Report<'_>,
-) {
-    let Some(found) = delegate::find(
-        rule,
-        meta,
-        &context.delegates,
-        context.virtual_services,
-        &context.options.mesh,
-    ) else {
-        return;
-    };
-    let path = path.key("delegate");
-    let delegate = match found {
-        Ok(delegate) => delegate,
-        Err(broken) => {
-            if context.has_refused("VirtualService") && matches!(broken, Broken::Missing { .. }) {
-                return;
-            }
-            let message = match broken {
-                Broken::Missing { id } => format!("no VirtualService is named `{id}`: this rule is left out"),
-                Broken::NotADelegate { id } => {
-                    format!("the VirtualService `{id}` has hosts of its own: this rule is left out")
-                }
-                Broken::NotExported { id } => format!(
-                    "the VirtualService `{id}` is not exported to `{}`: this rule is left out",
-                    meta.namespace
-                ),
-            };
-            return report.warn("unknown-delegate", &meta.origin, &path.key("name"), message);
-        }
-    };
-    let rules = Path::SPEC.key("http");
-    for (at, own) in delegate.spec.http.iter().enumerate() {
-        let own_path = rules.index(at);
-        if delegate::merge(rule, own).is_none() {
-            let message = format!(
-                "the rule of {} that delegates here excludes this one: it is left out there",
-                name_of(meta)
-            );
-            report.warn("delegate-conflict", &delegate.meta.origin, &own_path, message);
-        }
-    }
 }

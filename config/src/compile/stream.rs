@@ -15,25 +15,23 @@ pub(crate) struct Passed<'a> {
     pub(crate) rule: usize,
     /// Position in its `match`.
     pub(crate) matched: usize,
-    /// What tells this match apart from every other.
-    pub(crate) id: String,
 }
 
-/// The first `tcp[]` rule that applies.
+/// The first `tcp[]` rule that applies, and its position in `spec.tcp`.
 pub(crate) fn tcp(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
-) -> Option<Arc<TcpRoute>> {
+) -> Option<(Arc<TcpRoute>, usize)> {
     let meta = &written.meta;
-    let applied = written.spec.tcp.iter().find(|rule| {
+    let (at, applied) = written.spec.tcp.iter().enumerate().find(|(_, rule)| {
         rule.matches.is_empty()
             || rule
                 .matches
                 .iter()
                 .any(|matched| applies(matched, meta, site, context))
-    });
-    route(applied?, meta, site, context)
+    })?;
+    Some((route(applied, meta, site, context)?, at))
 }
 
 /// All matches of `tls[]` rules that apply, in order.
@@ -53,12 +51,6 @@ pub(crate) fn tls<'a>(
                     route,
                     rule: at,
                     matched: matched_at,
-                    id: format!(
-                        "VirtualService {}, tls rule {}, match {}",
-                        meta.id(),
-                        at + 1,
-                        matched_at + 1
-                    ),
                 });
             }
         }

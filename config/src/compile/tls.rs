@@ -31,6 +31,16 @@ pub(crate) enum Mode {
     AutoPass,
 }
 
+impl Mode {
+    /// What it presents, if TLS ends here.
+    pub(crate) fn policy(&self) -> Option<Arc<ServerTls>> {
+        match self {
+            Self::Terminate(policy) => Some(policy.clone()),
+            Self::Pass | Self::AutoPass => None,
+        }
+    }
+}
+
 /// What a server with `tls` does.
 pub(crate) fn server(server: &Server, meta: &Meta, context: &Context<'_>) -> Mode {
     let Some(tls) = &server.tls else { return Mode::Pass };

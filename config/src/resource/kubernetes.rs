@@ -1,4 +1,4 @@
-//! Kubernetes Service, EndpointSlice, Endpoints and Secret as written, as far as a gateway needs them.
+//! Kubernetes Service, EndpointSlice, Endpoints, Secret and workloads as written, as far as a gateway needs them.
 //!
 //! Their schema is Kubernetes' affair: fields that are not read here are passed over without a word.
 
@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+/// Annotation of a Service that says which namespaces see it, with commas between them (Istio).
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
 /// The label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -16,6 +19,10 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) struct Service {
     pub(crate) ports: Vec<ServicePort>,
     pub(crate) selector: BTreeMap<String, String>,
+    /// Namespaces that see it, from its annotation.
+    pub(crate) export_to: Vec<String>,
+    /// Whether it is another name of something outside, and has no endpoints.
+    pub(crate) is_external_name: bool,
 }
 
 /// `ports[]`.
@@ -52,7 +59,7 @@ pub(crate) struct SlicePort {
 }
 
 impl Service {
-    pub(crate) fn read(spec: &Node) -> Self {
+    pub(crate) fn read(spec: &Node, meta: &Meta) -> Self {
         let ports = spec.list("ports").iter().map(|node| ServicePort {
             name: node.text("name").unwrap_or("").to_owned(),
             number: node.int("port").unwrap_or(0),
@@ -60,10 +67,41 @@ impl Service {
             transport: node.text("protocol").unwrap_or("TCP").to_owned(),
             target_port: node.get("targetPort").and_then(Node::as_int),
         });
+        let export_to = meta.annotations.get(EXPORT_TO).map_or("", String::as_str);
+        let namespaces = export_to
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
         Self {
             ports: ports.collect(),
             selector: spec.text_map("selector"),
+            export_to: namespaces.map(str::to_owned).collect(),
+            is_external_name: spec.text("type") == Some("ExternalName"),
         }
+    }
+}
+
+/// A Pod, or what makes Pods.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    /// Labels of the Pods.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl Workload {
+    /// Reads a document; None when it makes no Pods.
+    pub(crate) fn read(version: &str, kind: &str, node: &Node) -> Option<Self> {
+        let metadata = match (version, kind) {
+            ("v1", "Pod") => node.get("metadata"),
+            ("apps/v1", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") => node
+                .get("spec")
+                .and_then(|spec| spec.get("template"))
+                .and_then(|template| template.get("metadata")),
+            _ => return None,
+        };
+        Some(Self {
+            labels: metadata.unwrap_or(&Node::Null).text_map("labels"),
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
 use destination_rule::DestinationRule;
 use gateway::Gateway;
-use kubernetes::{EndpointSlice, Secret, Service};
+use kubernetes::{EndpointSlice, Secret, Service, Workload};
 use schema::KINDS;
 use service_entry::ServiceEntry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -84,12 +84,27 @@ pub(crate) struct Resources {
     pub(crate) services: Vec<Written<Service>>,
     pub(crate) endpoint_slices: Vec<Written<EndpointSlice>>,
     pub(crate) secrets: Vec<Written<Secret>>,
+    /// Pods, and what makes pods: nothing of them is executed, but their labels are what selectors select.
+    pub(crate) workloads: Vec<Written<Workload>>,
+    /// Gateways of the Kubernetes Gateway API, which is not executed: `namespace/name`.
+    pub(crate) foreign_gateways: HashSet<String>,
+    /// What has errors and is left out, as far as it could be read: what is right in it is analyzed nonetheless.
+    pub(crate) faulty: Faulty,
     pub(crate) passed_over: BTreeMap<String, usize>,
     pub(crate) count: usize,
     /// `Kind namespace/name` of resources that are left out for their errors.
     pub(crate) refused: HashSet<Arc<str>>,
     /// Which document defines which resource, with or without errors.
     pub(crate) named: Vec<(usize, Arc<str>)>,
+}
+
+/// Resources with errors. One whose name is taken already is not among them.
+#[derive(Debug, Default)]
+pub(crate) struct Faulty {
+    pub(crate) gateways: Vec<Written<Gateway>>,
+    pub(crate) virtual_services: Vec<Written<VirtualService>>,
+    pub(crate) destination_rules: Vec<Written<DestinationRule>>,
+    pub(crate) service_entries: Vec<Written<ServiceEntry>>,
 }
 
 /// Group and version of the kinds that are this gateway's own.
@@ -137,7 +152,7 @@ pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
         let mut node = report.take(document);
         read(
             &mut node,
-            Origin {
+            &Origin {
                 document,
                 item: None,
                 resource: "".into(),
@@ -176,9 +191,41 @@ fn sort_by_name<T>(list: &mut [Written<T>]) {
     });
 }
 
+/// What `metadata` say.
+fn read_meta(kind: &str, metadata: &Node, origin: &Origin) -> Meta {
+    let name = metadata.text("name").unwrap_or("").to_owned();
+    let namespace = metadata
+        .text("namespace")
+        .filter(|text| !text.is_empty())
+        .unwrap_or(DEFAULT_NAMESPACE);
+    Meta {
+        origin: Origin {
+            resource: Arc::from(format!("{kind} {namespace}/{name}")),
+            ..origin.clone()
+        },
+        name,
+        namespace: namespace.to_owned(),
+        labels: metadata.text_map("labels"),
+        annotations: metadata.text_map("annotations"),
+        created: metadata.text("creationTimestamp").map(str::to_owned),
+    }
+}
+
+/// Keeps what findings need of a document that is passed over.
+fn note_passed_over(version: &str, kind: &str, node: &Node, origin: &Origin, resources: &mut Resources) {
+    let metadata = node.get("metadata").unwrap_or(&Node::Null);
+    if kind == "Gateway" && version.starts_with("gateway.networking.k8s.io/") {
+        let meta = read_meta(kind, metadata, origin);
+        resources.foreign_gateways.insert(meta.id());
+    } else if let Some(spec) = Workload::read(version, kind, node) {
+        let meta = read_meta(kind, metadata, origin);
+        resources.workloads.push(Written { meta, spec });
+    }
+}
+
 fn read(
     node: &mut Node,
-    mut origin: Origin,
+    origin: &Origin,
     resources: &mut Resources,
     seen: &mut HashMap<String, Origin>,
     report: &mut Report<'_>,
@@ -189,7 +236,7 @@ fn read(
     let root = Path::Root;
     if !matches!(node, Node::Map(_)) {
         let message = format!("expected a resource, found {}", node.describe());
-        return report.error("not-a-resource", &origin, &root, message);
+        return report.error("not-a-resource", origin, &root, message);
     }
     let text = |name| node.text(name).map(str::to_owned);
     let (Some(version), Some(kind)) = (text("apiVersion"), text("kind")) else {
@@ -199,7 +246,7 @@ fn read(
             "apiVersion"
         };
         let message = format!("a resource needs `{missing}`");
-        return report.error("not-a-resource", &origin, &root, message);
+        return report.error("not-a-resource", origin, &root, message);
     };
     let (version, kind) = (version.as_str(), kind.as_str());
     if version == "v1" && kind == "List" && origin.item.is_none() {
@@ -208,7 +255,7 @@ fn read(
                 item: Some(item),
                 ..origin.clone()
             };
-            read(node, origin, resources, seen, report);
+            read(node, &origin, resources, seen, report);
         }
         return;
     }
@@ -231,7 +278,8 @@ fn read(
         _ => kubernetes,
     };
     if !ours {
-        tell_passed_over(version, kind, &origin, &root, report);
+        tell_passed_over(version, kind, origin, &root, report);
+        note_passed_over(version, kind, node, origin, resources);
         *resources.passed_over.entry(kind.to_owned()).or_default() += 1;
         return;
     }
@@ -240,21 +288,9 @@ fn read(
     }
     let node = &*node;
     let metadata = node.get("metadata").unwrap_or(&Node::Null);
-    let name = metadata.text("name").unwrap_or("").to_owned();
-    let namespace = metadata
-        .text("namespace")
-        .filter(|text| !text.is_empty())
-        .unwrap_or(DEFAULT_NAMESPACE);
-    origin.resource = Arc::from(format!("{kind} {namespace}/{name}"));
-    let meta = Meta {
-        name,
-        namespace: namespace.to_owned(),
-        labels: metadata.text_map("labels"),
-        annotations: metadata.text_map("annotations"),
-        created: metadata.text("creationTimestamp").map(str::to_owned),
-        origin,
-    };
+    let meta = read_meta(kind, metadata, origin);
     let before = report.errors();
+    let mut unique = true;
     report.begin();
     check_metadata(metadata, &meta.origin, report);
     if meta.name.is_empty() {
@@ -272,6 +308,7 @@ fn read(
     } else {
         let first = seen.get(&*meta.origin.resource).cloned();
         if let Some(first) = first {
+            unique = false;
             let place = report.place(&first);
             let message = format!(
                 "{} is already defined at {place}; this one is not used",
@@ -308,70 +345,51 @@ fn read(
         .named
         .push((meta.origin.document, Arc::clone(&meta.origin.resource)));
     let refused = &mut lists.refused;
+    let faulty = &mut lists.faulty;
     match kind {
-        "Gateway" => keep(&mut lists.gateways, refused, meta, before, report, |_, _| {
-            Gateway::read(spec)
-        }),
-        "VirtualService" => keep(
-            &mut lists.virtual_services,
-            refused,
-            meta,
-            before,
-            report,
-            |meta, report| VirtualService::read(spec, meta, report),
-        ),
-        "DestinationRule" => {
-            keep(
-                &mut lists.destination_rules,
-                refused,
-                meta,
-                before,
-                report,
-                |_, _| DestinationRule::read(spec),
-            );
+        "Gateway" => {
+            let left = keep(&mut lists.gateways, refused, meta, before, report, |_, _| {
+                Gateway::read(spec)
+            });
+            faulty.gateways.extend(left.filter(|_| unique));
         }
-        "ServiceEntry" => keep(
-            &mut lists.service_entries,
-            refused,
-            meta,
-            before,
-            report,
-            |_, _| ServiceEntry::read(spec),
-        ),
-        "WorkloadEntry" => keep(
-            &mut lists.workload_entries,
-            refused,
-            meta,
-            before,
-            report,
-            |_, _| WorkloadEntry::read(spec),
-        ),
-        "Service" => keep(&mut lists.services, refused, meta, before, report, |_, _| {
-            Service::read(spec)
-        }),
-        "Secret" => keep(&mut lists.secrets, refused, meta, before, report, |_, _| {
-            Secret::read(node)
-        }),
-        "EndpointSlice" => keep(
-            &mut lists.endpoint_slices,
-            refused,
-            meta,
-            before,
-            report,
-            |meta, _| EndpointSlice::read(node, meta),
-        ),
+        "VirtualService" => {
+            let read = |meta: &Meta, report: &mut Report<'_>| VirtualService::read(spec, meta, report);
+            let left = keep(&mut lists.virtual_services, refused, meta, before, report, read);
+            faulty.virtual_services.extend(left.filter(|_| unique));
+        }
+        "DestinationRule" => {
+            let read = |_: &Meta, _: &mut Report<'_>| DestinationRule::read(spec);
+            let left = keep(&mut lists.destination_rules, refused, meta, before, report, read);
+            faulty.destination_rules.extend(left.filter(|_| unique));
+        }
+        "ServiceEntry" => {
+            let read = |_: &Meta, _: &mut Report<'_>| ServiceEntry::read(spec);
+            let left = keep(&mut lists.service_entries, refused, meta, before, report, read);
+            faulty.service_entries.extend(left.filter(|_| unique));
+        }
+        "WorkloadEntry" => {
+            let read = |_: &Meta, _: &mut Report<'_>| WorkloadEntry::read(spec);
+            let _left_out = keep(&mut lists.workload_entries, refused, meta, before, report, read);
+        }
+        "Service" => {
+            let read = |meta: &Meta, _: &mut Report<'_>| Service::read(spec, meta);
+            let _left_out = keep(&mut lists.services, refused, meta, before, report, read);
+        }
+        "Secret" => {
+            let read = |_: &Meta, _: &mut Report<'_>| Secret::read(node);
+            let _left_out = keep(&mut lists.secrets, refused, meta, before, report, read);
+        }
+        "EndpointSlice" => {
+            let read = |meta: &Meta, _: &mut Report<'_>| EndpointSlice::read(node, meta);
+            let _left_out = keep(&mut lists.endpoint_slices, refused, meta, before, report, read);
+        }
         "Endpoints" => {
             for (index, spec) in kubernetes::read_endpoints(node, &meta).into_iter().enumerate() {
                 let mut meta = meta.clone();
                 meta.name = format!("{}-{index}", meta.name);
-                keep(
-                    &mut lists.endpoint_slices,
-                    refused,
-                    meta,
-                    before,
-                    report,
-                    |_, _| spec,
-                );
+                let slices = &mut lists.endpoint_slices;
+                let _left_out = keep(slices, refused, meta, before, report, |_, _| spec);
             }
         }
         _ => {}
@@ -458,7 +476,7 @@ fn check_names(node: &Node, path: &Path<'_>, known: &[&str], origin: &Origin, re
     }
 }
 
-/// Reads and validates one resource and keeps it when it has no error.
+/// Reads and validates one resource and keeps it when it has no error; one that has is given back.
 fn keep<'r, T: crate::validate::Validate>(
     list: &mut Vec<Written<T>>,
     refused: &mut HashSet<Arc<str>>,
@@ -466,7 +484,7 @@ fn keep<'r, T: crate::validate::Validate>(
     errors_before: usize,
     report: &mut Report<'r>,
     read: impl FnOnce(&Meta, &mut Report<'r>) -> T,
-) {
+) -> Option<Written<T>> {
     let spec = read(&meta, report);
     report.begin_validation();
     spec.validate(&meta, report);
@@ -474,8 +492,10 @@ fn keep<'r, T: crate::validate::Validate>(
     if report.errors() == errors_before {
         list.push(Written { meta, spec });
     } else {
-        refused.insert(meta.origin.resource);
+        refused.insert(meta.origin.resource.clone());
+        return Some(Written { meta, spec });
     }
+    None
 }
 
 /// Reads a duration as Go writes it: `1h30m`, `1.5s`, `30ms`; `0` needs no unit.

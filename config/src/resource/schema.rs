@@ -107,6 +107,24 @@ pub fn fields() -> Vec<FieldInfo> {
     out
 }
 
+/// Whether a field of a kind is known and not executed, or lies below one that is not. `path` is as in
+/// [`FieldInfo::path`] without its stars.
+pub(crate) fn is_not_executed(kind: &str, path: &str) -> bool {
+    static NOT_YET: OnceLock<Vec<(&'static str, String)>> = OnceLock::new();
+    let all = NOT_YET.get_or_init(|| {
+        let fields = fields()
+            .into_iter()
+            .filter(|field| field.status == Status::NotYet);
+        fields
+            .map(|field| (field.kind, field.path.replace('*', "")))
+            .collect()
+    });
+    all.iter().filter(|(known, _)| *known == kind).any(|(_, field)| {
+        path.strip_prefix(field.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[', '{']))
+    })
+}
+
 /// Every field of MeshConfig that concerns a gateway.
 pub fn mesh_fields() -> Vec<FieldInfo> {
     let mut out = Vec::new();

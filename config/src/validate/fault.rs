@@ -44,6 +44,10 @@ impl WrittenShare {
 impl Delay {
     fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
         self.share.validate(path, origin, report);
+        if self.share.percent.is_some() && self.share.percentage.is_none() {
+            let message = "`percent` is an old spelling of `percentage`";
+            report.warn("old-spelling", origin, &path.key("percent"), message);
+        }
         if self.has_exponential {
             let message = "exponential delays are not supported: write `fixedDelay`";
             report.error("bad-value", origin, &path.key("exponentialDelay"), message);

@@ -319,8 +319,15 @@ impl HttpMatch {
                 let path = list.key(name);
                 if name.starts_with("@request.auth.") {
                     let message =
-                        "matching claims of a token is not executed yet: this match takes no request";
-                    report.add_key(Severity::Warning, "not-executed", origin, &path, message, None);
+                        "no token is checked here, so that no request has claims: this match takes none";
+                    report.add_key(
+                        Severity::Warning,
+                        "claims-unauthenticated",
+                        origin,
+                        &path,
+                        message,
+                        None,
+                    );
                 } else if FieldName::parse(name.strip_prefix(':').unwrap_or(name)).is_none() {
                     let message = format!(
                         "`{}` is not a header name",

@@ -81,6 +81,17 @@ impl Node {
         }
     }
 
+    /// The value that a path names; None when it is absent or null.
+    pub(crate) fn at(&self, path: &Path<'_>) -> Option<&Node> {
+        let found = path.steps().into_iter().try_fold(self, |node, step| match step {
+            Path::Root => Some(node),
+            Path::Key(_, name) => node.get(name),
+            Path::Index(_, at) => node.items().get(at),
+            Path::Entry(_, at, _) => node.entries().get(at).map(|(_, value)| value),
+        });
+        found.filter(|value| **value != Node::Null)
+    }
+
     /// The items of a list; none for anything else.
     pub(crate) fn items(&self) -> &[Node] {
         match self {
@@ -840,7 +851,8 @@ mod tests {
             assert_eq!(find(&Path::Root.key("x")), Some((1, 0)), "{strange:?}");
             assert_eq!(find(&Path::Root.key("y")), Some((1, 5)), "{strange:?}");
             assert_eq!(find(&Path::Root.key("y").key("z")), Some((2, 2)), "{strange:?}");
-            let error = fault(&format!("# a{strange}# b\nx: [1{strange}y: }}\n"));
+            let text = format!("# a{strange}# b\nx: [1{strange}y: }}\n");
+            let error = fault(&text);
             assert_eq!(error.line, 2, "{strange:?}");
         }
     }
@@ -903,7 +915,8 @@ mod tests {
         ] {
             for start in ["", "a: ", "- ", "a:\n  b: ", "# x\n---\n"] {
                 for lenient in [false, true] {
-                    let (work, errors) = cost(&format!("{start}{}", many(piece)), lenient);
+                    let text = format!("{start}{}", many(piece));
+                    let (work, errors) = cost(&text, lenient);
                     let codes: Vec<_> = errors.iter().map(|error| error.code).collect();
                     if start.ends_with(": ") && !piece.contains('[') && piece.starts_with(['-', '?']) {
                         // No list may begin behind a key: the parser stops at the first dash.

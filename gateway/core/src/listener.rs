@@ -4,7 +4,7 @@
 //! [`Chain`]: what is presented, and whether HTTP or bytes are inside, or whether the bytes pass through unopened.
 
 use crate::name::{ClusterKey, HostIndex, HostPattern};
-use crate::route::RouteTable;
+use crate::route::{RouteTable, most_specific};
 use crate::tls::ServerTls;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -130,6 +130,56 @@ pub enum Accepts {
     Tls(Arc<SniTable>),
 }
 
+/// Where the virtual host of a request is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableOf {
+    /// In this table, by its position in [`Listener::tables`].
+    Table(usize),
+    /// Nowhere: no server has this authority.
+    Unknown,
+    /// The authority is that of a server with another certificate or policy than the connection's (RFC 9110, 15.5.20).
+    Misdirected,
+}
+
+impl Accepts {
+    /// Whether every name of a TLS port has one policy, so that no request can be on the wrong connection.
+    pub fn has_one_policy(&self) -> bool {
+        let chains = match self {
+            Self::Tls(names) => names.chains(),
+            _ => &[],
+        };
+        let mut actions = chains.iter().map(|chain| &chain.action);
+        actions.all(|action| matches!(action, ChainAction::Http { table: 0, .. }))
+    }
+
+    /// The table for an authority's host, on a connection that began under `policy` (None for plaintext);
+    /// `one_policy` is what [`Self::has_one_policy`] answers.
+    pub fn table_of(&self, one_policy: bool, policy: Option<&Arc<ServerTls>>, host: &str) -> TableOf {
+        let is_same = |present: &Arc<ServerTls>, policy| Arc::ptr_eq(present, policy) || present == policy;
+        match (self, policy) {
+            (Self::Http, None) => TableOf::Table(0),
+            (Self::Tls(names), Some(policy)) if !one_policy => {
+                let chain = names.find(Some(host)).and_then(|chain| names.chains().get(chain));
+                match chain.map(|chain| &chain.action) {
+                    Some(ChainAction::Http { tls, table }) if is_same(tls, policy) => TableOf::Table(*table),
+                    Some(_) => TableOf::Misdirected,
+                    None => TableOf::Unknown,
+                }
+            }
+            (Self::Tls(names), Some(policy)) => {
+                // The connection may be older than what the port demands now.
+                let present = names.chains().first().and_then(|chain| chain.action.tls());
+                if present.is_some_and(|present| is_same(present, policy)) {
+                    TableOf::Table(0)
+                } else {
+                    TableOf::Misdirected
+                }
+            }
+            _ => TableOf::Unknown,
+        }
+    }
+}
+
 /// Where the bytes of a connection go (`VirtualService` `tcp[]` and `tls[]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpRoute {
@@ -233,9 +283,15 @@ impl SniTable {
         &self.chains
     }
 
-    /// The names, each with the position of its chain.
+    /// Names with the positions of their chains, as they were given.
     pub fn names(&self) -> &[(HostPattern, usize)] {
         &self.names
+    }
+
+    /// What [`Self::find`] finds, found by reading all names, with the one that counts.
+    pub fn read(&self, name: Option<&str>) -> Option<(usize, &HostPattern)> {
+        let names = self.names.iter().map(|(pattern, chain)| (pattern, *chain));
+        most_specific(names, name.unwrap_or("")).map(|(pattern, chain)| (chain, pattern))
     }
 
     /// The chain for a name in lower case; a client that names none is one of `*`.

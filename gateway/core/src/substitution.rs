@@ -105,6 +105,8 @@ pub struct Constants<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Template {
     parts: Vec<Part>,
+    /// As it was written.
+    written: Box<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -281,8 +283,16 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Text(literal.into()));
         }
-        let template = Self { parts };
+        let template = Self {
+            parts,
+            written: text.into(),
+        };
         Ok(Parsed { template, unknown })
+    }
+
+    /// The value as it was written.
+    pub fn written(&self) -> &str {
+        &self.written
     }
 
     /// The value, when it depends on nothing.

@@ -1,12 +1,14 @@
 //! `isthmus check`: what is wrong with resources, without running them.
 
+use super::screen::{has_color, show};
 use super::{ResourceArgs, print};
 use crate::io::clock;
 use crate::run::Exit;
+use crate::tls::MaterialError;
 use clap::ValueEnum;
 use isthmus_config::diagnostic::{self, Severity};
-use isthmus_config::{Compiled, Source, TlsAsked};
-use std::io::{IsTerminal, Write};
+use isthmus_config::{Compiled, KeyProblem, Source, TlsAsked};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 pub(super) struct Args {
     #[command(flatten)]
     resources: ResourceArgs,
-    /// How findings are printed.
+    /// How findings are printed: for people, as a JSON list, or as SARIF 2.1.0 for code scanning.
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: Output,
     /// Take warnings as errors.
@@ -26,6 +28,7 @@ pub(super) struct Args {
 pub(super) enum Output {
     Text,
     Json,
+    Sarif,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -61,27 +64,37 @@ pub(super) fn run(args: &Args) -> ExitCode {
             .count()
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let found = &compiled.diagnostics;
     match args.output {
-        Output::Json => print(&format!("{:#}\n", diagnostic::to_json(&compiled.diagnostics))),
+        Output::Json => print(&format!("{:#}\n", diagnostic::to_json(found))),
+        Output::Sarif => {
+            let log = isthmus_config::to_sarif(found, env!("CARGO_PKG_VERSION"));
+            print(&format!("{log:#}\n"));
+        }
         Output::Text => {
-            let color = std::io::stdout().is_terminal();
-            print(&diagnostic::render(&compiled.diagnostics, &sources, color));
+            let mut text = diagnostic::render(found, &sources, has_color());
             for (kind, number) in &compiled.passed_over {
-                print(&format!(
+                text.push_str(&format!(
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
                 ));
             }
             if compiled.resources == 0 {
-                print(
+                text.push_str(
                     "no resource was found: of a directory, files that end in .yaml, .yml or .json are read\n",
                 );
             }
-            print(&format!(
-                "{}, {}, {}\n",
+            text.push_str(&format!(
+                "{}, {}, {}",
                 counted(compiled.resources, "resource"),
                 counted(errors, "error"),
                 counted(warnings, "warning")
             ));
+            let hints = count(Severity::Hint);
+            if hints > 0 {
+                text.push_str(&format!(", {}", counted(hints, "hint")));
+            }
+            text.push('\n');
+            show(&text);
         }
     }
     let failed = errors > 0 || (args.strict && warnings > 0);
@@ -114,17 +127,19 @@ fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<P
             }
         };
         for error in errors {
+            let kind = match error {
+                MaterialError::NotFound { .. } => KeyProblem::NotFound,
+                _ => KeyProblem::Unusable,
+            };
             let message = error.to_string();
-            let problem = compiled
-                .origins
-                .tls_problem(sources, at, "keys-unusable", message, help);
+            let problem = compiled.origins.tls_problem(sources, at, kind, message, help);
             found.extend(problem);
         }
         for warning in warnings {
             let (message, help) = (warning.to_string(), "it is used nonetheless");
             let problem = compiled
                 .origins
-                .tls_problem(sources, at, "keys-doubtful", message, help);
+                .tls_problem(sources, at, KeyProblem::Doubtful, message, help);
             found.extend(problem);
         }
     }
@@ -139,4 +154,66 @@ fn check_keys(sources: &[Source], compiled: &mut Compiled, credentials: Option<P
 fn counted(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isthmus_config::diagnostic::Diagnostic;
+
+    /// Everything that is found in a file of the corpus' analyzers, at a gateway in `istio-system`, where Istio's own is.
+    fn found(name: &str) -> Option<Vec<Diagnostic>> {
+        let given = std::env::var_os("ISTHMUS_CORPUS").map(PathBuf::from);
+        let corpus =
+            given.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus"));
+        if !corpus.is_dir() {
+            eprintln!("NOT RUN: there is no corpus at {}", corpus.display());
+            assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
+            return None;
+        }
+        let sources = isthmus_config::read_paths(&[corpus.join("analyzers").join(name)]).unwrap();
+        let options = isthmus_config::Options {
+            namespace: "istio-system".to_owned(),
+            ..isthmus_config::Options::default()
+        };
+        let mut compiled = isthmus_config::compile(&sources, &options);
+        check_keys(&sources, &mut compiled, None).unwrap();
+        Some(compiled.diagnostics)
+    }
+
+    fn of(found: &[Diagnostic], code: &str) -> Vec<(String, String)> {
+        let with = found.iter().filter(|found| found.code == code);
+        with.map(|found| (found.resource.clone(), found.field.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn credentials_that_are_not_there_are_told_where_they_are_named() {
+        let Some(found) = found("gateway-secrets.yaml") else {
+            return;
+        };
+        let missing = of(&found, "IST0101");
+        let named = (
+            "Gateway default/defaultgateway-bogusCredentialName".to_owned(),
+            "spec.servers[0].tls.credentialName".to_owned(),
+        );
+        assert!(missing.contains(&named), "{missing:?}");
+        let good = |(resource, _): &(String, String)| resource.ends_with("/defaultgateway-noerrors");
+        assert!(!missing.iter().any(good), "{missing:?}");
+    }
+
+    #[test]
+    fn credentials_that_cannot_be_used_are_told_where_they_are_named() {
+        let Some(found) = found("gateway-secrets-validation.yaml") else {
+            return;
+        };
+        let bad = of(&found, "IST0161");
+        for name in ["invalid-keys", "missing-keys", "invalid-cert", "expired"] {
+            let named = (
+                format!("Gateway default/defaultgateway-{name}"),
+                "spec.servers[0].tls.credentialName".to_owned(),
+            );
+            assert!(bad.contains(&named), "{name}: {bad:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `isthmus diff`: what would change for requests between two sets of resources.
 
-use super::check::Output;
+use super::FormatArg;
 use super::{ResourceArgs, print};
 use isthmus_config::diagnostic::{self, Severity};
 use isthmus_config::diff::{self, Side};
@@ -19,7 +19,7 @@ pub(super) struct Args {
     resources: ResourceArgs,
     /// How the changes are printed.
     #[arg(short = 'o', long, value_enum, default_value = "text")]
-    output: Output,
+    output: FormatArg,
 }
 
 /// Nothing changes; something does, or it could not be decided; the sets cannot be compared.
@@ -57,8 +57,8 @@ fn compare(args: &Args) -> Result<u8, String> {
     };
     let difference = diff::diff(old, new, settings.path_normalization);
     match args.output {
-        Output::Text => print(&diff::render(&difference)),
-        Output::Json => print(&format!("{:#}\n", diff::to_json(&difference))),
+        FormatArg::Text => print(&diff::render(&difference)),
+        FormatArg::Json => print(&format!("{:#}\n", diff::to_json(&difference))),
     }
     Ok(if difference.is_none() { NONE } else { SOME })
 }
@@ -78,7 +78,7 @@ fn load(
             .filter(|found| found.severity == Severity::Error)
             .cloned()
             .collect();
-        let color = std::io::stderr().is_terminal();
+        let color = crate::run::colored(std::io::stderr().is_terminal());
         let text = diagnostic::render(&errors, &sources, color);
         let _closed = std::io::stderr().lock().write_all(text.as_bytes());
         return Err(format!("{} has errors", path.display()));

@@ -1,12 +1,11 @@
 //! `isthmus help`: commands, and topics that are no command.
 
-use super::{Cli, print};
-use clap::CommandFactory;
+use super::print;
 use isthmus_core::limits::Settings;
 use std::process::ExitCode;
 
 pub(super) fn run(topic: Option<&str>, filter: Option<&str>) -> ExitCode {
-    let mut cli = Cli::command();
+    let mut cli = super::command();
     cli.build();
     match topic {
         None => print(&cli.render_long_help().to_string()),

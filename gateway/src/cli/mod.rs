@@ -1,16 +1,20 @@
 //! The command line: what an operator types, turned into options of a run.
 
+mod admin;
 mod check;
 mod diff;
+mod explain;
 mod help;
 mod reload;
+mod screen;
 mod secrets;
+mod tables;
 
 use crate::access_log::{Format, Target};
 use crate::control;
 use crate::demo;
 use crate::run::{self, Exit};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
 use isthmus_core::cluster::locality::Locality;
 use isthmus_core::limits::TrustedRanges;
@@ -37,10 +41,11 @@ enum Command {
     /// Run the gateway on an embedded example with embedded upstreams, and print what to try.
     #[command(after_help = "Example:\n  isthmus demo\n  isthmus demo --port 8080")]
     Demo(demo::Args),
-    /// Parse, validate and compile resources, and say what is wrong with them.
+    /// Parse, validate and analyze resources, and say what is wrong with them.
     #[command(
-        after_help = "Exit status: 0 clean or warnings only, 1 errors, 2 usage.\n\nExample:\n  \
-                            isthmus check -f ./resources -o json"
+        after_help = "Findings across resources are warnings, because a document may refer to what another file brings;\n\
+                            hints are worth knowing. Exit status: 0 clean or warnings only, 1 errors, 2 usage.\n\nExamples:\n  \
+                            isthmus check -f ./resources --strict\n  isthmus check -f ./resources -o sarif > isthmus.sarif"
     )]
     Check(check::Args),
     /// Say what would change for requests between two sets of resources, with a request that shows each change.
@@ -57,10 +62,34 @@ enum Command {
         after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
                       answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
     )]
-    Reload(reload::Args),
+    Reload(admin::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
-    Secrets(secrets::Args),
+    Secrets(admin::Args),
+    /// Show which ports a running gateway has open, and what is on them.
+    #[command(after_help = "Example:\n  isthmus listeners --admin unix:/run/isthmus/admin.sock")]
+    Listeners(admin::Args),
+    /// Show the routes of a running gateway, in the order in which they are tried.
+    #[command(after_help = "Example:\n  isthmus routes --host shop.example -o json")]
+    Routes(tables::RouteArgs),
+    /// Show the clusters of a running gateway.
+    #[command(after_help = "Example:\n  isthmus clusters --admin 127.0.0.1:15000")]
+    Clusters(admin::Args),
+    /// Show the endpoints of a running gateway, and what is known of each now.
+    #[command(after_help = "Example:\n  isthmus endpoints --cluster reviews")]
+    Endpoints(tables::EndpointArgs),
+    /// Show the state of a running gateway.
+    #[command(after_help = "Example:\n  isthmus status -o json")]
+    Status(admin::Args),
+    /// Say which rule takes a request, what it does with it and where that is written, and why the rules before it do
+    /// not take it.
+    #[command(
+        after_help = "Exit status: 0 a rule takes the request, 1 none does or the files have errors, 2 usage, 3 no gateway \
+                      answers.\n\nExamples:\n  isthmus explain -f ./resources GET http://shop.example/cart -H 'x-user: jason'\n  \
+                      isthmus explain --live POST https://shop.example/ --sni shop.example\n  \
+                      isthmus explain -f ./resources tcp://:9000"
+    )]
+    Explain(Box<explain::Args>),
     /// Print the version.
     Version,
     /// Explain a command, or a topic: settings, fields, mesh-config.
@@ -179,14 +208,14 @@ struct RunArgs {
     /// Address of listeners whose Gateway has no `bind` (all interfaces, both families).
     #[arg(long, value_name = "IP", env = "ISTHMUS_BIND_ADDRESS", default_value = "::")]
     bind_address: IpAddr,
-    /// Admin API.
+    /// Admin API: IP:PORT or unix:PATH.
     #[arg(
         long,
         value_name = "ADDRESS",
         env = "ISTHMUS_ADMIN",
         default_value = "127.0.0.1:15000"
     )]
-    admin: SocketAddr,
+    admin: control::AdminAddress,
     /// Health, for load balancers.
     #[arg(
         long,
@@ -265,7 +294,7 @@ impl RunArgs {
                 FormatArg::Json => Format::Json,
             },
             control: control::Options {
-                admin: self.admin,
+                admin: self.admin.clone(),
                 status: self.status,
                 metrics: self.metrics,
                 bind_address: self.bind_address,
@@ -299,7 +328,7 @@ pub(crate) fn start_log(level: &str) {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(run::colored(std::io::stderr().is_terminal()))
         .with_writer(std::io::stderr)
         .try_init();
     // A second log in one process is a test's; the first stays.
@@ -311,9 +340,21 @@ pub(crate) fn print(text: &str) {
     let _closed = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
+/// The command line: `explain` takes its request behind its files, and may do without them.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("explain", |explain| {
+        explain.mut_arg("files", |files| {
+            files.required(false).num_args(1).help(
+                "A file, or a directory that is read recursively (.yaml, .yml, .json); as often as needed",
+            )
+        })
+    })
+}
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let exit = match Cli::parse().command {
+    let parsed = Cli::from_arg_matches(&command().get_matches());
+    let exit = match parsed.unwrap_or_else(|error| error.exit()).command {
         Command::Run(args) => {
             start_log(&args.log_level);
             run::run(args.options())
@@ -323,6 +364,12 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => return diff::run(&args),
         Command::Reload(args) => return reload::run(&args),
         Command::Secrets(args) => return secrets::run(&args),
+        Command::Listeners(args) => return tables::run(&args, tables::What::Listeners),
+        Command::Routes(args) => return tables::run_routes(&args),
+        Command::Clusters(args) => return tables::run(&args, tables::What::Clusters),
+        Command::Endpoints(args) => return tables::run_endpoints(&args),
+        Command::Status(args) => return tables::run(&args, tables::What::Status),
+        Command::Explain(args) => return explain::run(&args),
         Command::Version => {
             print(concat!("isthmus ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;

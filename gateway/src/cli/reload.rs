@@ -1,39 +1,22 @@
 //! `isthmus reload`: has a running gateway load its files again, and says what became of them.
 
+use super::admin::{self, ask};
 use super::print;
-use super::secrets::ask;
 use anyhow::Result;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::Write;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// A hundred thousand routes take a while to compile.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-#[derive(Debug, Clone, clap::Args)]
-pub(super) struct Args {
-    /// Address of the gateway's admin API.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        env = "ISTHMUS_ADMIN",
-        default_value = "127.0.0.1:15000"
-    )]
-    admin: SocketAddr,
-    /// How it is printed.
-    #[arg(short = 'o', long, value_enum, default_value = "text")]
-    output: super::check::Output,
-}
-
-pub(super) fn run(args: &Args) -> ExitCode {
-    let shown = ask("POST", args.admin, "/reload", PATIENCE).and_then(|text| {
+pub(super) fn run(args: &admin::Args) -> ExitCode {
+    let shown = ask("POST", &args.admin, "/reload", PATIENCE).and_then(|text| {
         let (shown, is_whole) = tell(&serde_json::from_str(&text)?)?;
         Ok(match args.output {
-            super::check::Output::Json => (text + "\n", is_whole),
-            super::check::Output::Text => (shown, is_whole),
+            super::FormatArg::Json => (text + "\n", is_whole),
+            super::FormatArg::Text => (shown, is_whole),
         })
     });
     match shown {
@@ -41,10 +24,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             print(&text);
             ExitCode::from(u8::from(!is_whole))
         }
-        Err(error) => {
-            let _closed = writeln!(std::io::stderr().lock(), "isthmus: {error:#}");
-            ExitCode::from(3)
-        }
+        Err(error) => admin::failed(&error),
     }
 }
 

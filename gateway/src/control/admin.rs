@@ -3,21 +3,75 @@
 //! Health is on a port of its own because load balancers see it: it says nothing else. Admin listens on loopback; what
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
-use super::{Collected, Event, Request, StartError, report};
+use super::{Collected, Event, Request, StartError, explain as live, report};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use isthmus_config::explain::Asked;
 use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use tokio::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::PathBuf;
+use std::str::FromStr;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 type Events = mpsc::Sender<Event>;
 
+/// Where the admin API is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// At an address, which should be of loopback.
+    Tcp(SocketAddr),
+    /// At a socket of the file system, `unix:PATH`, which only its owner may use.
+    Unix(PathBuf),
+}
+
+impl FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("a path must follow `unix:`".to_owned()),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => {
+                let bad = |_| format!("`{text}` is not IP:PORT or unix:PATH");
+                text.parse().map(Self::Tcp).map_err(bad)
+            }
+        }
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl AdminAddress {
+    /// Takes a socket out of the file system that a process has left there, and nothing else of that name.
+    pub(super) fn remove(&self) {
+        if let Self::Unix(path) = self
+            && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        {
+            let _gone_already = fs::remove_file(path);
+        }
+    }
+}
+
 async fn serve(what: &'static str, address: SocketAddr, router: Router) -> Result<SocketAddr, StartError> {
-    let refused = |error| StartError::Server { what, address, error };
+    let refused = |error| StartError::Server {
+        what,
+        address: address.to_string(),
+        error,
+    };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     tokio::task::spawn_local(async move {
@@ -43,13 +97,15 @@ pub(super) async fn serve_metrics(address: SocketAddr, events: Events) -> Result
     serve("metrics", address, router).await
 }
 
-pub(super) async fn serve_admin(address: SocketAddr, events: Events) -> Result<SocketAddr, StartError> {
+pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Result<AdminAddress, StartError> {
     let router = Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
         .route("/config_dump", get(config_dump))
         .route("/certs", get(certs))
+        .route("/explain", get(explain))
+        .route("/status", get(status))
         .route("/stats", get(prometheus))
         .route("/stats/prometheus", get(prometheus))
         .route("/ready", get(ready))
@@ -57,12 +113,34 @@ pub(super) async fn serve_admin(address: SocketAddr, events: Events) -> Result<S
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
         .with_state(events);
-    serve("admin", address, router).await
+    match address {
+        AdminAddress::Tcp(tcp) => serve("admin", *tcp, router).await.map(AdminAddress::Tcp),
+        AdminAddress::Unix(path) => {
+            let refused = |error| StartError::Server {
+                what: "admin",
+                address: address.to_string(),
+                error,
+            };
+            // Somebody who still answers there keeps it.
+            if std::os::unix::net::UnixStream::connect(path).is_err() {
+                address.remove();
+            }
+            let listener = UnixListener::bind(path).map_err(refused)?;
+            fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(refused)?;
+            tokio::task::spawn_local(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!(%error, "the admin server ended");
+                }
+            });
+            Ok(address.clone())
+        }
+    }
 }
 
 async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
-     GET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
+     GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
+     [&sni=NAME][&source=IP]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -151,6 +229,74 @@ async fn clusters(State(events): State<Events>, Query(query): Query<HashMap<Stri
         Some("json") => json(report::clusters(&collected).to_string()),
         _ => report::clusters_text(&collected).into_response(),
     }
+}
+
+async fn status(State(events): State<Events>) -> Response {
+    let Some(collected) = collect(&events).await else {
+        return ending();
+    };
+    text(&events, Request::Process(collected.gauges))
+        .await
+        .map_or_else(ending, json)
+}
+
+/// `/explain`: a request as pairs of a query, each as often as it may be there.
+async fn explain(State(events): State<Events>, Query(query): Query<Vec<(String, String)>>) -> Response {
+    let asked = match asked(&query) {
+        Ok(asked) => asked,
+        Err(why) => return (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    };
+    let Some(collected) = collect(&events).await else {
+        return ending();
+    };
+    let (answer, answered) = oneshot::channel();
+    if events
+        .send(Event::Explain(Box::new(asked), answer))
+        .await
+        .is_err()
+    {
+        return ending();
+    }
+    let Ok(mut found) = answered.await else {
+        return ending();
+    };
+    live::add_live(&mut found, &collected);
+    match serde_json::to_string(&found) {
+        Ok(text) => json(text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn asked(query: &[(String, String)]) -> Result<Asked, String> {
+    let one = |name: &str| {
+        let mut found = query.iter().filter(|(key, _)| key == name);
+        found.next().map(|(_, value)| value.as_str())
+    };
+    const KNOWN: [&str; 7] = ["method", "url", "header", "port", "gateway", "sni", "source"];
+    if let Some((key, _)) = query.iter().find(|(key, _)| !KNOWN.contains(&key.as_str())) {
+        return Err(format!("`{key}` is not one of {}", KNOWN.join(", ")));
+    }
+    let url = one("url").ok_or("`url` is missing")?;
+    let mut asked = Asked::new(one("method").unwrap_or("GET"), url).map_err(|error| error.to_string())?;
+    for (_, line) in query.iter().filter(|(key, _)| key == "header") {
+        asked.add_header(line).map_err(|error| error.to_string())?;
+    }
+    if let Some(port) = one("port") {
+        let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
+        asked.port = Some(port);
+    }
+    if let Some(gateway) = one("gateway") {
+        asked.set_gateway(gateway).map_err(|error| error.to_string())?;
+    }
+    if let Some(name) = one("sni") {
+        asked.sni = Some(name.to_owned());
+    }
+    if let Some(source) = one("source") {
+        asked.source = source
+            .parse()
+            .map_err(|_| format!("`{source}` is not an address"))?;
+    }
+    Ok(asked)
 }
 
 async fn drain_listeners(State(events): State<Events>, headers: HeaderMap) -> Response {

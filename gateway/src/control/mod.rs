@@ -6,6 +6,7 @@
 
 mod admin;
 mod configuration;
+mod explain;
 mod keys;
 mod listeners;
 mod metrics;
@@ -13,6 +14,7 @@ mod publish;
 mod report;
 mod source;
 
+pub use admin::AdminAddress;
 pub use listeners::{ListenerError, PortMap};
 pub use metrics::Metrics;
 pub use source::Files;
@@ -23,10 +25,12 @@ use crate::io::executor::{self, Heartbeat};
 use crate::mailbox::{Bells, ClusterView, Inbox, Outbox, Publication, TlsSet, ToControl, ToShard};
 use crate::tls::Store;
 use configuration::Configuration;
+use explain::Written;
 use isthmus_config::Secrets;
 use isthmus_config::diagnostic::Severity;
+use isthmus_config::explain::{Asked, Explanation};
 use isthmus_config::keep::Outcome;
-use isthmus_core::limits::CongestionControl;
+use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::snapshot::{Changes, Difference, Snapshot};
 use isthmus_core::stats::{Gauges, ShardStats};
@@ -55,7 +59,7 @@ const STALL: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Admin API.
-    pub admin: SocketAddr,
+    pub admin: AdminAddress,
     /// Health.
     pub status: SocketAddr,
     /// Metrics.
@@ -107,7 +111,7 @@ pub enum StartError {
         /// `admin`, `status` or `metrics`.
         what: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// Why.
         error: std::io::Error,
     },
@@ -127,6 +131,7 @@ enum Event {
     Shard(usize, ToControl),
     Collect(oneshot::Sender<Collected>),
     Text(Request, oneshot::Sender<String>),
+    Explain(Box<Asked>, oneshot::Sender<Box<Explanation>>),
     DrainListeners(oneshot::Sender<()>),
     /// The files were looked at; who asked for it wants to know what came of it.
     Loaded(Loaded, Vec<Answer>),
@@ -145,6 +150,7 @@ enum Request {
     Certificates,
     Ready,
     Status,
+    Process(Gauges),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -201,14 +207,18 @@ struct Control {
     ended: Ended,
     addresses: Addresses,
     listeners_drained: bool,
+    /// What the published snapshot was made from.
+    written: Written,
+    settings: Settings,
+    began: Instant,
     events: mpsc::Sender<Event>,
     /// Writes the ready file.
     ready_written: Option<tokio::task::JoinHandle<()>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Addresses {
-    admin: SocketAddr,
+    admin: AdminAddress,
     status: SocketAddr,
     metrics: SocketAddr,
 }
@@ -217,7 +227,7 @@ struct Addresses {
 /// local task set of a current-thread runtime.
 pub async fn run(
     options: Options,
-    congestion_control: &CongestionControl,
+    settings: Settings,
     (outcome, files): (Outcome, Option<Files>),
     keys: Store,
     (links, bells): (Vec<ShardLink>, Arc<Bells>),
@@ -226,7 +236,7 @@ pub async fn run(
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
     let addresses = Addresses {
-        admin: admin::serve_admin(options.admin, events.clone()).await?,
+        admin: admin::serve_admin(&options.admin, events.clone()).await?,
         status: admin::serve_status(options.status, events.clone()).await?,
         metrics: admin::serve_metrics(options.metrics, events.clone()).await?,
     };
@@ -256,6 +266,7 @@ pub async fn run(
         .map(|files| Watch::start(files, events.clone()))
         .transpose()?;
     let keys = Keys::new(keys);
+    let congestion_control = &settings.congestion_control;
     let listeners = Listeners::new(
         options.bind_address,
         options.port_map.clone(),
@@ -281,6 +292,13 @@ pub async fn run(
         listeners_drained: false,
         events,
         ready_written: None,
+        written: Written {
+            sources: outcome.sources,
+            origins: outcome.compiled.origins,
+            diagnostics: outcome.diagnostics,
+        },
+        settings,
+        began: clock::now(),
     };
     let quarantined = outcome.quarantined;
     let failed = control.publish(outcome.compiled.snapshot, None);
@@ -394,6 +412,11 @@ impl Control {
         self.metrics.count_reload(result);
         self.configuration.loaded(times, answers);
         self.configuration.quarantine(outcome.quarantined);
+        self.written = Written {
+            sources: outcome.sources,
+            origins: outcome.compiled.origins,
+            diagnostics: outcome.diagnostics,
+        };
         let failed = self.publish(outcome.compiled.snapshot, Some(outcome.compiled.secrets));
         self.ports_failed(&failed);
     }
@@ -485,8 +508,12 @@ impl Control {
                         }
                     }
                     Request::Status => self.configuration.status().to_string(),
+                    Request::Process(gauges) => self.report_process(&gauges),
                 };
                 let _asker_gone = answer.send(text);
+            }
+            Event::Explain(asked, answer) => {
+                let _asker_gone = answer.send(Box::new(self.explain(*asked)));
             }
             Event::DrainListeners(answer) => {
                 tracing::warn!(
@@ -597,10 +624,10 @@ impl Control {
 
     fn write_ready_file(&mut self) {
         if let Some(path) = self.options.ready_file.clone() {
-            let addresses = self.addresses;
+            let addresses = self.addresses.clone();
             let ready = report::ready_file(
                 &self.listeners,
-                addresses.admin,
+                &addresses.admin,
                 addresses.status,
                 addresses.metrics,
             );
@@ -781,6 +808,7 @@ impl Control {
                 }
             }
         }
+        self.addresses.admin.remove();
         self.log.stop();
         self.ended
     }

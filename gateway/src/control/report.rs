@@ -1,28 +1,27 @@
 //! What the admin API and the ready file say, as JSON.
 
-use super::Collected;
 use super::listeners::Listeners;
+use super::{AdminAddress, Collected};
 use crate::mailbox::Publication;
 use crate::tls::Store;
-use isthmus_core::listener::{Accepts, Chain, ChainAction, TcpRoute};
-use isthmus_core::route::{Action, Route};
-use isthmus_core::shared::Limit;
+use isthmus_config::view;
+use isthmus_core::shared::{ClusterShared, Limit};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 fn listener_list(listeners: &Listeners) -> Vec<Value> {
     listeners
         .iter()
-        .map(|(key, address)| json!({"port": key.port, "address": address.to_string()}))
+        .map(|(key, address)| json!({"port": key.port, "bind": key.bind, "address": address.to_string()}))
         .collect()
 }
 
 /// `--ready-file`.
 pub(super) fn ready_file(
     listeners: &Listeners,
-    admin: SocketAddr,
+    admin: &AdminAddress,
     status: SocketAddr,
     metrics: SocketAddr,
 ) -> String {
@@ -69,6 +68,12 @@ pub(super) fn certificates(store: &Store) -> String {
 
 /// `/clusters?format=json`: what each shard has, added up.
 pub(super) fn clusters(collected: &Collected) -> Value {
+    let shared = collected
+        .publication
+        .iter()
+        .flat_map(|publication| &publication.shared);
+    let shared: HashMap<&str, &Arc<ClusterShared>> =
+        shared.map(|(key, shared)| (key.as_str(), shared)).collect();
     let list: Vec<Value> = collected
         .clusters
         .iter()
@@ -92,12 +97,7 @@ pub(super) fn clusters(collected: &Collected) -> Value {
                 })
                 .collect();
             let mut cluster = json!({ "name": name, "endpoints": endpoints });
-            let shared = collected.publication.as_ref().and_then(|publication| {
-                let all = &mut publication.shared.iter();
-                all.find(|(key, _)| key.as_str() == *name)
-                    .map(|(_, shared)| shared)
-            });
-            if let Some(shared) = shared {
+            if let Some(shared) = shared.get(name.as_str()) {
                 for endpoint in cluster["endpoints"].as_array_mut().into_iter().flatten() {
                     let address = endpoint["address"].as_str().and_then(|text| text.parse().ok());
                     let known = address.and_then(|address| shared.endpoints.get(&address));
@@ -152,79 +152,10 @@ pub(super) fn clusters_text(collected: &Collected) -> String {
     text
 }
 
-/// `/config_dump`: the published snapshot.
+/// `/config_dump`: the published snapshot, as [`view`] says.
 pub(super) fn config_dump(publication: Option<&Arc<Publication>>) -> String {
     let Some(publication) = publication else {
         return json!({}).to_string();
     };
-    let snapshot = &publication.snapshot;
-    let listeners: Vec<Value> = snapshot
-        .listeners
-        .iter()
-        .map(|listener| {
-            let hosts: Vec<Value> = listener
-                .tables
-                .iter()
-                .flat_map(|table| table.virtual_hosts())
-                .map(|host| {
-                    json!({
-                        "name": host.name,
-                        "domains": host.domains.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                        "https_redirect": host.https_redirect,
-                        "routes": host.routes().iter().map(route).collect::<Vec<_>>(),
-                    })
-                })
-                .collect();
-            json!({
-                "port": listener.key.port,
-                "bind": listener.key.bind,
-                "tls": chains(&listener.accepts),
-                "virtual_hosts": hosts,
-            })
-        })
-        .collect();
-    let mut names: Vec<&str> = snapshot.clusters.keys().map(|key| key.as_str()).collect();
-    names.sort_unstable();
-    json!({ "version": snapshot.version, "listeners": listeners, "clusters": names }).to_string()
-}
-
-fn chains(accepts: &Accepts) -> Vec<Value> {
-    let Accepts::Tls(names) = accepts else {
-        return Vec::new();
-    };
-    let destinations = |route: &TcpRoute| {
-        let all = route.destinations.iter();
-        all.map(|one| json!({"cluster": one.cluster.as_str(), "weight": one.weight}))
-            .collect::<Vec<_>>()
-    };
-    let chain = |chain: &Chain| {
-        let action = match &chain.action {
-            ChainAction::Http { .. } => json!("http"),
-            ChainAction::Tcp { route, .. } => json!({"tcp": route.as_deref().map(destinations)}),
-            ChainAction::Pass(route) => json!({"passthrough": destinations(route)}),
-            ChainAction::AutoPass(_) => json!("auto_passthrough"),
-        };
-        json!({"server": chain.server, "action": action})
-    };
-    names.chains().iter().map(chain).collect()
-}
-
-fn route(route: &Route) -> Value {
-    let action = match &*route.action {
-        Action::Forward(forward) => json!({
-            "destinations": forward.destinations.iter().map(|destination| json!({
-                "cluster": destination.cluster.as_str(),
-                "weight": destination.weight,
-            })).collect::<Vec<_>>(),
-            "timeout_ms": forward.timeout.map(|timeout| timeout.as_millis() as u64),
-        }),
-        Action::Redirect(redirect) => json!({ "redirect": redirect.status.as_u16() }),
-        Action::Respond(direct) => json!({ "direct_response": direct.status.as_u16() }),
-    };
-    json!({
-        "name": route.name,
-        "virtual_service": route.virtual_service.to_string(),
-        "match": format!("{:?}", route.matches),
-        "action": action,
-    })
+    view::snapshot(&publication.snapshot).to_string()
 }

@@ -24,7 +24,7 @@ use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::listener::{Accepts, ChainAction, Listener, ListenerKey, ProxyProtocol, Upgrades};
+use isthmus_core::listener::{Accepts, Listener, ListenerKey, ProxyProtocol, TableOf, Upgrades};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
@@ -150,17 +150,12 @@ impl Serving {
             table: Arc::clone(table),
             pins: table.virtual_hosts().iter().map(pin).collect(),
         });
-        let chains = match &listener.accepts {
-            Accepts::Tls(names) => names.chains(),
-            _ => &[],
-        };
-        let is_first = |action: &ChainAction| matches!(action, ChainAction::Http { table: 0, .. });
         Self {
             proxy_protocol: listener.proxy_protocol,
             upgrades: listener.upgrades.clone(),
             accepts: listener.accepts.clone(),
             tables: tables.collect(),
-            one_policy: chains.iter().all(|chain| is_first(&chain.action)),
+            one_policy: listener.accepts.has_one_policy(),
             configs: chain_configs(&listener.accepts, tls),
         }
     }
@@ -203,29 +198,13 @@ impl Serving {
 
     /// The virtual host of an authority's host, on a connection with this policy (None for plaintext).
     pub fn find(&self, policy: Option<&Arc<ServerTls>>, host: &str) -> FoundHost {
-        let at = match (&self.accepts, policy) {
-            (Accepts::Http, None) => Some(0),
-            (Accepts::Tls(names), Some(policy)) if !self.one_policy => {
-                let chain = names.find(Some(host)).and_then(|chain| names.chains().get(chain));
-                match chain.map(|chain| &chain.action) {
-                    Some(ChainAction::Http { tls, table }) if Arc::ptr_eq(tls, policy) || tls == policy => {
-                        Some(*table)
-                    }
-                    Some(_) => return FoundHost::Misdirected,
-                    None => None,
-                }
-            }
-            (Accepts::Tls(names), Some(policy)) => {
-                // The connection may be older than what the port demands now.
-                let present = names.chains().first().and_then(|chain| chain.action.tls());
-                if !present.is_some_and(|present| Arc::ptr_eq(present, policy) || present == policy) {
-                    return FoundHost::Misdirected;
-                }
-                Some(0)
-            }
-            _ => None,
+        let table = match self.accepts.table_of(self.one_policy, policy, host) {
+            TableOf::Table(at) => self.tables.get(at),
+            TableOf::Unknown => None,
+            TableOf::Misdirected => return FoundHost::Misdirected,
         };
-        at.and_then(|at| self.tables.get(at)?.find(host))
+        table
+            .and_then(|table| table.find(host))
             .map_or(FoundHost::Unknown, FoundHost::Host)
     }
 }

@@ -27,6 +27,8 @@ use std::sync::Arc;
 const SITES_MAX: usize = 64;
 /// Most rules that a message names; the rest are counted.
 const NAMED_MAX: usize = 4;
+/// In place of the Gateway of a route: findings are about rules, at whatever Gateways they are.
+const NO_GATEWAY: usize = usize::MAX;
 /// Most hosts that a message names.
 const HOSTS_MAX: usize = 3;
 
@@ -98,6 +100,7 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
         gateway: "",
         mesh: false,
         port: 0,
+        gateway_at: NO_GATEWAY,
     };
     let mesh = &context.options.mesh;
     let rules = delegate::rules(written, &context.delegates, context.virtual_services, mesh);
@@ -127,6 +130,7 @@ fn alone(written: &Written<VirtualService>, view: &View<'_>, analyzer: &mut Anal
                 origin: RouteOrigin {
                     own: rule_origin(&rule.own, at),
                     root: rule.root.as_ref().map(|root| rule_origin(root, None)),
+                    gateway: NO_GATEWAY,
                 },
                 written: (!rule.route.matches.is_empty()).then_some(matched),
                 matches: route_match(matched),
@@ -327,11 +331,13 @@ fn sites(written: &Written<VirtualService>, entries: &[Entry<'_>]) -> Vec<Vec<us
                     gateway: "",
                     mesh: true,
                     port,
+                    gateway_at: NO_GATEWAY,
                 },
                 GatewayName::Named { id, .. } => Site {
                     gateway: id,
                     mesh: false,
                     port,
+                    gateway_at: NO_GATEWAY,
                 },
             };
             let is_here = |entry: &Entry<'_>| {
@@ -429,6 +435,11 @@ fn merged(
                 continue;
             };
             for ((at, host), origins) in table.virtual_hosts().iter().enumerate().zip(origins) {
+                let anywhere = |origin: &RouteOrigin| RouteOrigin {
+                    gateway: NO_GATEWAY,
+                    ..*origin
+                };
+                let origins: Vec<RouteOrigin> = origins.iter().map(anywhere).collect();
                 // Every request is redirected before a rule is asked.
                 if host.https_redirect || !seen.insert((host.content(), scheme, origins.clone())) {
                     continue;
@@ -547,6 +558,7 @@ impl<'v> Told<'v> {
                     ..origin.own
                 },
                 root: origin.root,
+                gateway: NO_GATEWAY,
             };
             self.report(name, Severity::Warning, &rule, &all, "this rule", None, report);
         }

@@ -85,6 +85,14 @@ impl RetryOn {
             .map(|(_, condition)| *condition)
     }
 
+    /// The words of a set, in the order of [`Self`]'s constants.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        let held = Self::WORDS
+            .iter()
+            .filter(move |(_, condition)| self.has_any(*condition));
+        held.map(|(text, _)| *text)
+    }
+
     /// The condition that a call's status is.
     pub const fn of_call(status: Status) -> Self {
         match status {
@@ -197,6 +205,8 @@ mod tests {
         );
         assert_eq!(codes, [503]);
         assert_eq!(RetryOn::parse(""), (RetryOn::NONE, Vec::new()));
+        let words: Vec<_> = on.words().collect();
+        assert_eq!(words, ["5xx", "connect-failure", "retriable-status-codes"]);
     }
 
     #[test]

@@ -34,6 +34,21 @@ impl Warmup {
         }
     }
 
+    /// How long it takes until an endpoint has its whole share.
+    pub fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    /// What an endpoint has at least, in percent of its share.
+    pub fn minimum_percent(&self) -> f64 {
+        self.minimum as f64 * 100.0 / WHOLE as f64
+    }
+
+    /// 1 for a share that grows evenly, more for one that grows faster at first.
+    pub fn aggression(&self) -> f64 {
+        f64::from_bits(self.aggression)
+    }
+
     /// When an endpoint that came at `since` has its whole share.
     pub(super) fn ends(&self, since: Instant) -> Instant {
         since.checked_add(self.duration).unwrap_or(since)

@@ -3,13 +3,14 @@
 //! In comes a request's head; out goes the first matching [`Route`] of the most specific virtual host, as Istio and
 //! Envoy order them: hosts exact, then longest suffix, then `*`; inside a virtual host in the order of the compiled
 //! list. The compiler has already resolved names, merged resources and dropped what can never apply here. `matcher`
-//! holds what a rule asks for, `index` finds the rules that a path may belong to.
+//! holds what a rule asks for, `index` finds the rules that a path may belong to, `trace` reads them all and says why.
 
 mod cors;
 mod fault;
 mod index;
 mod matcher;
 mod rewrite;
+mod trace;
 
 pub use cors::{Cors, CorsRequest};
 pub use fault::{Abort, AbortWith, Delay, Fault, Share};
@@ -20,6 +21,9 @@ pub use matcher::{
 };
 
 pub use rewrite::{PathRewrite, RegexRewrite, RewriteError};
+pub use trace::{Condition, Mismatch};
+
+pub(crate) use trace::most_specific;
 
 use crate::attempt::RetryPolicy;
 use crate::header::HeaderOperations;
@@ -258,7 +262,7 @@ impl VirtualHost {
         self.routes.get(self.position(request, scheme, scratch)?)
     }
 
-    /// Its position in [`Self::routes`].
+    /// Where that route is in [`Self::routes`].
     pub fn position(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<usize> {
         self.index.find(
             request.path_only().as_bytes(),

@@ -100,6 +100,20 @@ impl RegexRewrite {
         Ok(Self { regex, parts })
     }
 
+    /// The pattern as written.
+    pub fn pattern(&self) -> &str {
+        self.regex.pattern()
+    }
+
+    /// What replaces it, as RE2 writes it.
+    pub fn replacement(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.replace('\\', "\\\\"),
+            Part::Group(group) => format!("\\{group}"),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     fn apply(&self, path: &str) -> String {
         let mut new = String::with_capacity(path.len());
         let mut end = 0;
@@ -159,6 +173,10 @@ mod tests {
         ] {
             let rewrite = PathRewrite::Regex(RegexRewrite::new(pattern, with).unwrap());
             assert_eq!(rewrite.apply(&request(path)), expected, "{pattern}");
+            let PathRewrite::Regex(rewrite) = rewrite else {
+                unreachable!("it was made one above");
+            };
+            assert_eq!((rewrite.pattern(), &*rewrite.replacement()), (pattern, with));
         }
         assert!(matches!(
             RegexRewrite::new("(", ""),

@@ -1,0 +1,150 @@
+//! What rules do beside sending requests on, and what comes of it: faults, policies for browsers, retries; and matches
+//! that no caller meets.
+
+use super::View;
+use super::references::used_delegates;
+use crate::compile::{Context, retry};
+use crate::diagnostic::Severity;
+use crate::index::{expand, name_of, selects};
+use crate::report::Report;
+use crate::resource::Written;
+use crate::resource::fault::ABORT;
+use crate::resource::virtual_service::VirtualService;
+use crate::yaml::Path;
+use crate::{Defaults, Options};
+
+/// Reports what rules do besides, or do not.
+pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
+    let options = view.context.options;
+    let delegates = used_delegates(view);
+    for (at, written) in view.resources.virtual_services.iter().enumerate() {
+        effects(written, options.defaults, report);
+        if view.facts.used.contains(&at) || delegates.contains(&at) {
+            sources(written, options, report);
+            amplification(written, view.context, report);
+        }
+    }
+}
+
+/// Reports matches that no caller can meet, because a gateway has one set of labels and one namespace, which stand for
+/// all of its callers: its own, as Istio compares them.
+fn sources(written: &Written<VirtualService>, options: &Options, report: &mut Report<'_>) {
+    let Written { meta, spec } = written;
+    let list = Path::SPEC.key("http");
+    for (at, rule) in spec.http.iter().enumerate() {
+        let rule_path = list.index(at);
+        let matches = rule_path.key("match");
+        for (at, matched) in rule.matches.iter().enumerate() {
+            let path = matches.index(at);
+            if !selects(&matched.source_labels, &options.labels) {
+                let message = "this gateway does not have these labels: the match takes no request";
+                let help = "labels of callers are those of the gateway: give them with --labels".to_owned();
+                let path = path.key("sourceLabels");
+                report.add(
+                    Severity::Hint,
+                    "other-source",
+                    &meta.origin,
+                    &path,
+                    message,
+                    Some(help),
+                );
+            }
+            let namespace = matched.source_namespace.as_str();
+            if !namespace.is_empty() && namespace != options.namespace {
+                let message = "this gateway is not in that namespace: the match takes no request";
+                let help =
+                    "the namespace of callers is that of the gateway: give it with --namespace".to_owned();
+                let path = path.key("sourceNamespace");
+                report.add(
+                    Severity::Hint,
+                    "other-source",
+                    &meta.origin,
+                    &path,
+                    message,
+                    Some(help),
+                );
+            }
+        }
+    }
+}
+
+/// Reports faults that say nothing of how many requests they strike, and policies for browsers where none is asked.
+fn effects(written: &Written<VirtualService>, defaults: Defaults, report: &mut Report<'_>) {
+    let Written { meta, spec } = written;
+    let origin = &meta.origin;
+    let list = Path::SPEC.key("http");
+    for (at, rule) in spec.http.iter().enumerate() {
+        let path = list.index(at);
+        let fault_path = path.key("fault");
+        let fault = rule.fault.clone().unwrap_or_default();
+        for (name, share) in [
+            ("delay", fault.delay.map(|delay| delay.share)),
+            ("abort", fault.abort.map(|abort| abort.share)),
+        ] {
+            if share.is_none_or(|share| share.percent().is_some()) {
+                continue;
+            }
+            let message = match defaults {
+                Defaults::Seed => "no percentage is written: every request is struck",
+                Defaults::Current => "no percentage is written: no request is struck",
+            };
+            report.warn("no-percentage", origin, &fault_path.key(name), message);
+        }
+        if rule.cors_policy.is_some() && (rule.redirect.is_some() || rule.direct_response.is_some()) {
+            let message = "browsers are told nothing in redirects and direct responses (nor by Istio)";
+            report.warn("no-effect", origin, &path.key("corsPolicy"), message);
+        }
+    }
+    let aborts = |written: &VirtualService| {
+        let mut faults = written.http.iter().filter_map(|rule| rule.fault.as_ref());
+        faults.any(|fault| fault.abort.is_some())
+    };
+    if meta.annotations.contains_key(ABORT) && !aborts(spec) {
+        let message = "no rule of this VirtualService has a `fault.abort`";
+        report.warn("no-effect", origin, &Path::ANNOTATIONS.key(ABORT), message);
+    }
+}
+
+/// Requests to an upstream for one of a client that are not worth a word: what the default makes of a failure.
+const AMPLIFICATION_QUIET: u32 = 3;
+
+/// Tells of rules whose retries multiply the load of an upstream that fails, with no budget that bounds them.
+fn amplification(written: &Written<VirtualService>, context: &Context<'_>, report: &mut Report<'_>) {
+    let list = Path::SPEC.key("http");
+    for (at, rule) in written.spec.http.iter().enumerate() {
+        let policy = retry::policy(rule.retries.as_ref(), &context.options.mesh.retry);
+        let most = policy.retries.saturating_add(1);
+        if rule.retries.is_none() || most <= AMPLIFICATION_QUIET {
+            continue;
+        }
+        let unbounded = rule.route.iter().find_map(|destination| {
+            let target = &destination.target;
+            let host = expand(&target.host, &written.meta.namespace);
+            let service = context.registry.find(&host, &written.meta.namespace)?;
+            let found = context.rules.find(&service.host, service.namespace);
+            let is_bounded = |port: u16| {
+                let rule = found.as_ref()?;
+                let subset = rule.subsets.iter().find(|subset| subset.name == target.subset);
+                Some(!retry::limits(&rule.blocks(port, subset.copied())).is_unlimited())
+            };
+            let named = target.port.and_then(|port| u16::try_from(port).ok());
+            let mut ports = service.ports.iter().map(|port| port.number);
+            let first = ports.next();
+            (!is_bounded(named.or(first)?).unwrap_or(false)).then_some(host)
+        });
+        let Some(host) = unbounded else { continue };
+        let message = format!(
+            "when `{host}` fails, it gets up to {most} requests for each one of {}, and no budget bounds that",
+            name_of(&written.meta)
+        );
+        let help = "trafficPolicy.retryBudget or connectionPool.http.maxRetries of its DestinationRule does";
+        report.add(
+            Severity::Hint,
+            "retry-amplification",
+            &written.meta.origin,
+            &list.index(at).key("retries").key("attempts"),
+            message,
+            Some(help.to_owned()),
+        );
+    }
+}

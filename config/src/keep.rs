@@ -343,7 +343,8 @@ impl<'a> Keeper<'a> {
             .diagnostics
             .iter()
             .rev()
-            .filter(|found| self.may_be_held(found.name))
+            // What is only hinted at concerns nothing that is served.
+            .filter(|found| found.severity != Severity::Hint && self.may_be_held(found.name))
             .map(|found| (found.resource.as_str(), found))
             .collect();
         if missing.is_empty() {

@@ -174,3 +174,52 @@ fn the_last_good_set_survives_as_text() {
     assert_same(&outcome.compiled.snapshot, &first.compiled.snapshot, 0);
     assert_eq!(outcome.quarantined.len(), FILES);
 }
+
+#[test]
+fn what_is_only_hinted_at_waits_for_nothing() {
+    const AROUND: &str = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec: {servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [\"*\"]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: hidden, namespace: away}
+spec:
+  hosts: [hidden.example]
+  exportTo: [\".\"]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: 10.0.0.1}]
+";
+    let other = |spec: &str| {
+        format!(
+            "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: other}}
+{spec}: {{hosts: [other.example], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}]}}
+"
+        )
+    };
+    const NEW: &str = "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: new}
+spec: {hosts: [new.example], gateways: [edge], http: [{route: [{destination: {host: hidden.example}}]}]}
+";
+    let compiled = |text: String, last: &LastGood| {
+        let name = "all.yaml".to_owned();
+        keep::compile(vec![Source { name, text }], &Options::default(), last)
+    };
+    let first = compiled(format!("{AROUND}{}", other("spec")), &LastGood::default());
+    assert!(first.quarantined.is_empty(), "{:?}", first.quarantined);
+    let second = compiled(format!("{AROUND}{}{NEW}", other("sepc")), &first.last);
+    let hinted = second
+        .diagnostics
+        .iter()
+        .any(|found| found.name == "unknown-host");
+    assert!(hinted, "{:?}", second.diagnostics);
+    let held = second.quarantined.iter().flat_map(|held| &held.resources);
+    assert_eq!(held.collect::<Vec<_>>(), ["ServiceEntry default/other"]);
+}

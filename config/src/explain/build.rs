@@ -674,7 +674,7 @@ impl<'a> Builder<'a> {
                 |policy: &[ValueShown], name: &str| policy.iter().any(|value| value.name.starts_with(name));
             let compiled = view::cluster(spec);
             if !has(&policy, "loadBalancer.") {
-                let balancer = compiled["balancer"].as_str().unwrap_or("").to_owned();
+                let balancer = compiled["balancer"]["kind"].as_str().unwrap_or("").to_owned();
                 policy.push(by_default("loadBalancer.simple", balancer, self.defaults()));
             }
             if !has(&policy, "connectionPool.tcp.connectTimeout") {

@@ -622,7 +622,10 @@ mod tests {
 
     impl Bell for Rings {
         fn ring(&self, shard: usize) {
-            self.0.lock().unwrap().push(shard);
+            self.0
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push(shard);
         }
     }
 

@@ -293,8 +293,8 @@ impl<'a> Keeper<'a> {
                     if place > 0 {
                         text.push_str("---");
                     }
-                    // What begins behind the marker of a file may have begun without one, and the other way round.
-                    if !kept.text.starts_with('\n') {
+                    // What begins behind a marker may have begun a file, without one.
+                    if !kept.text.starts_with('\n') && !text.is_empty() {
                         text.push('\n');
                     }
                     text.push_str(&kept.text);

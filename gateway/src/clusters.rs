@@ -528,11 +528,12 @@ impl ClusterHandle {
         let is_over = {
             let mut cluster = self.cluster.borrow_mut();
             let is_over = cluster.release_stream(endpoint, conn, now);
-            if self.gone.get() || cluster.is_turn_over(now) {
+            let ends = self.gone.get() || cluster.is_turn_over(now);
+            if ends {
                 // No sweep comes by here any more, or others wait for it to end.
                 cluster.unshare(conn);
             }
-            let is_over = is_over || !cluster.is_shared(conn);
+            let is_over = is_over || ends;
             if !is_over {
                 cluster.call_first();
             }

@@ -13,11 +13,14 @@ use crate::origins::{PolicyPlace, RouteOrigin, RuleOrigin, ServerOrigin};
 use crate::view;
 use crate::yaml::{Node, Path};
 use isthmus_core::attempt::RetryPolicy;
+use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::listener::{Accepts, ChainAction, Listener, TcpRoute};
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
-use isthmus_core::reply::{Cause, Flags};
-use isthmus_core::route::{Action, Condition, Forward, Route, Scratch, VirtualHost, split_port};
+use isthmus_core::reply::{Cause, Flags, LocalReply};
+use isthmus_core::route::{
+    AbortWith, Action, Condition, CorsRequest, Forward, Route, Scratch, Share, VirtualHost, split_port,
+};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -132,6 +135,15 @@ pub(super) fn outcome(kind: &str, text: impl Into<String>) -> Outcome {
         text: text.into(),
         location: None,
         body: None,
+    }
+}
+
+/// Why a cluster answers nothing, whatever the state of its endpoints is.
+fn unservable(spec: Option<&ClusterSpec>) -> Option<Cause> {
+    match spec {
+        None => Some(Cause::NoCluster),
+        Some(spec) if spec.endpoints.endpoints.is_empty() => Some(Cause::NoEndpoint),
+        Some(_) => None,
     }
 }
 
@@ -514,12 +526,56 @@ impl<'a> Builder<'a> {
                     [only] => format!("forwarded to {}", only.cluster),
                     several => format!("forwarded to one of {} destinations", several.len()),
                 };
-                Outcome {
+                self.local_answer(forward).unwrap_or_else(|| Outcome {
                     routed: true,
                     ..outcome("forward", text)
-                }
+                })
             }
         };
+    }
+
+    /// What the gateway answers by itself although a rule forwards: for certain, not what is drawn.
+    fn local_answer(&self, forward: &Forward) -> Option<Outcome> {
+        let local = |kind: &str, status: Option<u16>, text: String| Outcome {
+            routed: true,
+            status,
+            ..outcome(kind, text)
+        };
+        let abort = forward.fault.as_ref().and_then(|fault| fault.abort);
+        if let Some(abort) = abort.filter(|abort| abort.share == Share::ALWAYS) {
+            let (status, how) = match abort.with {
+                AbortWith::Status(status) => (Some(status.as_u16()), "answered"),
+                AbortWith::Grpc(_) => (Some(200), "answered with a status of gRPC"),
+                AbortWith::Reset => (None, "reset"),
+            };
+            let mut out = local("fault", status, format!("{how} by the rule's own fault"));
+            out.flags = Flags::FI.to_string();
+            return Some(out);
+        }
+        let cors = forward.cors.as_ref();
+        match cors.map(|cors| cors.judge(&self.head, &mut Scratch::default())) {
+            Some(CorsRequest::Preflight) => {
+                let text = "a preflight, answered by the rule's corsPolicy";
+                return Some(local("preflight", Some(200), text.to_owned()));
+            }
+            Some(CorsRequest::Refused) => {
+                let text = "a preflight, answered by the rule's corsPolicy in a way that allows nothing";
+                return Some(local("preflight", Some(200), text.to_owned()));
+            }
+            _ => {}
+        }
+        let mut causes = forward.destinations.iter().map(|destination| {
+            let spec = self.known.snapshot.clusters.get(&destination.cluster);
+            unservable(spec.map(|spec| &**spec))
+        });
+        let first = causes.next()??;
+        causes.all(|cause| cause.is_some()).then(|| Outcome {
+            routed: true,
+            status: Some(first.status().as_u16()),
+            flags: LocalReply::from(first).flags.to_string(),
+            cause: Some(first.label().to_owned()),
+            ..outcome("refused", format!("refused: {}", first.text().trim_end()))
+        })
     }
 
     /// What a rule says: what a delegate does not say, the rule says that delegates to it.
@@ -652,11 +708,7 @@ impl<'a> Builder<'a> {
                 )
             })
             .collect();
-        let problem = match spec {
-            None => Some(Cause::NoCluster),
-            Some(spec) if spec.endpoints.endpoints.is_empty() => Some(Cause::NoEndpoint),
-            Some(_) => None,
-        };
+        let problem = unservable(spec.map(|spec| &**spec));
         let mut policy = Vec::new();
         for place in origin.map_or(&[][..], |origin| &origin.policies[..]) {
             for block in BLOCKS {

@@ -99,8 +99,8 @@ pub struct RequestShown {
 /// What happens in one word, and what the client gets if the gateway answers by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// `forward`, `redirect`, `direct_response`, `https_redirect`, `bytes`, `refused`, `wrong_protocol` or
-    /// `no_listener`.
+    /// `forward`, `fault`, `preflight`, `redirect`, `direct_response`, `https_redirect`, `bytes`, `refused`,
+    /// `wrong_protocol` or `no_listener`.
     pub kind: String,
     /// Whether a rule takes the request.
     pub routed: bool,

@@ -367,9 +367,10 @@ pub struct EndpointShared {
 const REMOVED: u64 = u64::MAX;
 
 impl EndpointShared {
-    /// Whether it takes no requests.
+    /// Whether it takes no requests. One that is none of the cluster's any more is not ejected: a shard that has not
+    /// heard of it yet goes on as before.
     pub fn is_ejected(&self) -> bool {
-        self.until.load(Ordering::Acquire) != 0
+        !matches!(self.until.load(Ordering::Acquire), 0 | REMOVED)
     }
 
     /// Counts a failure; answers whether there were as many in a row as `most`, and begins anew then.
@@ -520,8 +521,8 @@ impl Ejections {
         let before = endpoint.until.swap(REMOVED, Ordering::AcqRel);
         if before != 0 && before != REMOVED {
             self.count.fetch_sub(1, Ordering::AcqRel);
+            self.changed();
         }
-        self.changed();
     }
 }
 
@@ -615,6 +616,21 @@ mod tests {
         drop(a);
         assert_eq!(budget.held(), 1);
         assert!(budget.acquire().is_some());
+    }
+
+    #[test]
+    fn an_endpoint_that_has_gone_is_not_ejected_for_those_who_have_not_heard_of_it() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let other = SocketAddr::from(([127, 0, 0, 1], 2));
+        let before = ClusterShared::new(1).with_endpoints([address].into_iter());
+        let known = Arc::clone(&before.endpoints[&address]);
+        let after = before.with_endpoints([other].into_iter());
+        assert!(!known.is_ejected());
+        assert!(!after.endpoints.contains_key(&address));
+        let now = Instant::now();
+        let ejected = before.ejections.eject(&known, 1, now, |_| Duration::from_secs(1));
+        assert_eq!(ejected, None, "nor can it be any more");
+        assert_eq!(before.ejections.count(), 0);
     }
 
     #[derive(Debug, Default)]

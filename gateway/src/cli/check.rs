@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
                     "passed over: {number} of kind {kind}, which a gateway does not execute\n"
                 ));
             }
-            if compiled.resources == 0 {
+            if compiled.resources == 0 && errors == 0 {
                 text.push_str(
                     "no resource was found: of a directory, files that end in .yaml, .yml or .json are read\n",
                 );
@@ -97,7 +97,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
             show(&text);
         }
     }
-    let failed = errors > 0 || (args.strict && warnings > 0);
+    // A job that checks the wrong folder must not pass.
+    let failed = errors > 0 || (args.strict && (warnings > 0 || compiled.resources == 0));
     ExitCode::from(u8::from(failed))
 }
 

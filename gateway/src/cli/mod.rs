@@ -258,7 +258,8 @@ struct RunArgs {
         value_parser = parse_log_level
     )]
     log_level: String,
-    /// Peers that are believed when they say who their client is (PROXY protocol) [default: loopback].
+    /// Peers that are believed about their clients (PROXY protocol), and clients that may set `x-envoy-*` retries and
+    /// time-outs [default: loopback].
     #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
     trusted_cidr: Option<TrustedRanges>,
     /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves

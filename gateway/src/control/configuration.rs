@@ -55,6 +55,11 @@ impl Configuration {
         self.waiting.extend(answers);
     }
 
+    /// The files could be read, and say what they said before.
+    pub(super) fn readable(&mut self) {
+        self.unreadable = None;
+    }
+
     /// The files could not be read.
     pub(super) fn unreadable(&mut self, error: String) {
         self.unreadable = Some(error);

@@ -38,7 +38,7 @@ use keys::Keys;
 use listeners::Listeners;
 use publish::Publisher;
 use source::{Answer, Loaded, Set, Watch};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -54,6 +54,8 @@ const TICK: Duration = Duration::from_millis(100);
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shard that has not ticked for so long is reported: a hundred ticks.
 const STALL: Duration = Duration::from_secs(1);
+/// Most new warnings that one load of the resources logs; `isthmus check` has them all.
+const WARNINGS_LOGGED: usize = 20;
 
 /// Where the HTTP servers listen, and how the process ends.
 #[derive(Debug, Clone)]
@@ -212,6 +214,8 @@ struct Control {
     settings: Settings,
     began: Instant,
     events: mpsc::Sender<Event>,
+    /// Whether ports were opened that are no change of the version that has them.
+    ports_opened: bool,
     /// Writes the ready file.
     ready_written: Option<tokio::task::JoinHandle<()>>,
 }
@@ -291,6 +295,7 @@ pub async fn run(
         addresses,
         listeners_drained: false,
         events,
+        ports_opened: false,
         ready_written: None,
         written: Written {
             sources: outcome.sources,
@@ -369,10 +374,14 @@ impl Control {
 
     /// Applies what the files say now.
     fn take_load(&mut self, loaded: Loaded, answers: Vec<Answer>) {
+        if !self.takes_versions() {
+            return self.configuration.answer(answers);
+        }
         let set = match loaded {
             Loaded::Set(set) => set,
             Loaded::Unchanged => {
                 self.metrics.count_reload("unchanged");
+                self.configuration.readable();
                 return self.configuration.answer(answers);
             }
             Loaded::Unreadable(error) => {
@@ -392,6 +401,18 @@ impl Control {
             .filter(|found| found.severity == Severity::Error)
         {
             tracing::error!("{found}");
+        }
+        let known: HashSet<String> = self.written.diagnostics.iter().map(ToString::to_string).collect();
+        let warnings = outcome
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == Severity::Warning)
+            .map(ToString::to_string);
+        for warning in warnings
+            .filter(|warning| !known.contains(warning))
+            .take(WARNINGS_LOGGED)
+        {
+            tracing::warn!("{warning}");
         }
         for held in &outcome.quarantined {
             tracing::error!(
@@ -421,6 +442,11 @@ impl Control {
         self.ports_failed(&failed);
     }
 
+    /// Whether another version may be served: not by a process that is about to end, or whose ports are closed for good.
+    fn takes_versions(&self) -> bool {
+        !self.listeners_drained && matches!(self.life, Life::Starting | Life::Serving)
+    }
+
     fn ports_failed(&mut self, failed: &[ListenerError]) {
         for error in failed {
             tracing::error!(%error, "everything else is served; the port is tried again");
@@ -431,17 +457,17 @@ impl Control {
 
     /// Tries again to open the ports that could not be opened.
     fn retry_ports(&mut self, now: Instant) {
-        if !self.configuration.is_retry_due(now) {
+        if !self.takes_versions() || !self.configuration.is_retry_due(now) {
             return;
         }
-        let Some(current) = self.publisher.current() else {
+        let Some(current) = self.publisher.current().cloned() else {
             return;
         };
-        let snapshot = current.snapshot.clone();
-        let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
+        let (sockets, failed) = self.listeners.open(&current.snapshot, self.shards.len());
         if sockets.iter().any(|sockets| !sockets.is_empty()) {
             let (_, tls) = self.keys.last_change();
-            self.send_version(snapshot, sockets, &tls);
+            self.send_version(current.snapshot.clone(), sockets, &tls);
+            self.ports_opened = true;
         }
         self.configuration
             .ports(failed.iter().map(ToString::to_string).collect());
@@ -472,7 +498,7 @@ impl Control {
             "the configuration is applied"
         );
         self.metrics.set_stages(applied.times, applied.publish);
-        if listeners != Changes::default() {
+        if listeners != Changes::default() || std::mem::take(&mut self.ports_opened) {
             self.write_ready_file();
         }
     }

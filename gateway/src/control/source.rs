@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_secs(5);
 /// How often a file that vanished while it was read is tried again.
 const READS_MAX: usize = 3;
 /// The last good set, in the folder of `--state-dir`.
-const STATE_FILE: &str = "last-good.json";
+const STATE_FILE: &str = ".last-good.json";
 
 /// What a load has brought.
 #[derive(Debug)]
@@ -96,6 +96,10 @@ impl Files {
     /// Reads and compiles the files; answers also what was read.
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
         let sources = read(&self.paths)?;
+        if sources.is_empty() && !self.last.is_empty() {
+            let text = "there is no file of resources, and the state folder has some that were served";
+            return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
+        }
         self.content = content_of(&sources);
         Ok((self.compile(sources.clone()), sources))
     }
@@ -183,10 +187,14 @@ fn read_state(folder: &Path) -> LastGood {
 fn write_state(folder: &Path, last: &LastGood) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let new = folder.join(format!("{STATE_FILE}.new"));
+    // One that a crash has left may be readable by others.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = std::fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&new)?;
     file.write_all(&serde_json::to_vec(last)?)?;
@@ -271,6 +279,13 @@ fn look_after(
                 }
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        // Those that are here already are answered by the same load.
+        while let Ok(command) = inbox.try_recv() {
+            if let Command::Reload(answer) = command {
+                forced = true;
+                answers.extend(answer);
             }
         }
         seen = stamps(&files.paths);

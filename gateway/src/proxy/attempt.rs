@@ -154,7 +154,7 @@ async fn attempt_all(
                 None => continue,
             },
             Tried::Failed(lease, failure, progress) => (lease, failure, progress),
-            Tried::Refused(cause) => return outlast(conn, x, attempts, parked, cause.into()).await,
+            Tried::Refused(cause) => return outlast(context, conn, x, attempts, parked, cause.into()).await,
             Tried::TooLate(lease, upstream, progress) => {
                 let now = clock::now();
                 let hedges = parked.is_none()
@@ -165,6 +165,9 @@ async fn attempt_all(
                     if avoids {
                         avoid.push(lease.endpoint());
                     }
+                    // Its time was over, whatever comes of it.
+                    lease.report(Signal::NoAnswer, now);
+                    lease.observe(None, now);
                     parked = Some(Parked::new(lease, upstream, x));
                     // Neither is given up any more before the whole's time is over: there is no third.
                     x.timeouts.per_try = None;
@@ -181,7 +184,7 @@ async fn attempt_all(
                         drop_answer(x, cluster, lease, upstream, sent).await;
                         let mut reply = LocalReply::from(Cause::UpstreamReset);
                         reply.flags = reply.flags.with(flags);
-                        return outlast(conn, x, attempts, parked, reply).await;
+                        return outlast(context, conn, x, attempts, parked, reply).await;
                     }
                     Judged::PassOn(flags) => {
                         x.outcome.flags = x.outcome.flags.with(flags);
@@ -218,7 +221,7 @@ async fn attempt_all(
             })
         };
         match verdict {
-            Verdict::GiveUp(reply) => return outlast(conn, x, attempts, parked, reply).await,
+            Verdict::GiveUp(reply) => return outlast(context, conn, x, attempts, parked, reply).await,
             Verdict::Retry(wait) if wait.is_zero() => {}
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
@@ -341,6 +344,7 @@ impl Parked {
 
 /// No attempt is left but perhaps one whose own time is over: its good answer, or this reply.
 async fn outlast(
+    context: &Context,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     attempts: &Attempts<'_>,
@@ -350,9 +354,14 @@ async fn outlast(
     let Some(mut other) = parked else {
         return Err(End::Reply(reply));
     };
+    // A route without a time of its own must not wait for ever.
+    conn.phase().set(context.settings.stream_idle_timeout);
     let is_good = poll_fn(|cx| {
         if let Poll::Ready(is_good) = other.poll(attempts, &x.request.method, cx) {
             return Poll::Ready(Ok(is_good));
+        }
+        if conn.phase().poll(cx).is_ready() {
+            return Poll::Ready(Err(End::Reply(Cause::StreamIdle.into())));
         }
         interrupted(conn, &x.route_timer, cx)
     })

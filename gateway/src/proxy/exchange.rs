@@ -132,6 +132,8 @@ impl Exchange {
         self.route_name.clear();
         self.stat_prefix.clear();
         self.cors.clear();
+        self.hash = None;
+        self.set_cookie = None;
         self.started = started;
         self.forwarded = started;
     }
@@ -165,6 +167,7 @@ impl Exchange {
         self.outcome = Outcome::default();
         self.tee.clear();
         self.overrides = None;
+        self.set_cookie = None;
         let mut exchanges = context.exchanges.borrow_mut();
         if exchanges.len() < EXCHANGES_KEPT {
             exchanges.push(self);

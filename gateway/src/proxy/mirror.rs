@@ -95,6 +95,8 @@ pub(super) fn start(context: &Rc<Context>, conn: &impl Downstream, x: &mut Excha
         // The copy has nobody who could be told to go on.
         copy.request.expects_continue = false;
         copy.outcome = Outcome::default();
+        let key = cluster.key_of(&x.request, x.client, conn.peer(), conn.local_addr());
+        copy.hash = key.hash();
         copy.route_timer.clear();
         copy.timeouts = Timeouts {
             total: Some(source.timeout),

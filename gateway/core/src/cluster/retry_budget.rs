@@ -140,11 +140,12 @@ impl Window {
             | u64::from(self.retries)
     }
 
-    /// This window as it is in interval `number`: a later one begins empty. A shard whose clock was read earlier counts in
-    /// the window that is there.
+    /// This window as it is in interval `number`: another one begins empty. A shard whose clock was read just before the
+    /// last one began counts in the window that is there; a number that is further behind is of another length of
+    /// intervals, or has gone round.
     fn at(self, number: u16) -> Self {
-        let ahead = number.wrapping_sub(self.number);
-        if ahead == 0 || ahead > u16::MAX / 2 {
+        let behind = self.number.wrapping_sub(number);
+        if behind <= 1 {
             return self;
         }
         Self {

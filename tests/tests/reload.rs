@@ -251,6 +251,9 @@ fn a_port_that_is_taken_is_tried_again_and_the_rest_is_served() {
                     .is_ok_and(|answer| answer.status == 200)
         })
     });
+    eventually(SOON, "the ready file has it", || {
+        gateway.listener_now(81) == Some(taken)
+    });
     gateway.stop();
 }
 

@@ -379,7 +379,7 @@ fn tables_show_what_a_running_gateway_has() {
             2
         );
         assert_eq!(
-            json(&["clusters", "--admin", admin])["clusters"][0]["balancer"],
+            json(&["clusters", "--admin", admin])["clusters"][0]["balancer"]["kind"],
             "LEAST_REQUEST"
         );
     }

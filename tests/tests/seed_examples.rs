@@ -420,7 +420,8 @@ fn elsewhere_than_at_the_door_the_examples_are_passed_over_with_a_hint() {
             .resources("services", &services)
             .start();
         assert_eq!(who(&mut gateway.client(), "reviews", "/", ""), "404");
-        assert!(gateway.log().contains("mesh-only"), "{}", gateway.log());
+        let said = gateway.check();
+        assert!(said.contains("mesh-only"), "{said}");
         gateway.stop();
     }
     assert_eq!(upstreams[0].served(), 0);

@@ -824,7 +824,12 @@ mod loom_tests {
             assert_eq!(ejections.count(), 1);
             ejections.remove(&endpoint);
             assert_eq!(ejections.count(), 0);
-            assert!(endpoint.is_ejected(), "and is not picked");
+            let again = ejections.eject(&endpoint, 2, Instant::now(), |_| Duration::from_secs(1));
+            assert_eq!(
+                (again, ejections.count()),
+                (None, 0),
+                "and cannot be ejected any more"
+            );
         });
     }
 }

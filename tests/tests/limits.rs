@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const IDLE: usize = 9_000;
 /// Of the process's own memory; the heap's size classes are a tenth of it.
-const IDLE_BYTES_EACH: u64 = 3_500;
+const IDLE_BYTES_EACH: u64 = 3_600;
 const STALLED: usize = 200;
 /// What a stalled exchange may hold beside what the kernel holds, whatever its body's size.
 const STALLED_KIB_EACH: u64 = 128;

@@ -22,7 +22,7 @@ pub(super) async fn meet(
     let allowed = match judged {
         CorsRequest::Other => return ControlFlow::Continue(()),
         CorsRequest::Allowed => {
-            policy.write_allowed(&x.request, &mut x.cors);
+            policy.write_allowed(&x.request, x.cors.get_or_insert_default());
             return ControlFlow::Continue(());
         }
         CorsRequest::Preflight => true,
@@ -44,8 +44,8 @@ pub(super) async fn meet(
 }
 
 /// Writes what was noted into an answer, in the place of what it says there already.
-pub(super) fn mark(noted: &HeaderList, fields: &mut HeaderList) {
-    for (id, _, value) in noted.iter() {
+pub(super) fn mark(noted: Option<&HeaderList>, fields: &mut HeaderList) {
+    for (id, _, value) in noted.into_iter().flat_map(HeaderList::iter) {
         fields.set(id, value);
     }
 }

@@ -112,7 +112,7 @@ pub struct Exchange {
     /// `statPrefix` of the route's match.
     pub(super) stat_prefix: String,
     /// What the answer must say to a browser, when the request is of an origin that its route allows.
-    pub(super) cors: HeaderList,
+    pub(super) cors: Option<Box<HeaderList>>,
     /// The hash of the request's key, where consistent hashing chooses its endpoint.
     pub(super) hash: Option<u64>,
     /// The Set-Cookie that gives the client its key.
@@ -131,7 +131,7 @@ impl Exchange {
         self.original_path.clear();
         self.route_name.clear();
         self.stat_prefix.clear();
-        self.cors.clear();
+        self.cors = None;
         self.hash = None;
         self.set_cookie = None;
         self.started = started;
@@ -195,7 +195,7 @@ impl Exchange {
             original_path: String::new(),
             route_name: String::new(),
             stat_prefix: String::new(),
-            cors: HeaderList::default(),
+            cors: None,
             hash: None,
             set_cookie: None,
         }

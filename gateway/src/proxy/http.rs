@@ -565,7 +565,7 @@ fn begin_response(
     }
     fields::change_response(conn, x, conn.scheme(), &destination.response_headers);
     let head = &mut x.response;
-    cors::mark(&x.cors, &mut head.headers);
+    cors::mark(x.cors.as_deref(), &mut head.headers);
     if !context.settings.pass_server_header {
         head.headers.set(HeaderId::Server, b"isthmus");
     }

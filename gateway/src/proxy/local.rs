@@ -107,7 +107,7 @@ pub(super) async fn send(
     }
     fields::change_response(conn, x, conn.scheme(), answer.operations);
     let head = &mut x.response;
-    cors::mark(&x.cors, &mut head.headers);
+    cors::mark(x.cors.as_deref(), &mut head.headers);
     head.headers
         .append_known(HeaderId::Date, httpdate::fmt_http_date(clock::wall()).as_bytes());
     if !context.settings.pass_server_header {

@@ -9,6 +9,7 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::{Compiled, Document, Options, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 /// How often the set is compiled anew because what was put in the place of a bad document does not fit either. Beyond
@@ -65,8 +66,8 @@ fn keep(document: &Document, source: &Source) -> Kept {
     }
 }
 
-/// A document that stays behind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A document that stays behind; as text, with its place and what is served instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// `Kind namespace/name` of what it defines, as far as it can be told.
     pub resources: Vec<String>,
@@ -80,6 +81,26 @@ pub struct Quarantined {
     pub reason: String,
     /// Whether its last good version is served; else it is out.
     pub serves_last: bool,
+}
+
+impl fmt::Display for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            resources,
+            file,
+            line,
+            column,
+            reason,
+            serves_last,
+        } = self;
+        let serves = if *serves_last {
+            "its last good version is served"
+        } else {
+            "it is left out"
+        };
+        let resources = resources.join(", ");
+        write!(f, "{file}:{line}:{column}: {resources}: {reason}; {serves}")
+    }
 }
 
 /// What is to be applied.

@@ -9,10 +9,13 @@
     reason = "a test fails by panicking, in its helpers as well"
 )]
 
+mod common;
+
+use common::corpus;
 use isthmus_config::diagnostic::Diagnostic;
 use isthmus_config::{Options, compile, read_paths};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Istio's messages that mean here what they mean there.
 const SAME: [(&str, &str); 19] = [
@@ -234,17 +237,6 @@ const EXCUSED: [(&str, &str, &str, &str); 14] = [
         "requests over a connection for another host are routed by their authority: there is no 404",
     ),
 ];
-
-fn corpus() -> Option<PathBuf> {
-    let given = std::env::var_os("ISTHMUS_CORPUS").map(PathBuf::from);
-    let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus"));
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("NOT RUN: there is no corpus at {}", path.display());
-    assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
-    None
-}
 
 /// `Kind namespace/name`, as here everything has a namespace.
 fn whole(resource: &str) -> String {

@@ -8,20 +8,12 @@
     reason = "a test fails by panicking, in its helpers as well"
 )]
 
+mod common;
+
+use common::corpus;
 use isthmus_config::diagnostic::render;
 use isthmus_config::{Options, compile, read_paths};
-use std::path::{Path, PathBuf};
-
-fn corpus() -> Option<PathBuf> {
-    let given = std::env::var_os("ISTHMUS_CORPUS").map(PathBuf::from);
-    let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus"));
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("NOT RUN: there is no corpus at {}", path.display());
-    assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
-    None
-}
+use std::path::Path;
 
 #[test]
 fn bookinfo_samples_load_together_without_an_error() {

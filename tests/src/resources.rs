@@ -113,8 +113,17 @@ pub fn route_to(host: &str) -> String {
 
 /// Port 80, all hosts, every request to the endpoint at this address. `more` are further lines of the rule.
 pub fn one_route(address: SocketAddr, more: &str) -> String {
+    route_among(&[address], more)
+}
+
+/// The same with several endpoints of one service.
+pub fn route_among(addresses: &[SocketAddr], more: &str) -> String {
     let rule = format!("- {}\n{}", route_to(UPSTREAM_HOST), indent(more));
-    gateway(80) + &service(UPSTREAM_HOST, 80, &[Endpoint::new("v1", address)]) + &virtual_service(&rule)
+    let endpoints: Vec<Endpoint> = addresses
+        .iter()
+        .map(|address| Endpoint::new("v1", *address))
+        .collect();
+    gateway(80) + &service(UPSTREAM_HOST, 80, &endpoints) + &virtual_service(&rule)
 }
 
 /// A Gateway `g` with these servers in flow style, one a line.

@@ -8,7 +8,9 @@ use isthmus_tests::gauge::Gauge;
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
 use isthmus_tests::h2::server::Server;
-use isthmus_tests::resources::{UPSTREAM_HOST, gateway_with, one_route, stream_service, traffic_policy};
+use isthmus_tests::resources::{
+    UPSTREAM_HOST, gateway_with, one_route, route_among, stream_service, traffic_policy,
+};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
@@ -318,16 +320,8 @@ fn an_endpoint_that_fails_is_ejected_on_all_shards_and_comes_back() {
     let upstreams = [(); 3].map(|()| Gauge::start(Duration::ZERO));
     let [failing, well @ ..] = &upstreams;
     failing.answer(500);
-    let endpoints: Vec<_> = upstreams
-        .iter()
-        .map(|upstream| isthmus_tests::resources::Endpoint::new("v1", upstream.address()))
-        .collect();
-    let routes = isthmus_tests::resources::gateway(80)
-        + &isthmus_tests::resources::service(UPSTREAM_HOST, 80, &endpoints)
-        + &isthmus_tests::resources::virtual_service(&format!(
-            "- {}",
-            isthmus_tests::resources::route_to(UPSTREAM_HOST)
-        ));
+    let addresses = upstreams.each_ref().map(Gauge::address);
+    let routes = route_among(&addresses, "");
     let policy = "loadBalancer: {simple: ROUND_ROBIN}
 outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1s, maxEjectionPercent: 50}";
     let gateway = Gateway::builder()
@@ -384,14 +378,7 @@ outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1
 fn ejections_in_a_row_last_longer() {
     let (failing, well) = (Gauge::start(Duration::ZERO), Gauge::start(Duration::ZERO));
     failing.answer(503);
-    let endpoints =
-        [&failing, &well].map(|upstream| isthmus_tests::resources::Endpoint::new("v1", upstream.address()));
-    let routes = isthmus_tests::resources::gateway(80)
-        + &isthmus_tests::resources::service(UPSTREAM_HOST, 80, &endpoints)
-        + &isthmus_tests::resources::virtual_service(&format!(
-            "- {}",
-            isthmus_tests::resources::route_to(UPSTREAM_HOST)
-        ));
+    let routes = route_among(&[failing.address(), well.address()], "");
     let policy = "loadBalancer: {simple: ROUND_ROBIN}
 outlierDetection: {consecutiveGatewayErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 100}";
     let gateway = Gateway::builder()

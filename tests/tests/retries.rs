@@ -10,9 +10,7 @@ use isthmus_tests::h2::frame::{Code, Frame, flag};
 use isthmus_tests::h2::server::{Event, Server, echo};
 use isthmus_tests::load::{Load, turn};
 use isthmus_tests::nginx::Nginx;
-use isthmus_tests::resources::{
-    Endpoint, UPSTREAM_HOST, gateway, one_route, route_to, service, traffic_policy, virtual_service,
-};
+use isthmus_tests::resources::{UPSTREAM_HOST, one_route, route_among, traffic_policy};
 use isthmus_tests::upstream::{Answer, OnHead, Request, Upstream};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,16 +18,7 @@ use std::time::{Duration, Instant};
 
 /// A gateway with one rule to these endpoints, and these lines in the rule.
 fn before(endpoints: &[SocketAddr], rule: &str) -> Builder {
-    let endpoints: Vec<_> = endpoints
-        .iter()
-        .map(|address| Endpoint::new("v1", *address))
-        .collect();
-    let lines: String = rule.lines().map(|line| format!("  {line}\n")).collect();
-    let rules = format!("- {}\n{lines}", route_to(UPSTREAM_HOST));
-    Gateway::builder().resources(
-        "route",
-        &(gateway(80) + &service(UPSTREAM_HOST, 80, &endpoints) + &virtual_service(&rules)),
-    )
+    Gateway::builder().resources("route", &route_among(endpoints, rule))
 }
 
 /// Waits until no request and no copy is under way, and every upstream connection that is open waits in its pool.

@@ -36,32 +36,29 @@ fn sources(written: &Written<VirtualService>, options: &Options, report: &mut Re
         let matches = rule_path.key("match");
         for (at, matched) in rule.matches.iter().enumerate() {
             let path = matches.index(at);
-            if !selects(&matched.source_labels, &options.labels) {
-                let message = "this gateway does not have these labels: the match takes no request";
-                let help = "labels of callers are those of the gateway: give them with --labels".to_owned();
-                let path = path.key("sourceLabels");
+            let mut tell = |key: &str, message: &str, help: &str| {
                 report.add(
                     Severity::Hint,
                     "other-source",
                     &meta.origin,
-                    &path,
+                    &path.key(key),
                     message,
-                    Some(help),
+                    Some(help.to_owned()),
+                );
+            };
+            if !selects(&matched.source_labels, &options.labels) {
+                tell(
+                    "sourceLabels",
+                    "this gateway does not have these labels: the match takes no request",
+                    "labels of callers are those of the gateway: give them with --labels",
                 );
             }
             let namespace = matched.source_namespace.as_str();
             if !namespace.is_empty() && namespace != options.namespace {
-                let message = "this gateway is not in that namespace: the match takes no request";
-                let help =
-                    "the namespace of callers is that of the gateway: give it with --namespace".to_owned();
-                let path = path.key("sourceNamespace");
-                report.add(
-                    Severity::Hint,
-                    "other-source",
-                    &meta.origin,
-                    &path,
-                    message,
-                    Some(help),
+                tell(
+                    "sourceNamespace",
+                    "this gateway is not in that namespace: the match takes no request",
+                    "the namespace of callers is that of the gateway: give it with --namespace",
                 );
             }
         }

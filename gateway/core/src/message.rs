@@ -3,7 +3,8 @@
 //! A codec fills a head in, the proxy routes and changes it, and a codec of either side writes it out. Heads are
 //! reused from exchange to exchange, so their buffers are allocated once.
 
-use crate::header::HeaderList;
+use crate::grpc;
+use crate::header::{HeaderId, HeaderList};
 use http::{Method, StatusCode};
 
 /// The HTTP version of a message.
@@ -81,6 +82,11 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
+    /// Whether it is a call of gRPC ([`grpc::is_call`]).
+    pub fn is_call(&self) -> bool {
+        self.headers.get(HeaderId::ContentType).is_some_and(grpc::is_call)
+    }
+
     /// Makes the head empty and keeps its buffers.
     pub fn clear(&mut self) {
         self.method = Method::GET;

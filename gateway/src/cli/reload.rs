@@ -3,6 +3,7 @@
 use super::admin::{self, ask};
 use super::print;
 use anyhow::Result;
+use isthmus_config::keep::Quarantined;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -41,29 +42,10 @@ fn tell(status: &Value) -> Result<(String, bool)> {
             changes["added"], changes["changed"], changes["removed"]
         )?;
     }
-    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
-    let mut is_whole = true;
-    for held in status["quarantined"].as_array().into_iter().flatten() {
-        is_whole = false;
-        let names: Vec<String> = held["resources"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(text)
-            .collect();
-        let served = match held["serves_last"].as_bool() {
-            Some(true) => "its last good version is served",
-            _ => "it is left out",
-        };
-        writeln!(
-            out,
-            "{}:{}:{}: {}: {}; {served}",
-            text(&held["file"]),
-            held["line"],
-            held["column"],
-            names.join(", "),
-            text(&held["reason"])
-        )?;
+    let quarantined: Vec<Quarantined> = serde_json::from_value(status["quarantined"].clone())?;
+    let mut is_whole = quarantined.is_empty();
+    for held in &quarantined {
+        writeln!(out, "{held}")?;
     }
     let ports = status["failed_ports"].as_array().into_iter().flatten();
     for problem in ports

@@ -128,19 +128,7 @@ impl Configuration {
             text.push_str(&line);
         };
         for held in &self.quarantined {
-            let serves = if held.serves_last {
-                "its last good version is served"
-            } else {
-                "it is left out"
-            };
-            add(format!(
-                "degraded: {}:{}:{}: {}: {}; {serves}",
-                held.file,
-                held.line,
-                held.column,
-                held.resources.join(", "),
-                held.reason
-            ));
+            add(format!("degraded: {held}"));
         }
         for port in &self.ports {
             add(format!("degraded: {port}"));

@@ -106,6 +106,10 @@ impl Files {
 
     fn compile(&mut self, sources: Vec<Source>) -> Outcome {
         let outcome = keep::compile(sources, &self.options, &self.last);
+        // Large rings take a while, too; those of clusters that stay as they were are thrown away when it is published.
+        for spec in outcome.compiled.snapshot.clusters.values() {
+            spec.balancer.prepare(&spec.endpoints.endpoints);
+        }
         if outcome.last != self.last {
             self.last = outcome.last.clone();
         }

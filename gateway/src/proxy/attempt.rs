@@ -20,7 +20,6 @@ use isthmus_core::attempt::{
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::cluster::{Choice, EndpointId};
-use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::{BodyLength, ResponseHead, Version};
@@ -50,11 +49,7 @@ pub(super) async fn attempt(
     policy: &RetryPolicy,
     overrides: Option<&Overrides>,
 ) -> Result<Answered, End> {
-    let is_call = x
-        .request
-        .headers
-        .get(HeaderId::ContentType)
-        .is_some_and(grpc::is_call);
+    let is_call = x.request.is_call();
     let mut attempts = Attempts::new(policy, overrides, &x.request.method, is_call);
     // What a client says behind its wish for another protocol is for that one.
     x.is_at_hand = conn.is_body_done() || conn.whole_body().is_some() || !x.request.upgrade.is_empty();

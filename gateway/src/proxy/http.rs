@@ -132,8 +132,7 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
 /// What the request spoke, and of a call how it ended: what its answer says, in the trailers or in the head, else what
 /// the answer's status means to gRPC (Envoy's `getGrpcStatus`).
 fn protocol(x: &Exchange) -> RequestProtocol {
-    let kind = x.request.headers.get(HeaderId::ContentType);
-    if !kind.is_some_and(grpc::is_call) || !x.request.upgrade.is_empty() {
+    if !x.request.is_call() || !x.request.upgrade.is_empty() {
         return RequestProtocol::Http;
     }
     let said = x.outcome.grpc_status.or_else(|| {
@@ -315,11 +314,8 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
 
 /// How long the request may take: what the route says, then a trusted caller, and no longer than a gRPC client waits.
 fn timeouts(request: &RequestHead, overrides: Option<&Overrides>, forward: &Forward) -> Timeouts {
-    let is_call = request
-        .headers
-        .get(HeaderId::ContentType)
-        .is_some_and(grpc::is_call);
-    let asked = is_call
+    let asked = request
+        .is_call()
         .then(|| request.headers.get(HeaderId::GrpcTimeout))
         .flatten()
         .and_then(grpc::parse_timeout)

@@ -65,8 +65,7 @@ pub(super) async fn refuse_with(
         operations,
         close,
     };
-    let kind = x.request.headers.get(HeaderId::ContentType);
-    if kind.is_some_and(grpc::is_call) && x.request.upgrade.is_empty() {
+    if x.request.is_call() && x.request.upgrade.is_empty() {
         // Its clients look at nothing but these fields, whatever the status is (Envoy answers so, too).
         let fields = &mut x.response.headers;
         let status = match reply.cause {

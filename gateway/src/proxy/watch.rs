@@ -23,11 +23,9 @@ pub(super) fn watched<T>(lease: &Lease, sent: Result<T, End>) -> Result<T, End> 
 /// The status of the answer; that of a call which ends with its head, as HTTP would say it.
 pub(super) fn status_of(x: &Exchange) -> u16 {
     let status = x.response.status;
-    let kind = x.request.headers.get(HeaderId::ContentType);
-    if status == StatusCode::OK && kind.is_some_and(grpc::is_call) {
-        let fields = &mut x.response.headers.iter();
-        let found = fields.find(|(_, name, _)| name.eq_ignore_ascii_case(b"grpc-status"));
-        if let Some(status) = found.and_then(|(_, _, value)| grpc::Status::parse(value)) {
+    if status == StatusCode::OK && x.request.is_call() {
+        let said = x.response.headers.get(HeaderId::GrpcStatus);
+        if let Some(status) = said.and_then(grpc::Status::parse) {
             return status.to_http();
         }
     }

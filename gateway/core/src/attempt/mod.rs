@@ -272,7 +272,7 @@ impl<'p> Attempts<'p> {
 
     /// Whether a call's status is in the head of its answer, which then is all of it, and one to retry on.
     fn is_bad_call(&self, headers: &HeaderList) -> bool {
-        let status = find(headers, b"grpc-status").and_then(grpc::Status::parse);
+        let status = headers.get(HeaderId::GrpcStatus).and_then(grpc::Status::parse);
         status.is_some_and(|status| self.on.has_any(RetryOn::of_call(status)))
     }
 

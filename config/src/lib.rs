@@ -28,7 +28,7 @@ pub mod view;
 mod yaml;
 
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};
-pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields};
+pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields, own_fields};
 pub use sarif::to_sarif;
 
 use diagnostic::{Diagnostic, Severity};

@@ -97,6 +97,8 @@ pub(crate) struct ClusterOrigin {
     pub(crate) services: Vec<Origin>,
     /// The policies that apply: each block is that of the first that has it.
     pub(crate) policies: Vec<PolicyPlace>,
+    /// The HealthCheckPolicy of its endpoints.
+    pub(crate) health: Option<Origin>,
 }
 
 /// A place that asks for keys.

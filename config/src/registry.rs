@@ -254,6 +254,7 @@ fn endpoint<'a>(
             weight,
             locality: locality(&entry.locality, &entry.labels),
             level: 0,
+            health: entry.probe.clone(),
         },
     ))
 }

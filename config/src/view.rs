@@ -7,6 +7,7 @@
 use isthmus_core::attempt::RetryPolicy;
 use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashCookie, HashKey, Hashing, TableKind};
+use isthmus_core::cluster::health::{Check, CheckTransport, HealthPolicy, HttpCheck};
 use isthmus_core::cluster::locality::Spread;
 use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::{Hedges, RetryBudget, RetryLimits};
@@ -352,6 +353,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         retries,
         limits,
         outlier,
+        health,
     } = spec;
     let UpstreamHttp {
         version,
@@ -390,6 +392,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         }),
         "limits": limits_of(*limits),
         "outlier_detection": outlier.as_ref().map(outliers),
+        "health_check": health.as_deref().map(health_check),
         "retries": retry_limits(retries),
         "endpoints": endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
     })
@@ -486,6 +489,60 @@ fn outliers(policy: &OutlierPolicy) -> Value {
     })
 }
 
+/// How endpoints are checked: `http`, `tcp` or `grpc` is not null.
+fn health_check(policy: &HealthPolicy) -> Value {
+    let HealthPolicy {
+        check,
+        port,
+        transport,
+        initial_delay,
+        interval,
+        timeout,
+        healthy_after,
+        unhealthy_after,
+        starts_healthy,
+    } = policy;
+    let (mut http, mut tcp, mut grpc) = (Value::Null, Value::Null, Value::Null);
+    match check {
+        Check::Http(HttpCheck {
+            path,
+            host,
+            fields,
+            expected,
+        }) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}"))
+                .collect();
+            let range = |(first, last): &(u16, u16)| match first == last {
+                true => first.to_string(),
+                false => format!("{first}-{last}"),
+            };
+            let expected: Vec<String> = expected.iter().map(range).collect();
+            http = json!({ "path": path, "host": host, "headers": fields, "expected_statuses": expected });
+        }
+        Check::Tcp => tcp = json!({}),
+        Check::Grpc { service } => grpc = json!({ "service": service }),
+    }
+    json!({
+        "http": http,
+        "tcp": tcp,
+        "grpc": grpc,
+        "port": port,
+        "transport": match transport {
+            CheckTransport::Own => "as requests",
+            CheckTransport::Plaintext => "plaintext",
+            CheckTransport::Tls => "tls",
+        },
+        "initial_delay": duration(*initial_delay),
+        "interval": duration(*interval),
+        "timeout": duration(*timeout),
+        "healthy_after": healthy_after,
+        "unhealthy_after": unhealthy_after,
+        "initial_state": if *starts_healthy { "HEALTHY" } else { "UNHEALTHY" },
+    })
+}
+
 /// Bounds of retries; `concurrent` is null for none.
 fn retry_limits(limits: &RetryLimits) -> Value {
     let RetryLimits {
@@ -516,8 +573,15 @@ pub fn endpoint(endpoint: &Endpoint) -> Value {
         weight,
         locality,
         level,
+        health,
     } = endpoint;
-    json!({ "address": address.to_string(), "weight": weight, "locality": locality, "level": level })
+    json!({
+        "address": address.to_string(),
+        "weight": weight,
+        "locality": locality,
+        "level": level,
+        "health_check": health.as_deref().map(health_check),
+    })
 }
 
 /// What a server presents and demands; keys by where they come from, never themselves.

@@ -4,6 +4,8 @@
 //! [`Lease`] is a request's hold on an endpoint: however the request ends, by an answer, a cancelled task or a panic,
 //! the endpoint gets it back exactly once.
 
+mod checked;
+
 use crate::io::clock;
 use crate::io::stream::Liveness;
 use crate::mailbox::{ClientConfigs, TlsSet};
@@ -150,7 +152,7 @@ pub struct Clusters {
     map: RefCell<ClusterMap<Rc<ClusterHandle>>>,
     /// Those whose connections are limited: what a bell can be about.
     limited: RefCell<Vec<Rc<ClusterHandle>>>,
-    /// Those that look for outliers.
+    /// Those that find out which endpoints are not available.
     watched: RefCell<Vec<Rc<ClusterHandle>>>,
     changes: Changes,
     open: Rc<Cell<u64>>,
@@ -905,7 +907,7 @@ impl Clusters {
             }
         }
         *self.limited.borrow_mut() = limited;
-        let watches = |handle: &&Rc<ClusterHandle>| handle.cluster.borrow().spec().outlier.is_some();
+        let watches = |handle: &&Rc<ClusterHandle>| handle.cluster.borrow().detects();
         *self.watched.borrow_mut() = next.values().filter(watches).cloned().collect();
         *self.map.borrow_mut() = next;
         // Requests in flight keep their handle; its connections close when they come back.
@@ -967,6 +969,7 @@ impl Clusters {
         let map = self.map.borrow();
         let view = |handle: &Rc<ClusterHandle>| ClusterView {
             name: handle.key.as_ref().map(ToString::to_string).unwrap_or_default(),
+            epoch: handle.cluster.borrow().epoch(),
             endpoints: handle
                 .cluster
                 .borrow()

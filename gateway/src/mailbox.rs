@@ -8,7 +8,7 @@
 //! what it is, the budget itself knows. So shards hand permits to each other without control between them.
 
 use atomic_waker::AtomicWaker;
-use isthmus_core::cluster::outlier::Change;
+use isthmus_core::cluster::{health, outlier};
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{Bell, ClusterShared};
@@ -159,6 +159,8 @@ pub struct EndpointView {
 pub struct ClusterView {
     /// Its name.
     pub name: String,
+    /// The change of what is available that picks obey.
+    pub epoch: u32,
     /// Its endpoints.
     pub endpoints: Vec<EndpointView>,
 }
@@ -193,7 +195,9 @@ pub enum ToControl {
         clusters: Vec<ClusterView>,
     },
     /// Endpoints were ejected, or are back: all shards know already.
-    Ejected(Vec<(ClusterKey, Change)>),
+    Ejected(Vec<(ClusterKey, outlier::Change)>),
+    /// Endpoints were found unhealthy, or healthy again: all shards know already.
+    Checked(Vec<(ClusterKey, health::Change)>),
     /// The last connection has ended after a drain.
     Drained,
 }

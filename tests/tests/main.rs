@@ -23,6 +23,7 @@ mod h2_conformance;
 mod h2_defences;
 mod h2_matrix;
 mod h2_pool;
+mod health;
 mod limits;
 mod mirror;
 mod nginx_upstream;

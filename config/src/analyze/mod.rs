@@ -9,6 +9,7 @@
 mod actions;
 pub(crate) mod facts;
 mod gateways;
+mod health;
 mod hosts;
 mod overlaps;
 mod policy;
@@ -66,6 +67,7 @@ pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
     references::check(view, report);
     overlaps::check(view, report);
     policy::check(view, report);
+    health::check(view, report);
     services::check(view, report);
     rules::check(view, report);
     actions::check(view, report);

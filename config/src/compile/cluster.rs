@@ -1,6 +1,6 @@
 //! Clusters: one for each port of each service, and one for each subset of it.
 
-use super::{Context, balancer};
+use super::{Context, balancer, health};
 use crate::index::selects;
 use crate::mesh::MeshConfig;
 use crate::registry::{Port, Service};
@@ -49,8 +49,12 @@ fn cluster(
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
     let pool = blocks.connection_pool.as_ref();
     let taken = taken.map(|(labels, endpoint)| (*labels, endpoint.clone()));
-    let fails_over = blocks.has_outlier_detection;
-    let (balancer, endpoints) = balancer::compile(blocks, own, fails_over, taken.collect(), context);
+    let (checks, is_checked) = health::of(service, port, subset, context);
+    let fails_over = blocks.has_outlier_detection || is_checked;
+    let (mut balancer, endpoints) = balancer::compile(blocks, own, fails_over, taken.collect(), context);
+    if let Some(percent) = checks.and_then(|checks| checks.panic_percent) {
+        balancer.panic_percent = percent;
+    }
     ClusterSpec {
         key: ClusterKey::outbound(
             port.number,
@@ -79,6 +83,7 @@ fn cluster(
         proxy_protocol: blocks.proxy_protocol,
         retries: super::retry::limits(blocks),
         outlier: blocks.outlier.clone(),
+        health: checks.map(|checks| Arc::clone(&checks.policy)),
         limits: pool.map(|pool| pool.limits).unwrap_or_default(),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),
         max_connection_duration: pool

@@ -1,7 +1,7 @@
 //! The compiler: what the resources mean, as one snapshot.
 //!
-//! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance, `listener` Gateways into listeners with their
-//! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
+//! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance and `health` how to
+//! check, `listener` Gateways into listeners with their virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
 //! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
 //! the same for whole connections, `tls` says what is presented and demanded, `origin` where the policies of clusters were
 //! written.
@@ -9,6 +9,7 @@
 pub(crate) mod balancer;
 pub(crate) mod cluster;
 pub(crate) mod delegate;
+pub(crate) mod health;
 pub(crate) mod listener;
 pub(crate) mod origin;
 mod policy;
@@ -26,6 +27,7 @@ use crate::report::Report;
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Resources, Written};
 use delegate::Delegates;
+use health::Checks;
 use isthmus_core::snapshot::Snapshot;
 
 /// What the compiler looks things up in.
@@ -33,6 +35,7 @@ pub(crate) struct Context<'a> {
     pub(crate) options: &'a Options,
     pub(crate) registry: Registry<'a>,
     pub(crate) rules: Rules<'a>,
+    pub(crate) checks: Checks<'a>,
     pub(crate) virtual_services: &'a [Written<VirtualService>],
     pub(crate) delegates: Delegates<'a>,
 }
@@ -47,6 +50,7 @@ pub(crate) fn compile(
         options,
         registry: Registry::new(resources, options),
         rules: Rules::new(&resources.destination_rules, options),
+        checks: Checks::new(&resources.health_check_policies, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
     };

@@ -18,6 +18,10 @@ pub(crate) fn clusters(context: &Context<'_>) -> ClusterMap<ClusterOrigin> {
                 origins.entry(key).or_insert_with(|| ClusterOrigin {
                     services: service.origins.iter().map(|origin| (*origin).clone()).collect(),
                     policies: rule.map_or_else(Vec::new, |rule| rule.places(port.number, subset)),
+                    health: context
+                        .checks
+                        .find(service, port.number, subset)
+                        .map(|written| written.meta.origin.clone()),
                 });
             }
         }

@@ -40,6 +40,8 @@ const BLOCKS: [&str; 7] = [
     "tunnel",
     "retryBudget",
 ];
+/// What a HealthCheckPolicy says, beside what it is for.
+const HEALTH: [&str; 4] = ["probe", "expectedStatuses", "initialState", "panicThreshold"];
 /// An explanation that is being put together.
 pub(super) struct Builder<'a> {
     pub(super) known: &'a Known<'a>,
@@ -720,6 +722,15 @@ impl<'a> Builder<'a> {
                     self.add_block(place, block, &mut policy);
                 }
             }
+        }
+        for field in HEALTH {
+            let Some(health) = origin.and_then(|origin| origin.health.as_ref()) else {
+                break;
+            };
+            let shown = format!("healthCheck.{field}");
+            let names = (shown.as_str(), "HealthCheckPolicy", field);
+            self.documents
+                .values(health.into(), &Path::SPEC.key(field), names, &mut policy);
         }
         if let Some(spec) = spec {
             let has =

@@ -7,6 +7,7 @@ pub(crate) mod cors;
 pub(crate) mod destination_rule;
 pub(crate) mod fault;
 pub(crate) mod gateway;
+pub(crate) mod health;
 pub(crate) mod kubernetes;
 pub(crate) mod load_balancer;
 pub(crate) mod outlier;
@@ -21,6 +22,7 @@ use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
 use destination_rule::DestinationRule;
 use gateway::Gateway;
+use health::{HealthCheckPolicy, WorkloadGroup};
 use kubernetes::{EndpointSlice, Secret, Service, Workload};
 use schema::KINDS;
 use service_entry::ServiceEntry;
@@ -81,6 +83,8 @@ pub(crate) struct Resources {
     pub(crate) destination_rules: Vec<Written<DestinationRule>>,
     pub(crate) service_entries: Vec<Written<ServiceEntry>>,
     pub(crate) workload_entries: Vec<Written<WorkloadEntry>>,
+    pub(crate) workload_groups: Vec<Written<WorkloadGroup>>,
+    pub(crate) health_check_policies: Vec<Written<HealthCheckPolicy>>,
     pub(crate) services: Vec<Written<Service>>,
     pub(crate) endpoint_slices: Vec<Written<EndpointSlice>>,
     pub(crate) secrets: Vec<Written<Secret>>,
@@ -168,6 +172,9 @@ pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
     sort(&mut resources.service_entries);
     sort(&mut resources.workload_entries);
     sort(&mut resources.services);
+    sort(&mut resources.workload_groups);
+    sort(&mut resources.health_check_policies);
+    health::join_groups(&resources.workload_groups, &mut resources.workload_entries);
     resources
 }
 
@@ -371,6 +378,15 @@ fn read(
         "WorkloadEntry" => {
             let read = |_: &Meta, _: &mut Report<'_>| WorkloadEntry::read(spec);
             let _left_out = keep(&mut lists.workload_entries, refused, meta, before, report, read);
+        }
+        "WorkloadGroup" => {
+            let read = |_: &Meta, _: &mut Report<'_>| WorkloadGroup::read(spec);
+            let _left_out = keep(&mut lists.workload_groups, refused, meta, before, report, read);
+        }
+        "HealthCheckPolicy" => {
+            let read = |_: &Meta, _: &mut Report<'_>| HealthCheckPolicy::read(spec);
+            let policies = &mut lists.health_check_policies;
+            let _left_out = keep(policies, refused, meta, before, report, read);
         }
         "Service" => {
             let read = |meta: &Meta, _: &mut Report<'_>| Service::read(spec, meta);

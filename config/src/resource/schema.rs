@@ -107,6 +107,15 @@ pub fn fields() -> Vec<FieldInfo> {
     out
 }
 
+/// Every field of this gateway's own kind, HealthCheckPolicy.
+pub fn own_fields() -> Vec<FieldInfo> {
+    let mut out = Vec::new();
+    if let Some(fields) = shapes().get("HealthCheckPolicy") {
+        list_fields("HealthCheckPolicy", fields, "", Status::Executed, &mut out);
+    }
+    out
+}
+
 /// Whether a field of a kind is known and not executed, or lies below one that is not. `path` is as in
 /// [`FieldInfo::path`] without its stars.
 pub(crate) fn is_not_executed(kind: &str, path: &str) -> bool {

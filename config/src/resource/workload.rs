@@ -1,7 +1,9 @@
 //! WorkloadEntry as written: one instance of a workload that is not a pod. ServiceEntry endpoints have its form.
 
 use crate::yaml::Node;
+use isthmus_core::cluster::health::HealthPolicy;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// `WorkloadEntry.spec`, or one of `ServiceEntry.spec.endpoints`.
 #[derive(Debug)]
@@ -12,6 +14,8 @@ pub(crate) struct WorkloadEntry {
     pub(crate) locality: String,
     pub(crate) weight: i128,
     pub(crate) has_network: bool,
+    /// How it is checked: that of its WorkloadGroup ([`super::health::join_groups`]).
+    pub(crate) probe: Option<Arc<HealthPolicy>>,
 }
 
 impl WorkloadEntry {
@@ -26,6 +30,7 @@ impl WorkloadEntry {
             locality: spec.text("locality").unwrap_or("").to_owned(),
             weight: spec.int("weight").unwrap_or(0),
             has_network: spec.text("network").is_some_and(|network| !network.is_empty()),
+            probe: None,
         }
     }
 }

@@ -27,13 +27,8 @@ impl Validate for DestinationRule {
             let message = format!("`{name}` is no balancer: PEAK_EWMA or PREQUAL");
             report.error("bad-value", origin, &Path::ANNOTATIONS.key(BALANCER), message);
         }
-        let fails_over = |policy: &Option<TrafficPolicy>| {
-            let policy = policy.as_ref();
-            policy.is_some_and(|policy| policy.blocks.has_outlier_detection)
-        };
-        let outlier = fails_over(&self.policy);
         if let Some(policy) = &self.policy {
-            policy.validate(&Path::SPEC.key("trafficPolicy"), false, origin, report);
+            policy.validate(&Path::SPEC.key("trafficPolicy"), origin, report);
         }
         let list = Path::SPEC.key("subsets");
         let mut names = HashSet::new();
@@ -48,15 +43,14 @@ impl Validate for DestinationRule {
                 report.error("duplicate-value", origin, &path.key("name"), message);
             }
             if let Some(policy) = &subset.policy {
-                policy.validate(&path.key("trafficPolicy"), outlier, origin, report);
+                policy.validate(&path.key("trafficPolicy"), origin, report);
             }
         }
     }
 }
 
 impl TrafficPolicy {
-    /// `outlier` says whether there is outlier detection above.
-    fn validate(&self, path: &Path<'_>, outlier: bool, origin: &Origin, report: &mut Report<'_>) {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
         if !self.has_block {
             report.error(
                 "missing-field",
@@ -65,7 +59,7 @@ impl TrafficPolicy {
                 "a traffic policy needs at least one block",
             );
         }
-        self.blocks.validate(path, outlier, origin, report);
+        self.blocks.validate(path, origin, report);
         let list = path.key("portLevelSettings");
         for (at, (port, blocks)) in self.ports.iter().enumerate() {
             let path = list.index(at);
@@ -78,27 +72,17 @@ impl TrafficPolicy {
                     "port level settings need at least one block",
                 );
             }
-            blocks.validate(&path, false, origin, report);
+            blocks.validate(&path, origin, report);
         }
     }
 }
 
 impl Blocks {
-    fn validate(&self, path: &Path<'_>, outlier: bool, origin: &Origin, report: &mut Report<'_>) {
+    fn validate(&self, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
         let Some(balancer) = &self.load_balancer else {
             return;
         };
         let path = path.key("loadBalancer");
-        let fails_over = outlier || self.has_outlier_detection;
-        if let Some(setting) = &balancer.locality
-            && setting.is_on()
-            && (!setting.failover.is_empty() || !setting.failover_priority.is_empty())
-            && !fails_over
-        {
-            let message =
-                "nothing fails over without `outlierDetection`, which finds out who does not answer";
-            report.warn("no-effect", origin, &path.key("localityLbSetting"), message);
-        }
         if let Some(size) = balancer.consistent_hash.as_ref().map(|hash| hash.ring_size)
             && size > i128::from(RING_SIZE_MAX)
         {

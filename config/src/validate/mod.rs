@@ -7,6 +7,7 @@
 pub(crate) mod destination_rule;
 mod fault;
 pub(crate) mod gateway;
+mod health;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
 pub(crate) mod written;

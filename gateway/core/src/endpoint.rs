@@ -1,7 +1,9 @@
 //! Endpoints: the addresses that a cluster's requests go to.
 
+use crate::cluster::health::HealthPolicy;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// One address that serves a cluster, with its share of the load.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -14,6 +16,8 @@ pub struct Endpoint {
     pub locality: Box<str>,
     /// How near it is: 0 for those that are taken first, without gaps (Envoy's priority).
     pub level: u32,
+    /// How it is checked, unless its cluster says (Istio `WorkloadGroup.probe`).
+    pub health: Option<Arc<HealthPolicy>>,
 }
 
 impl Endpoint {
@@ -24,6 +28,7 @@ impl Endpoint {
             weight: 1,
             locality: "".into(),
             level: 0,
+            health: None,
         }
     }
 }

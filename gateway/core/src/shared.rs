@@ -4,6 +4,7 @@
 //! connections is touched when one opens or closes, never by a request on a connection that is already there; that of
 //! requests only when requests are limited.
 
+use crate::cluster::health::{Failure, Health};
 use crate::cluster::retry_budget::RetryCounts;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -362,11 +363,30 @@ pub struct EndpointShared {
     times: AtomicU32,
     /// When its last ejection ended, or was last forgiven.
     since: AtomicU64,
+    /// The verdict of its health checks ([`Health::bits`]), or [`GONE`].
+    health: AtomicU32,
 }
 
 const REMOVED: u64 = u64::MAX;
+/// The verdict on an endpoint that is none of the cluster's any more.
+const GONE: u32 = 2;
 
 impl EndpointShared {
+    /// Whether it takes requests: neither ejected as an outlier nor found unhealthy.
+    pub fn is_available(&self) -> bool {
+        !self.is_ejected() && !self.is_unhealthy()
+    }
+
+    /// Whether its health checks keep requests away.
+    pub fn is_unhealthy(&self) -> bool {
+        self.health.load(Ordering::Acquire) & Health::UNHEALTHY != 0
+    }
+
+    /// The verdict of its health checks.
+    pub fn health(&self) -> Health {
+        Health::from_bits(self.health.load(Ordering::Acquire))
+    }
+
     /// Whether it takes no requests. One that is none of the cluster's any more is not ejected: a shard that has not
     /// heard of it yet goes on as before.
     pub fn is_ejected(&self) -> bool {
@@ -395,12 +415,16 @@ impl EndpointShared {
     }
 }
 
-/// The ejected endpoints of one cluster, as a number that is never more than a shard says it may be.
+/// The endpoints of one cluster that take no requests: those that are ejected, whose number is never more than a shard
+/// says it may be, and those that are unhealthy, however many.
 #[derive(Debug)]
 pub struct Ejections {
     /// What times are counted from; None for a cluster that ejects nobody.
     beginning: Option<Instant>,
     count: AtomicU32,
+    unhealthy: AtomicU32,
+    /// Whether endpoints that come take no requests until they were checked.
+    starts_unhealthy: AtomicU32,
     /// Grows with each change, so that shards notice.
     epoch: AtomicU32,
 }
@@ -410,6 +434,8 @@ impl Ejections {
         Arc::new(Self {
             beginning,
             count: AtomicU32::new(0),
+            unhealthy: AtomicU32::new(0),
+            starts_unhealthy: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
         })
     }
@@ -424,6 +450,55 @@ impl Ejections {
     /// How many are ejected.
     pub fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// How many are unhealthy; an ejected one may be among them.
+    pub fn unhealthy(&self) -> u32 {
+        self.unhealthy.load(Ordering::Acquire)
+    }
+
+    /// Whether endpoints that come from now on take requests before they were checked. Those that are there go on as they
+    /// are.
+    pub fn set_start(&self, healthy: bool) {
+        self.starts_unhealthy
+            .store(u32::from(!healthy), Ordering::Release);
+    }
+
+    /// Notes the verdict of an endpoint's health checks. Answers whether it takes requests now where it took none before,
+    /// or the other way round, which all shards see with the next [`Self::epoch`].
+    pub fn judge(&self, endpoint: &EndpointShared, health: Health) -> bool {
+        let next = health.bits();
+        let mut before = endpoint.health.load(Ordering::Acquire);
+        loop {
+            if before == GONE || before == next {
+                return false;
+            }
+            match endpoint
+                .health
+                .compare_exchange_weak(before, next, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => break,
+                Err(other) => before = other,
+            }
+        }
+        let is_unhealthy = next & Health::UNHEALTHY != 0;
+        if is_unhealthy == (before & Health::UNHEALTHY != 0) {
+            return false;
+        }
+        if is_unhealthy {
+            self.unhealthy.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.unhealthy.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.changed();
+        true
+    }
+
+    /// Ends an ejection before its time, because the endpoint has passed a health check since; answers whether it was
+    /// this call that did it.
+    pub fn pardon(&self, endpoint: &EndpointShared, now: Instant) -> bool {
+        let until = endpoint.until.load(Ordering::Acquire);
+        !matches!(until, 0 | REMOVED) && self.end(endpoint, until, 0, self.ms(now))
     }
 
     /// Grows with each change.
@@ -523,6 +598,11 @@ impl Ejections {
             self.count.fetch_sub(1, Ordering::AcqRel);
             self.changed();
         }
+        let before = endpoint.health.swap(GONE, Ordering::AcqRel);
+        if before & Health::UNHEALTHY != 0 {
+            self.unhealthy.fetch_sub(1, Ordering::AcqRel);
+            self.changed();
+        }
     }
 }
 
@@ -530,9 +610,18 @@ impl ClusterShared {
     /// The same counts with these endpoints: those that stay keep what is known about them.
     #[must_use]
     pub fn with_endpoints(&self, addresses: impl Iterator<Item = SocketAddr>) -> Self {
+        let unhealthy = self.ejections.starts_unhealthy.load(Ordering::Acquire) != 0;
         let known = |address| {
             let known = self.endpoints.get(&address).map(Arc::clone);
-            (address, known.unwrap_or_default())
+            let known = known.unwrap_or_else(|| {
+                let endpoint = Arc::<EndpointShared>::default();
+                if unhealthy {
+                    self.ejections
+                        .judge(&endpoint, Health::Unhealthy(Failure::NotChecked));
+                }
+                endpoint
+            });
+            (address, known)
         };
         let endpoints: HashMap<SocketAddr, Arc<EndpointShared>> = addresses.map(known).collect();
         for (address, gone) in &self.endpoints {

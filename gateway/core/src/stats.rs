@@ -216,6 +216,8 @@ pub struct ShardStats {
     pub mirrored: HashMap<(ClusterKey, Mirrored), u64>,
     /// Requests and connections that a limit of a cluster stopped.
     pub overflows: HashMap<(ClusterKey, Limit), u64>,
+    /// Health checks of a cluster's endpoints: those that were passed (true) and those that were not.
+    pub checks: HashMap<(ClusterKey, bool), u64>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -263,6 +265,11 @@ impl ShardStats {
     /// Counts a copy of a request that has ended, or was not made.
     pub fn mirrored(&mut self, cluster: &ClusterKey, became: Mirrored) {
         *self.mirrored.entry((cluster.clone(), became)).or_default() += 1;
+    }
+
+    /// Counts a health check of an endpoint of a cluster.
+    pub fn checked(&mut self, cluster: &ClusterKey, passed: bool) {
+        *self.checks.entry((cluster.clone(), passed)).or_default() += 1;
     }
 
     fn tcp_series(&mut self, cluster: &Option<ClusterKey>) -> &mut TcpSeries {
@@ -334,6 +341,9 @@ impl ShardStats {
         }
         for (limit, count) in &other.overflows {
             *self.overflows.entry(limit.clone()).or_default() += count;
+        }
+        for (check, count) in &other.checks {
+            *self.checks.entry(check.clone()).or_default() += count;
         }
         self.counters.merge(&other.counters);
         self.gauges.merge(&other.gauges);

@@ -62,6 +62,7 @@ impl World {
                 },
                 locality: LOCALITIES[draw(6) as usize].into(),
                 level: draw(levels) as u32,
+                health: None,
             })
             .collect();
         // Levels have no gaps.

@@ -121,6 +121,7 @@ fn spec(limit: u32, ports: &[u16]) -> Arc<ClusterSpec> {
             base: Duration::from_millis(500),
             max_percent: 40,
         }),
+        health: None,
     })
 }
 

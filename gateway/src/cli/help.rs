@@ -11,7 +11,11 @@ pub(super) fn run(topic: Option<&str>, filter: Option<&str>) -> ExitCode {
         None => print(&cli.render_long_help().to_string()),
         Some("settings") => print(&settings()),
         Some("mesh-config") => print(&listed(&isthmus_config::mesh_fields(), "")),
-        Some("fields") => print(&listed(&isthmus_config::fields(), filter.unwrap_or(""))),
+        Some("fields") => {
+            let mut all = isthmus_config::fields();
+            all.extend(isthmus_config::own_fields());
+            print(&listed(&all, filter.unwrap_or("")));
+        }
         Some(name) => match cli.find_subcommand_mut(name) {
             Some(command) => print(&command.render_long_help().to_string()),
             None => {

@@ -128,6 +128,15 @@ impl Metrics {
                 ];
                 metrics::counter!("isthmus_overflows_total", &labels).increment(count);
             }
+            metrics::describe_counter!(
+                "isthmus_health_checks_total",
+                "Health checks of a cluster's endpoints, by result."
+            );
+            for ((cluster, passed), &count) in &stats.checks {
+                let result = if *passed { "passed" } else { "failed" };
+                let labels = [("cluster", cluster.to_string()), ("result", result.to_owned())];
+                metrics::counter!("isthmus_health_checks_total", &labels).increment(count);
+            }
             for (cluster, series) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
                 let count = |name: &'static str, value| {
@@ -170,11 +179,17 @@ impl Metrics {
             metrics::describe_gauge!("isthmus_cluster_limit", "A limit of a cluster.");
             metrics::describe_gauge!("isthmus_cluster_used", "How much of a cluster's limit is used.");
             metrics::describe_gauge!("isthmus_ejected", "Endpoints of a cluster that are ejected.");
+            metrics::describe_gauge!(
+                "isthmus_unhealthy",
+                "Endpoints of a cluster that their health checks keep requests from."
+            );
             for (key, shared) in clusters {
-                // Those that never had one ejected have no series.
+                // Those that never had one that was not available have no series.
                 if shared.ejections.epoch() > 0 {
                     metrics::gauge!("isthmus_ejected", "cluster" => key.to_string())
                         .set(f64::from(shared.ejections.count()));
+                    metrics::gauge!("isthmus_unhealthy", "cluster" => key.to_string())
+                        .set(f64::from(shared.ejections.unhealthy()));
                 }
                 for limit in Limit::ALL {
                     let budget = shared.budget(limit);
@@ -222,6 +237,15 @@ impl Metrics {
         };
         metrics::with_local_recorder(&self.recorder, || {
             metrics::counter!(name, "cluster" => cluster.to_owned()).increment(1);
+        });
+    }
+
+    /// Counts a verdict of health checks on an endpoint.
+    pub(super) fn count_verdict(&self, cluster: &str, healthy: bool) {
+        let verdict = if healthy { "healthy" } else { "unhealthy" };
+        metrics::with_local_recorder(&self.recorder, || {
+            let labels = [("cluster", cluster.to_owned()), ("verdict", verdict.to_owned())];
+            metrics::counter!("isthmus_health_verdicts_total", &labels).increment(1);
         });
     }
 

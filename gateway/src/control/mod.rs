@@ -604,6 +604,18 @@ impl Control {
                     self.metrics.count_ejection(cluster, change.ejected.is_some());
                 }
             }
+            ToControl::Checked(changes) => {
+                for (cluster, change) in changes {
+                    let (cluster, address, epoch) = (cluster.as_str(), change.address, change.epoch);
+                    match change.failure {
+                        Some(failure) => {
+                            tracing::warn!(cluster, %address, %failure, epoch, "an endpoint is unhealthy");
+                        }
+                        None => tracing::info!(cluster, %address, epoch, "an endpoint is healthy"),
+                    }
+                    self.metrics.count_verdict(cluster, change.failure.is_none());
+                }
+            }
             ToControl::Drained => {
                 if let Some(shard) = self.shards.get_mut(index) {
                     shard.drained = true;

@@ -50,6 +50,8 @@ impl Publisher {
                 ))
             });
             counts.set_limits(spec.limits);
+            let starts_healthy = spec.health.as_ref().is_none_or(|policy| policy.starts_healthy);
+            counts.ejections.set_start(starts_healthy);
             if spec.outlier.is_none() {
                 counts.forgive(clock::now());
             }

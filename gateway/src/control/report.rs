@@ -5,6 +5,7 @@ use super::{AdminAddress, Collected};
 use crate::mailbox::Publication;
 use crate::tls::Store;
 use isthmus_config::view;
+use isthmus_core::cluster::health::Health;
 use isthmus_core::shared::{ClusterShared, Limit};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -102,7 +103,22 @@ pub(super) fn clusters(collected: &Collected) -> Value {
                     let address = endpoint["address"].as_str().and_then(|text| text.parse().ok());
                     let known = address.and_then(|address| shared.endpoints.get(&address));
                     endpoint["ejected"] = json!(known.is_some_and(|known| known.is_ejected()));
+                    match known.map_or(Health::Unchecked, |known| known.health()) {
+                        Health::Unchecked => {}
+                        Health::Healthy => endpoint["health"] = json!("healthy"),
+                        Health::Unhealthy(failure) => {
+                            endpoint["health"] = json!("unhealthy");
+                            endpoint["health_failure"] = json!(failure.to_string());
+                        }
+                    }
                 }
+                // Which endpoints are available, as a number of the change: all shards obey the one that is applied.
+                cluster["availability"] = json!({
+                    "epoch": shared.ejections.epoch(),
+                    "applied": shards.iter().map(|shard| shard.epoch).min(),
+                    "ejected": shared.ejections.count(),
+                    "unhealthy": shared.ejections.unhealthy(),
+                });
                 for limit in Limit::ALL {
                     let budget = shared.budget(limit);
                     let max = budget.is_limited().then(|| budget.limit());
@@ -141,15 +157,24 @@ pub(super) fn clusters_text(collected: &Collected) -> String {
                 endpoint["weight"],
                 endpoint["requests_active"],
                 endpoint["connections_idle"],
-                if endpoint["ejected"] == json!(true) {
-                    "/failed_outlier_check"
-                } else {
-                    "healthy"
-                }
+                health_flags(endpoint)
             ));
         }
     }
     text
+}
+
+/// Why an endpoint takes no requests, as Envoy writes it.
+fn health_flags(endpoint: &Value) -> &'static str {
+    match (
+        endpoint["health"] == json!("unhealthy"),
+        endpoint["ejected"] == json!(true),
+    ) {
+        (true, true) => "/failed_active_hc/failed_outlier_check",
+        (true, false) => "/failed_active_hc",
+        (false, true) => "/failed_outlier_check",
+        (false, false) => "healthy",
+    }
 }
 
 /// `/config_dump`: the published snapshot, as [`view`] says.

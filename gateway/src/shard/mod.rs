@@ -1,6 +1,7 @@
 //! A shard: one core's listeners, connections, clusters and counters, and the loop that obeys control.
 
 mod accept;
+mod checks;
 mod connection;
 
 use crate::access_log::{AccessLog, AccessLogSender};
@@ -25,8 +26,8 @@ use std::time::{Duration, Instant};
 
 /// How often a shard does what need not be done at once: looks at idle upstream connections.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How often the access log's batch is handed over at the latest, and retired versions, full mailboxes and ejected
-/// endpoints are looked at.
+/// How often the access log's batch is handed over at the latest, and retired versions, full mailboxes, and endpoints
+/// that were ejected or judged are looked at.
 const FLUSH: Duration = Duration::from_millis(100);
 /// How long the connections of a listener that is gone may wait for a request that announces their end, before those
 /// without one are closed: what a client sends at that moment is not lost.
@@ -62,6 +63,7 @@ struct Listening {
 struct Shard {
     context: Rc<Context>,
     accepting: accept::Limits,
+    checks: checks::Checks,
     listeners: RefCell<HashMap<ListenerKey, Listening>>,
     outbox: RefCell<Outbox<ToControl>>,
     /// Versions that requests may still use; the last is the present one.
@@ -92,6 +94,7 @@ pub async fn run(start: Start, wheel: Wheel) {
     });
     let shard = Rc::new(Shard {
         accepting: accept::Limits::new(start.connections_max),
+        checks: checks::Checks::new(start.index, start.bells.shards()),
         context,
         listeners: RefCell::default(),
         outbox: RefCell::new(start.outbox),
@@ -150,6 +153,8 @@ impl Shard {
         self.context
             .clusters
             .reconcile(publication, tls, &self.context.random);
+        self.checks.secure(tls);
+        self.check_endpoints();
         self.context.scratch.borrow_mut().clear();
         let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
         let mut before = std::mem::take(&mut *self.listeners.borrow_mut());
@@ -202,6 +207,7 @@ impl Shard {
             *listening.state.serving.borrow_mut() = Rc::new(serving);
         }
         self.context.clusters.secure(tls);
+        self.checks.secure(tls);
     }
 
     /// Sends the versions back that nothing here uses any more: requests hold parts of a version, never the whole.
@@ -302,6 +308,11 @@ impl Shard {
             if !changes.is_empty() {
                 self.send(ToControl::Ejected(changes));
             }
+            let changes = self.checks.take_changes();
+            if !changes.is_empty() {
+                self.send(ToControl::Checked(changes));
+            }
+            self.context.clusters.refresh(now, &self.context.random);
             if now.saturating_duration_since(last) >= HOUSEKEEPING {
                 last = now;
                 self.context.clusters.sweep();

@@ -137,13 +137,13 @@ impl Store {
                 self.servers.insert(Arc::clone(policy), entry);
             }
         }
-        for policy in snapshot.clusters.values().filter_map(|spec| spec.tls.as_ref()) {
-            if self.clients.contains_key(policy) {
+        for policy in snapshot.clusters.values().flat_map(|spec| spec.client_tls()) {
+            if self.clients.contains_key(&policy) {
                 continue;
             }
-            let known = before.1.remove(policy);
-            let entry = known.unwrap_or_else(|| self.client(policy, None, now));
-            self.clients.insert(Arc::clone(policy), entry);
+            let known = before.1.remove(&policy);
+            let entry = known.unwrap_or_else(|| self.client(&policy, None, now));
+            self.clients.insert(policy, entry);
         }
     }
 

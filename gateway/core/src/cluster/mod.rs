@@ -7,6 +7,7 @@
 pub mod balancer;
 pub mod breaker;
 pub mod hash;
+pub mod health;
 mod latency;
 pub mod locality;
 pub mod outlier;
@@ -15,13 +16,14 @@ pub mod retry_budget;
 mod schedule;
 pub mod warmup;
 
-use crate::endpoint::EndpointSet;
+use crate::endpoint::{Endpoint, EndpointSet};
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
 use crate::shared::{ClusterShared, EndpointShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerSpec, Load};
+use health::HealthPolicy;
 use pool::Pool;
 use retry_budget::RetryLimits;
 use std::collections::HashMap;
@@ -71,6 +73,29 @@ pub struct ClusterSpec {
     pub limits: Limits,
     /// When endpoints are ejected; None for never.
     pub outlier: Option<outlier::OutlierPolicy>,
+    /// How endpoints are checked; None for as each of them says ([`Endpoint::health`]).
+    pub health: Option<Arc<HealthPolicy>>,
+}
+
+impl ClusterSpec {
+    /// How an endpoint is checked; None for not at all.
+    pub fn health_of<'a>(&'a self, endpoint: &'a Endpoint) -> Option<&'a Arc<HealthPolicy>> {
+        self.health.as_ref().or(endpoint.health.as_ref())
+    }
+
+    /// Everything that its connections are secured with: those of requests, and those of checks.
+    pub fn client_tls(&self) -> impl Iterator<Item = Arc<ClientTls>> {
+        let own = self.tls.iter().cloned();
+        let endpoints = self.endpoints.endpoints.iter();
+        let checks = endpoints.filter_map(|endpoint| self.health_of(endpoint)?.tls(self.tls.as_ref()));
+        own.chain(checks)
+    }
+
+    /// Whether any endpoint is checked.
+    pub fn is_checked(&self) -> bool {
+        let mut endpoints = self.endpoints.endpoints.iter();
+        self.health.is_some() || endpoints.any(|endpoint| endpoint.health.is_some())
+    }
 }
 
 /// Versions of the PROXY protocol.
@@ -215,7 +240,9 @@ pub struct Cluster {
     queue: breaker::Queue,
     /// The endpoint that was picked for a request which found no permit: the balancer is asked once for each request.
     picked: Option<EndpointId>,
-    /// The change of what is ejected that the balancer knows of.
+    /// Whether anything finds out that an endpoint is not available.
+    detects: bool,
+    /// The change of what is available that the balancer knows of.
     epoch: u32,
     /// When outliers were last looked at.
     swept: Option<Instant>,
@@ -241,6 +268,7 @@ impl Cluster {
             balancer,
             queue: breaker::Queue::default(),
             picked: None,
+            detects: false,
             epoch: 0,
             swept: None,
             next_id: 0,
@@ -305,9 +333,10 @@ impl Cluster {
         let ids = self.endpoints.iter().map(|state| state.id);
         self.positions = ids.zip(0..).collect();
         self.epoch = self.shared.ejections.epoch();
-        let (endpoints, detects) = (&self.endpoints, spec.outlier.is_some());
+        self.detects = spec.outlier.is_some() || spec.is_checked();
+        let (endpoints, detects) = (&self.endpoints, self.detects);
         let available =
-            |at: usize| !detects || endpoints.get(at).is_some_and(|state| !state.health.is_ejected());
+            |at: usize| !detects || endpoints.get(at).is_some_and(|state| state.health.is_available());
         self.balancer
             .replace(&spec.balancer, &spec.endpoints.endpoints, available, now, random);
         self.spec = spec;
@@ -407,7 +436,7 @@ impl Cluster {
         let at = picked.and_then(|id| {
             let at = *self.positions.get(&id)?;
             let state = self.endpoints.get(at)?;
-            (self.spec.outlier.is_none() || !state.health.is_ejected()).then_some(at)
+            (!self.detects || state.health.is_available()).then_some(at)
         });
         at.or_else(|| self.pick(choice, random))
     }
@@ -618,6 +647,7 @@ mod tests {
             retries: RetryLimits::default(),
             limits: Limits::default(),
             outlier: None,
+            health: None,
         })
     }
 

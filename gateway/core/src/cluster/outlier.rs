@@ -152,9 +152,10 @@ impl Cluster {
         .collect()
     }
 
-    /// Has the balancer take over which endpoints are ejected, if that has changed on any shard.
-    pub(super) fn refresh(&mut self, now: Instant, random: &mut Random) {
-        if self.spec.outlier.is_none() {
+    /// Has the balancer take over which endpoints are available, if that has changed on any shard. Each pick begins with
+    /// it; a shard that serves nobody calls it from time to time, so that its next request need not.
+    pub fn refresh(&mut self, now: Instant, random: &mut Random) {
+        if !self.detects {
             return;
         }
         let epoch = self.shared.ejections.epoch();
@@ -163,8 +164,22 @@ impl Cluster {
         }
         self.epoch = epoch;
         let endpoints = &self.endpoints;
-        let available = |at: usize| endpoints.get(at).is_some_and(|state| !state.health.is_ejected());
+        let available = |at: usize| endpoints.get(at).is_some_and(|state| state.health.is_available());
         self.balancer.rebuild(available, now, random);
+    }
+
+    /// The change of what is available that picks of this shard obey ([`crate::shared::Ejections::epoch`]).
+    pub fn epoch(&self) -> u32 {
+        match self.detects {
+            true => self.epoch,
+            // All endpoints are taken, whatever has changed.
+            false => self.shared.ejections.epoch(),
+        }
+    }
+
+    /// Whether anything finds out that an endpoint is not available: outlier detection or health checks.
+    pub fn detects(&self) -> bool {
+        self.detects
     }
 }
 

@@ -387,6 +387,7 @@ fn cluster() -> ClusterSpec {
         keepalive: None,
         proxy_protocol: None,
         limits: isthmus_core::shared::Limits::default(),
+        health: None,
         outlier: None,
         retries: RetryLimits::default(),
     }

@@ -370,6 +370,7 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         proxy_protocol: None,
         limits: isthmus_core::shared::Limits::default(),
         outlier: None,
+        health: None,
         retries: RetryLimits::default(),
     })
 }

@@ -3,7 +3,7 @@
 //! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance and `health` how to
 //! check, `listener` Gateways into listeners with their virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
 //! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
-//! the same for whole connections, `tls` says what is presented and demanded, `origin` where the policies of clusters were
+//! the same for whole connections, `tls` says what is presented and demanded, `source` which clients rules can be about, `origin` where the policies of clusters were
 //! written.
 
 pub(crate) mod balancer;
@@ -15,6 +15,7 @@ pub(crate) mod origin;
 mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
+pub(crate) mod source;
 pub(crate) mod stream;
 pub(crate) mod tls;
 
@@ -29,6 +30,7 @@ use crate::resource::{Resources, Written};
 use delegate::Delegates;
 use health::Checks;
 use isthmus_core::snapshot::Snapshot;
+use std::sync::Arc;
 
 /// What the compiler looks things up in.
 pub(crate) struct Context<'a> {
@@ -38,6 +40,7 @@ pub(crate) struct Context<'a> {
     pub(crate) checks: Checks<'a>,
     pub(crate) virtual_services: &'a [Written<VirtualService>],
     pub(crate) delegates: Delegates<'a>,
+    pub(crate) clients: source::Clients,
 }
 
 /// Compiles everything that was written without errors.
@@ -53,12 +56,14 @@ pub(crate) fn compile(
         checks: Checks::new(&resources.health_check_policies, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
+        clients: source::Clients::new(resources),
     };
     let listeners = listener::compile(resources, &context, report);
     let snapshot = Snapshot {
         version: options.version,
         listeners: listeners.listeners,
         clusters: cluster::compile(&context),
+        sources: Arc::new(context.clients.sources.clone()),
     };
     let origins = Origins {
         documents: report.places(),

@@ -16,6 +16,7 @@ pub(crate) struct WorkloadEntry {
     pub(crate) has_network: bool,
     /// How it is checked: that of its WorkloadGroup ([`super::health::join_groups`]).
     pub(crate) probe: Option<Arc<HealthPolicy>>,
+    pub(crate) service_account: String,
 }
 
 impl WorkloadEntry {
@@ -29,6 +30,7 @@ impl WorkloadEntry {
             labels: spec.text_map("labels"),
             locality: spec.text("locality").unwrap_or("").to_owned(),
             weight: spec.int("weight").unwrap_or(0),
+            service_account: spec.text("serviceAccount").unwrap_or("").to_owned(),
             has_network: spec.text("network").is_some_and(|network| !network.is_empty()),
             probe: None,
         }

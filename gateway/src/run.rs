@@ -286,9 +286,8 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
             (outcome, files),
             store,
             (links, bells),
-            metrics,
+            (metrics, seed(count)),
             log,
-            seed(count),
         ),
     );
     match ended {

@@ -254,9 +254,8 @@ pub async fn run(
     (outcome, files): (Outcome, Option<Files>),
     keys: Store,
     (links, bells): (Vec<ShardLink>, Arc<Bells>),
-    metrics: Metrics,
+    (metrics, seed): (Metrics, u64),
     log: access_log::Writer,
-    seed: u64,
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
     let addresses = Addresses {

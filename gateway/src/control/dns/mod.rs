@@ -178,7 +178,7 @@ impl Names {
     /// say. What is not known then comes later.
     pub(super) async fn settle(self, names: Vec<Box<str>>) {
         self.keep(names.iter().map(|name| &**name));
-        let end = tokio::time::Instant::now() + self.0.start_timeout;
+        let end = (clock::now() + self.0.start_timeout).into();
         for name in &names {
             let known = self.0.table.borrow().get(&**name).cloned();
             let Some(known) = known else { continue };

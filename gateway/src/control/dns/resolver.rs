@@ -84,7 +84,7 @@ impl System {
         }
         let path = &*settings.dns_config_file.0;
         let written = fs::read(path).ok();
-        let parsed = written.map(|text| system_conf::parse_resolv_conf(text));
+        let parsed = written.map(system_conf::parse_resolv_conf);
         let (config, mut options) = match parsed {
             Some(Ok(parsed)) => parsed,
             Some(Err(error)) => {

@@ -12,6 +12,7 @@ use isthmus_core::cluster::locality::Spread;
 use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::{Hedges, RetryBudget, RetryLimits};
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion, TcpKeepalive};
+use isthmus_core::discovery::{Discovery, NamedEndpoint};
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
 use isthmus_core::listener::{
@@ -395,6 +396,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         "health_check": health.as_deref().map(health_check),
         "retries": retry_limits(retries),
         "endpoints": endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        "discovery": endpoints.discovery.as_ref().map(|found| discovery(found)),
     })
 }
 
@@ -573,14 +575,50 @@ pub fn endpoint(endpoint: &Endpoint) -> Value {
         weight,
         locality,
         level,
+        targets,
         health,
     } = endpoint;
-    json!({
+    let mut shown = json!({
         "address": address.to_string(),
         "weight": weight,
         "locality": locality,
         "level": level,
         "health_check": health.as_deref().map(health_check),
+    });
+    if let Some(targets) = targets {
+        shown["targets"] = targets.iter().map(ToString::to_string).collect();
+    }
+    shown
+}
+
+/// How endpoints are found that the resources name.
+fn discovery(discovery: &Discovery) -> Value {
+    let Discovery {
+        fixed: _,
+        names,
+        is_logical,
+    } = discovery;
+    let name = |named: &NamedEndpoint| {
+        let NamedEndpoint {
+            host,
+            port,
+            weight,
+            locality,
+            level,
+            health,
+        } = named;
+        json!({
+            "name": host,
+            "port": port,
+            "weight": weight,
+            "locality": locality,
+            "level": level,
+            "health_check": health.as_deref().map(health_check),
+        })
+    };
+    json!({
+        "resolution": if *is_logical { "DNS_ROUND_ROBIN" } else { "DNS" },
+        "names": names.iter().map(name).collect::<Vec<_>>(),
     })
 }
 

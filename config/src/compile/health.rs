@@ -3,7 +3,7 @@
 use super::Context;
 use crate::Options;
 use crate::index::expand;
-use crate::registry::{Port, Service};
+use crate::registry::{Found, Port, Service};
 use crate::resource::Written;
 use crate::resource::destination_rule::Subset;
 use crate::resource::health::HealthCheckPolicy;
@@ -74,10 +74,10 @@ pub(super) fn of<'a>(
     context: &Context<'a>,
 ) -> (Option<&'a HealthCheckPolicy>, bool) {
     let found = context.checks.find(service, port.number, subset);
-    let of_groups = || {
-        port.endpoints
-            .iter()
-            .any(|(_, endpoint)| endpoint.health.is_some())
+    let is_checked = |found: &Found| match found {
+        Found::Address(endpoint) => endpoint.health.is_some(),
+        Found::Name(named) => named.health.is_some(),
     };
+    let of_groups = || port.endpoints.iter().any(|(_, endpoint)| is_checked(endpoint));
     (found.map(|written| &written.spec), found.is_some() || of_groups())
 }

@@ -1,6 +1,7 @@
 //! Endpoints: the addresses that a cluster's requests go to.
 
 use crate::cluster::health::HealthPolicy;
+use crate::discovery::Discovery;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 /// One address that serves a cluster, with its share of the load.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Where to connect.
+    /// Where to connect, unless [`Self::targets`] says otherwise; what the endpoint is known by.
     pub address: SocketAddr,
     /// Relative share of the load (Istio `WorkloadEntry.weight`), at least 1.
     pub weight: u32,
@@ -18,6 +19,9 @@ pub struct Endpoint {
     pub level: u32,
     /// How it is checked, unless its cluster says (Istio `WorkloadGroup.probe`).
     pub health: Option<Arc<HealthPolicy>>,
+    /// Where new connections go, in this order, each when those before it have had their time (RFC 8305); None for
+    /// [`Self::address`] alone. Connections that are there stay what they are when this changes.
+    pub targets: Option<Arc<[SocketAddr]>>,
 }
 
 impl Endpoint {
@@ -29,6 +33,7 @@ impl Endpoint {
             locality: "".into(),
             level: 0,
             health: None,
+            targets: None,
         }
     }
 }
@@ -44,6 +49,8 @@ impl fmt::Display for Endpoint {
 pub struct EndpointSet {
     /// In the order of the resources; an address appears once.
     pub endpoints: Vec<Endpoint>,
+    /// How those are found that the resources do not list; None when there are no others.
+    pub discovery: Option<Arc<Discovery>>,
 }
 
 impl EndpointSet {
@@ -55,6 +62,7 @@ impl EndpointSet {
                 .into_iter()
                 .filter(|endpoint| seen.insert(endpoint.address))
                 .collect(),
+            discovery: None,
         }
     }
 }

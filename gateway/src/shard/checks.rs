@@ -15,6 +15,7 @@ use isthmus_core::cluster::health::{
     Change, Check, Failure, Finding, Health, HealthPolicy, Monitor, shard_of,
 };
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion};
+use isthmus_core::endpoint::Endpoint;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::protocol::UpstreamVersion;
 use isthmus_core::proxy_protocol::Addresses;
@@ -41,6 +42,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Target {
     endpoint: SocketAddr,
+    /// Where it is asked.
+    at: SocketAddr,
+    /// The addresses of a name that is one endpoint: the first that takes the connection is asked.
+    targets: Option<Arc<[SocketAddr]>>,
     policy: Arc<HealthPolicy>,
     tls: Option<Arc<ClientTls>>,
     /// The authority that is asked for; empty where none is.
@@ -50,13 +55,18 @@ struct Target {
 }
 
 impl Target {
-    fn new(endpoint: SocketAddr, policy: &Arc<HealthPolicy>, spec: &ClusterSpec) -> Self {
+    fn new(endpoint: &Endpoint, policy: &Arc<HealthPolicy>, spec: &ClusterSpec) -> Self {
+        let targets = endpoint.targets.as_ref();
+        let targets = targets.map(|all| all.iter().map(|target| policy.address_of(*target)).collect());
+        let endpoint = endpoint.address;
         let tls = policy.tls(spec.tls.as_ref());
         let is_asked = tls.is_some() || !matches!(policy.check, Check::Tcp);
         let service = spec.key.host();
         let own_port = policy.port.is_none();
         Self {
             endpoint,
+            at: policy.address_of(endpoint),
+            targets,
             policy: Arc::clone(policy),
             host: match is_asked {
                 // A wildcard is nobody's name.
@@ -101,16 +111,16 @@ impl Target {
                 })
             }
         };
-        let destination = self.policy.address_of(self.endpoint);
-        let nobody = match destination {
+        let nobody = match self.at {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let addresses = Addresses {
             source: SocketAddr::new(nobody, 0),
-            destination,
+            destination: self.at,
         };
         Some(Wanted {
+            targets: self.targets.clone(),
             timeout: self.policy.timeout,
             keepalive: None,
             proxy_header: self.proxy_protocol.map(|version| (version, addresses)),
@@ -233,7 +243,7 @@ impl Shard {
                 let Some(known) = shared.endpoints.get(&endpoint.address) else {
                     continue;
                 };
-                let target = Target::new(endpoint.address, policy, &spec);
+                let target = Target::new(endpoint, policy, &spec);
                 wanted.entry(target).or_default().push(Asker {
                     cluster: cluster.clone(),
                     shared: Arc::clone(&shared),
@@ -351,7 +361,7 @@ async fn watch(shard: &Shard, watched: &Watched) {
             Some(wanted) => {
                 let question = Question {
                     policy,
-                    address: policy.address_of(watched.target.endpoint),
+                    address: watched.target.at,
                     host: &watched.target.host,
                     is_http2: watched.target.is_http2,
                     wanted,

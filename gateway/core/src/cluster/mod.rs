@@ -86,15 +86,24 @@ impl ClusterSpec {
     /// Everything that its connections are secured with: those of requests, and those of checks.
     pub fn client_tls(&self) -> impl Iterator<Item = Arc<ClientTls>> {
         let own = self.tls.iter().cloned();
-        let endpoints = self.endpoints.endpoints.iter();
-        let checks = endpoints.filter_map(|endpoint| self.health_of(endpoint)?.tls(self.tls.as_ref()));
-        own.chain(checks)
+        own.chain(self.policies().filter_map(|policy| policy.tls(self.tls.as_ref())))
     }
 
     /// Whether any endpoint is checked.
     pub fn is_checked(&self) -> bool {
-        let mut endpoints = self.endpoints.endpoints.iter();
-        self.health.is_some() || endpoints.any(|endpoint| endpoint.health.is_some())
+        self.policies().next().is_some()
+    }
+
+    /// How its endpoints are checked, and those that names may lead to.
+    fn policies(&self) -> impl Iterator<Item = &Arc<HealthPolicy>> {
+        let set = &self.endpoints;
+        let endpoints = set
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.health.as_ref());
+        let names = set.discovery.iter().flat_map(|discovery| &discovery.names);
+        let names = names.filter_map(|named| named.health.as_ref());
+        self.health.iter().chain(endpoints).chain(names)
     }
 }
 
@@ -198,6 +207,8 @@ pub struct Choice<'a> {
 struct EndpointState {
     id: EndpointId,
     address: SocketAddr,
+    /// Where new connections go, when that is not `address`.
+    targets: Option<Arc<[SocketAddr]>>,
     weight: u32,
     active: u32,
     idle: Pool,
@@ -206,6 +217,13 @@ struct EndpointState {
     streams_allowed: u32,
     /// What the shards know about it.
     health: Arc<EndpointShared>,
+}
+
+impl EndpointState {
+    fn target(&self) -> SocketAddr {
+        let first = self.targets.as_deref().and_then(<[SocketAddr]>::first);
+        first.copied().unwrap_or(self.address)
+    }
 }
 
 impl Load for [EndpointState] {
@@ -311,6 +329,7 @@ impl Cluster {
             let state = match known {
                 Some(at) => EndpointState {
                     weight: endpoint.weight,
+                    targets: endpoint.targets.clone(),
                     health,
                     ..before.swap_remove(at)
                 },
@@ -319,6 +338,7 @@ impl Cluster {
                     EndpointState {
                         id: EndpointId(self.next_id),
                         address: endpoint.address,
+                        targets: endpoint.targets.clone(),
                         weight: endpoint.weight,
                         active: 0,
                         idle: Pool::default(),
@@ -370,7 +390,7 @@ impl Cluster {
                 state.active += 1;
                 Acquired::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -417,7 +437,7 @@ impl Cluster {
                 state.active += 1;
                 AcquiredStream::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -609,6 +629,12 @@ impl Cluster {
             state.shared.clear();
         }
         all
+    }
+
+    /// Where new connections to an endpoint go, the first first; None for the one address that [`Self::acquire`] names.
+    pub fn targets(&self, endpoint: EndpointId) -> Option<&Arc<[SocketAddr]>> {
+        let state = self.endpoints.get(self.position(endpoint)?)?;
+        state.targets.as_ref()
     }
 
     /// For the admin API: address, weight, requests in flight, idle connections.

@@ -103,6 +103,7 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
         .route("/config_dump", get(config_dump))
+        .route("/dns", get(dns))
         .route("/certs", get(certs))
         .route("/explain", get(explain))
         .route("/status", get(status))
@@ -138,9 +139,9 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
 }
 
 async fn index() -> &'static str {
-    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
+    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
-     [&sni=NAME][&source=IP]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
+     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -215,6 +216,10 @@ async fn config_dump(State(events): State<Events>) -> Response {
     text(&events, Request::ConfigDump).await.map_or_else(ending, json)
 }
 
+async fn dns(State(events): State<Events>) -> Response {
+    text(&events, Request::Dns).await.map_or_else(ending, json)
+}
+
 async fn certs(State(events): State<Events>) -> Response {
     text(&events, Request::Certificates)
         .await
@@ -272,7 +277,9 @@ fn asked(query: &[(String, String)]) -> Result<Asked, String> {
         let mut found = query.iter().filter(|(key, _)| key == name);
         found.next().map(|(_, value)| value.as_str())
     };
-    const KNOWN: [&str; 7] = ["method", "url", "header", "port", "gateway", "sni", "source"];
+    const KNOWN: [&str; 8] = [
+        "method", "url", "header", "port", "gateway", "sni", "source", "identity",
+    ];
     if let Some((key, _)) = query.iter().find(|(key, _)| !KNOWN.contains(&key.as_str())) {
         return Err(format!("`{key}` is not one of {}", KNOWN.join(", ")));
     }
@@ -291,6 +298,7 @@ fn asked(query: &[(String, String)]) -> Result<Asked, String> {
     if let Some(name) = one("sni") {
         asked.sni = Some(name.to_owned());
     }
+    asked.identity = one("identity").map(ToOwned::to_owned);
     if let Some(source) = one("source") {
         asked.source = source
             .parse()

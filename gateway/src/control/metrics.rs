@@ -3,14 +3,17 @@
 //! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
 //! histograms, and feeding those to the facade would mean one call for each request that there was.
 
+use super::dns::{NAME_STATES, Names};
 use super::source::Times;
 use crate::tls::Store;
 use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{ClusterShared, Limit};
+use isthmus_core::source::SourceName;
 use isthmus_core::stats::{Answer, Gauges, RequestProtocol, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -50,12 +53,19 @@ const SIZE_BYTES: [f64; 9] = [
     1_073_741_824.0,
 ];
 
+/// Buckets of the time from a change of endpoints until all shards have it, in seconds.
+const UPDATE_SECONDS: [f64; 11] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0,
+];
+
 /// The process's metrics.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     total: std::cell::RefCell<ShardStats>,
     namespaces: std::cell::RefCell<Namespaces>,
+    /// Microseconds from a change of a cluster's endpoints until every shard had it.
+    endpoints: std::cell::RefCell<Option<Histogram<u32>>>,
 }
 
 impl Default for Metrics {
@@ -67,6 +77,7 @@ impl Default for Metrics {
             handle,
             total: std::cell::RefCell::default(),
             namespaces: std::cell::RefCell::default(),
+            endpoints: std::cell::RefCell::new(Histogram::new(2).ok()),
         }
     }
 }
@@ -144,13 +155,26 @@ impl Metrics {
                         .increment(series.duration_us.len());
                 }
             }
+            let nobody = SourceName::unknown();
+            let numbers = stats.sources.iter();
+            let sources: HashMap<u16, &SourceName> = numbers.map(|(name, number)| (*number, name)).collect();
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
-                    metrics::counter!(
-                        "istio_requests_total",
-                        labels(cluster.as_ref(), answer, &namespaces)
-                    )
-                    .increment(series.count);
+                    let labels = labels(cluster.as_ref(), answer, &namespaces);
+                    let count = |name: &SourceName, value: u64| {
+                        let labels = [labels.clone(), source_labels(name)].concat();
+                        metrics::counter!("istio_requests_total", labels).increment(value);
+                    };
+                    let mut nobodys = series.count;
+                    for (number, &value) in &series.sources {
+                        if let Some(name) = sources.get(number) {
+                            count(name, value);
+                            nobodys = nobodys.saturating_sub(value);
+                        }
+                    }
+                    if nobodys > 0 || series.count == 0 {
+                        count(&nobody, nobodys);
+                    }
                 }
             }
         });
@@ -240,6 +264,38 @@ impl Metrics {
                 "Looks at the configuration, by result"
             );
             metrics::counter!("isthmus_config_reloads_total", "result" => result).increment(1);
+        });
+    }
+
+    /// Counts a change of endpoints that has reached all shards, and how long that took.
+    pub(super) fn endpoints_applied(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(endpoints) = &mut *self.endpoints.borrow_mut() {
+            endpoints.saturating_record(us);
+        }
+    }
+
+    /// Notes how many names are in which state, and what came of questions about them.
+    pub(super) fn set_names(&self, names: &Names) {
+        let view = names.view();
+        let counts = names.counts();
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_gauge!("isthmus_dns_names", "Names of DNS, by what is known of them.");
+            metrics::describe_counter!(
+                "isthmus_dns_questions_total",
+                "Questions to servers of DNS, by result."
+            );
+            for state in NAME_STATES {
+                let count = view.iter().filter(|name| name.state == state).count();
+                metrics::gauge!("isthmus_dns_names", "state" => state).set(count as f64);
+            }
+            for (result, count) in [
+                ("answered", &counts.answered),
+                ("none", &counts.none),
+                ("failed", &counts.failed),
+            ] {
+                metrics::counter!("isthmus_dns_questions_total", "result" => result).absolute(count.get());
+            }
         });
     }
 
@@ -340,6 +396,10 @@ impl Metrics {
             .map(|(prefix, status, series)| (route_labels(prefix, status), &series.duration_us));
         let name = "isthmus_route_request_duration_milliseconds";
         distribution(&mut text, name, &DURATION_MS, 1000.0, routes);
+        let endpoints = self.endpoints.borrow();
+        let updates = endpoints.iter().map(|endpoints| (Vec::new(), endpoints));
+        let name = "isthmus_endpoint_update_seconds";
+        distribution(&mut text, name, &UPDATE_SECONDS, 1_000_000.0, updates);
         text
     }
 }
@@ -386,6 +446,18 @@ fn labels(cluster: Option<&ClusterKey>, answer: Answer, namespaces: &Namespaces)
         label("response_flags", answer.flags.to_string()),
         label("connection_security_policy", "none".into()),
     ]
+}
+
+/// Labels that say whose requests are counted.
+fn source_labels(name: &SourceName) -> Vec<metrics::Label> {
+    [
+        ("source_workload", &name.workload),
+        ("source_workload_namespace", &name.namespace),
+        ("source_app", &name.app),
+        ("source_version", &name.version),
+    ]
+    .map(|(key, value)| metrics::Label::new(key, value.to_string()))
+    .into()
 }
 
 /// Labels of the series of a `statPrefix`.
@@ -483,6 +555,13 @@ mod tests {
             };
             stats.finish(&None, call, facts);
             stats.finish_route("front", 200, ms * 1000);
+            if ms == 1 {
+                let name = SourceName {
+                    workload: "cart".into(),
+                    ..SourceName::unknown()
+                };
+                stats.finish_source(&key, ok, &name);
+            }
         }
         stats.counters.retries = 2;
         metrics.add(&stats);
@@ -497,7 +576,18 @@ mod tests {
                 "istio_requests_total{",
                 "destination_service_name=\"reviews\"",
                 "response_code=\"200\"",
-                " 6"
+                "source_workload=\"unknown\"",
+                " 4"
+            ]),
+            "{text}"
+        );
+        assert!(
+            has(&[
+                "istio_requests_total{",
+                "destination_service_name=\"reviews\"",
+                "source_workload=\"cart\"",
+                "source_app=\"unknown\"",
+                " 2"
             ]),
             "{text}"
         );

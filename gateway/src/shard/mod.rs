@@ -82,6 +82,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         pool: Pool::default(),
         tasks: Rc::new(Tasks::default()),
         clusters: Clusters::on_shard(start.index),
+        sources: RefCell::default(),
         random: RefCell::new(Random::from_seed(start.seed)),
         scratch: RefCell::default(),
         stats: RefCell::default(),
@@ -112,6 +113,14 @@ pub async fn run(start: Start, wheel: Wheel) {
             answering.context.clusters.answer_bell();
         }
     });
+    let asking = Rc::clone(&shard);
+    spawn::spawn(&shard.context.tasks, async move {
+        loop {
+            for name in asking.context.clusters.names.wanted().await {
+                asking.send(ToControl::Resolve(name));
+            }
+        }
+    });
     let mut inbox = start.inbox;
     while let Some(message) = inbox.recv().await {
         match message {
@@ -120,6 +129,12 @@ pub async fn run(start: Start, wheel: Wheel) {
                 tls,
                 sockets,
             } => shard.apply(&publication, &tls, sockets),
+            ToShard::Endpoints(update) => {
+                let context = &shard.context;
+                context.clusters.update(&update, &context.random);
+                shard.send(ToControl::EndpointsApplied(update));
+            }
+            ToShard::Resolved(answer) => shard.context.clusters.names.answered(&answer),
             ToShard::Secure { number, tls } => {
                 shard.secure(&tls);
                 shard.send(ToControl::Secured { number });
@@ -150,6 +165,7 @@ impl Shard {
         self.context
             .clusters
             .reconcile(publication, tls, &self.context.random);
+        *self.context.sources.borrow_mut() = Arc::clone(&publication.snapshot.sources);
         self.context.scratch.borrow_mut().clear();
         let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
         let mut before = std::mem::take(&mut *self.listeners.borrow_mut());

@@ -50,6 +50,8 @@ pub struct Wire {
     is_settled: Rc<Cell<bool>>,
     /// Bytes that the stream has taken.
     wrote_bytes: Rc<Cell<u64>>,
+    /// Whether the stream takes nothing any more.
+    is_broken: bool,
     guard: Option<Guard>,
 }
 
@@ -98,6 +100,7 @@ impl Wire {
             given: 0,
             is_settled: Rc::default(),
             wrote_bytes: Rc::default(),
+            is_broken: false,
             guard: None,
         }
     }
@@ -159,6 +162,21 @@ impl Wire {
         );
         self.is_settled.set(self.repack.has_first());
         Poll::Ready(Ok(Some(passed)))
+    }
+
+    /// Writes as much as the stream takes. One that has gone takes all and loses it: what its peer said before, such as
+    /// which requests it has not looked at, is still to be read, and the end behind that.
+    fn poll_pass_on(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<usize> {
+        if !self.is_broken {
+            match ready!(self.stream.poll_write(cx, parts)) {
+                Ok(written) => return Poll::Ready(written),
+                Err(_) => {
+                    self.is_broken = true;
+                    self.stream.abort();
+                }
+            }
+        }
+        Poll::Ready(parts.iter().map(|part| part.len()).sum())
     }
 
     fn wrote(&mut self, parts: &[IoSlice<'_>], mut written: usize) {
@@ -249,11 +267,11 @@ impl AsyncWrite for Wire {
             }
             // What does not fit the socket now comes again as the library has it, with its own code.
             let parts = [IoSlice::new(&corrected)];
-            let written = ready!(self.stream.poll_write(cx, &parts))?;
+            let written = ready!(self.poll_pass_on(cx, &parts));
             self.wrote(&parts, written);
             return Poll::Ready(Ok(written));
         }
-        let written = ready!(self.stream.poll_write(cx, parts))?;
+        let written = ready!(self.poll_pass_on(cx, parts));
         self.wrote_bytes.set(self.wrote_bytes.get() + written as u64);
         self.wrote(parts, written);
         Poll::Ready(Ok(written))
@@ -263,12 +281,16 @@ impl AsyncWrite for Wire {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_broken && ready!(self.stream.poll_flush(cx)).is_err() {
+            self.is_broken = true;
+            self.stream.abort();
+        }
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.stream.poll_flush(cx))?;
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
         self.stream.shutdown_write();
         Poll::Ready(Ok(()))
     }
@@ -276,12 +298,13 @@ impl AsyncWrite for Wire {
 
 /// How a failure of the library looks to who reads a message: whether the peer has said that it did nothing with it.
 pub fn read_error(error: h2::Error) -> ReadError {
-    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113,
-        // 6.8); the others get their answers, or fail as the connection does.
-        || (error.is_go_away() && error.is_remote());
-    if untouched {
+    if error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_reset() {
         return ReadError::Refused;
+    }
+    // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113, 6.8);
+    // the others get their answers, or fail as the connection does.
+    if error.is_go_away() && error.is_remote() {
+        return ReadError::LeftOut;
     }
     if error.is_reset() {
         return ReadError::Reset;
@@ -524,4 +547,77 @@ fn broken(error: h2::Error) -> io::Error {
     error
         .into_io()
         .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::executor::{self, Heartbeat, Settings};
+    use super::*;
+    use std::future::{Future, poll_fn};
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    /// SETTINGS, and the acknowledgement of the client's.
+    const HELLO: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
+    /// GOAWAY: no stream was looked at, and nothing is wrong.
+    const FAREWELL: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn what_an_upstream_said_before_it_went_is_heard_although_writing_fails_first() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (leave, leaves) = mpsc::channel();
+        let (left, has_left) = mpsc::channel();
+        let upstream = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&HELLO).unwrap();
+            leaves.recv().unwrap();
+            stream.write_all(&FAREWELL).unwrap();
+            // What the client has sent is not read, so that this is a reset.
+            drop(stream);
+            left.send(()).unwrap();
+        });
+        let core = executor::granted_cores().first().copied().unwrap_or(0);
+        let shard = executor::spawn_shard(
+            "wire",
+            core,
+            Settings::default(),
+            Heartbeat::default(),
+            move |_wheel| async move {
+                let stream = Stream::connect(address, Duration::from_secs(10)).await.unwrap();
+                let wire = Wire::to_server(Rc::new(stream), &Pool::default());
+                let is_settled = wire.is_settled();
+                let (mut send, mut engine) = h2::client::handshake(wire).await.unwrap();
+                poll_fn(|cx| {
+                    assert!(Pin::new(&mut engine).poll(cx).is_pending());
+                    if is_settled.get() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await;
+                leave.send(()).unwrap();
+                // The ring is not looked at as long as this thread waits.
+                has_left.recv().unwrap();
+                let request = http::Request::get("http://h.example/").body(()).unwrap();
+                let (response, _) = send.send_request(request, true).unwrap();
+                let mut response = pin!(response);
+                let mut is_over = false;
+                let answer = poll_fn(|cx| {
+                    is_over = is_over || Pin::new(&mut engine).poll(cx).is_ready();
+                    response.as_mut().poll(cx)
+                })
+                .await;
+                read_error(answer.unwrap_err())
+            },
+        );
+        let error = shard.unwrap().join().unwrap().unwrap();
+        assert!(matches!(error, ReadError::LeftOut), "{error:?}");
+        upstream.join().unwrap();
+    }
 }

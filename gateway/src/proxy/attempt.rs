@@ -201,8 +201,8 @@ async fn attempt_all(
         };
         let now = clock::now();
         lease.observe(None, now);
-        // A connection that idled too long says nothing about its endpoint.
-        if !matches!(failure, Failure::Reset { reused: true }) {
+        // A connection that idled too long, or has had its time, says nothing about its endpoint.
+        if !matches!(failure, Failure::Reset { reused: true } | Failure::LeftOut) {
             lease.report(Signal::NoAnswer, now);
         }
         if avoids {
@@ -904,6 +904,7 @@ async fn send(
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Refused) => Failure::Refused,
+            Err(ReadError::LeftOut) => Failure::LeftOut,
             Err(ReadError::Reset) => Failure::Reset { reused: false },
             Err(ReadError::Unspeakable) if is_upgrade => {
                 Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))

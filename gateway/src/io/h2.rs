@@ -5,7 +5,7 @@
 //! work as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows: what was not passed
 //! on gives the peer no room for more, and what the peer has no room for is not taken.
 
-use super::buffer::{Pool, ReadBuffer};
+use super::buffer::{Pool, ReadBuffer, SMALL};
 use super::clock;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
@@ -34,12 +34,13 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 
 /// Reads in a row of which nothing is for the library, before others have their turn.
 const READS_MAX: usize = 4;
-/// What is read when the library's room is used up by the beginning of a frame that goes before it.
-const SMALL_ROOM: usize = 64;
+/// What is read at least, also when the library has less room: the beginning of a frame may go before it.
+const ROOM_MIN: usize = 64;
 
 /// A stream as the protocol's library wants it.
 pub struct Wire {
     stream: Rc<Stream>,
+    pool: Pool,
     /// What was read of it before.
     begun: ReadBuffer,
     repack: Repack,
@@ -52,6 +53,9 @@ pub struct Wire {
     wrote_bytes: Rc<Cell<u64>>,
     /// Whether the stream takes nothing any more.
     is_broken: bool,
+    /// Whether the last read found nothing, and whether that is news enough.
+    is_dry: bool,
+    asks_again: Rc<Cell<bool>>,
     guard: Option<Guard>,
 }
 
@@ -94,6 +98,7 @@ impl Wire {
     fn new(stream: Rc<Stream>, begun: ReadBuffer, repack: Repack) -> Self {
         Self {
             stream,
+            pool: begun.pool().clone(),
             begun,
             repack,
             repacked: Vec::new(),
@@ -101,6 +106,8 @@ impl Wire {
             is_settled: Rc::default(),
             wrote_bytes: Rc::default(),
             is_broken: false,
+            is_dry: false,
+            asks_again: Rc::default(),
             guard: None,
         }
     }
@@ -195,6 +202,12 @@ impl Wire {
         Rc::clone(&self.wrote_bytes)
     }
 
+    /// To be set while the library is asked again for what it has read, by a task that does not give way meanwhile: a
+    /// stream that had nothing to read has nothing yet, and is not asked.
+    pub fn asks_again(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.asks_again)
+    }
+
     /// Tells whether all of the peer's first frame has come, which says what it can do (RFC 9113, 3.4).
     pub fn is_settled(&self) -> Rc<Cell<bool>> {
         Rc::clone(&self.is_settled)
@@ -213,28 +226,30 @@ impl AsyncRead for Wire {
                 this.give(into);
                 return Poll::Ready(Ok(()));
             }
+            if this.is_dry && this.asks_again.get() {
+                return Poll::Pending;
+            }
             if let Some(guard) = &this.guard
                 && guard.found.get().is_some()
             {
                 // Who waits for streams is about to say so and to leave.
                 return Poll::Pending;
             }
-            if into.remaining() <= this.repack.begun().len() {
-                let mut room = [0; SMALL_ROOM];
-                let Some(passed) = ready!(this.poll_passed(cx, &mut room))? else {
-                    return Poll::Ready(Ok(()));
-                };
-                let first = room.get(..passed).unwrap_or_default();
-                this.repacked.splice(..0, first.iter().copied());
-                continue;
-            }
-            match ready!(this.poll_passed(cx, into.initialize_unfilled()))? {
-                Some(0) => {}
-                Some(passed) => {
-                    into.advance(passed);
-                    return Poll::Ready(Ok(()));
-                }
-                None => return Poll::Ready(Ok(())),
+            // Not the library's own room, which would have to be cleared first.
+            let mut block = this.pool.lend(into.remaining() > SMALL);
+            let most = into.remaining().max(ROOM_MIN).min(block.bytes.len());
+            let room = block.bytes.get_mut(..most).unwrap_or_default();
+            let read = this.poll_passed(cx, room);
+            this.is_dry = read.is_pending();
+            let Some(passed) = ready!(read)? else {
+                return Poll::Ready(Ok(()));
+            };
+            let passed = room.get(..passed).unwrap_or_default();
+            let (now, later) = passed.split_at(passed.len().min(into.remaining()));
+            into.put_slice(now);
+            this.repacked.splice(..0, later.iter().copied());
+            if !now.is_empty() {
+                return Poll::Ready(Ok(()));
             }
         }
         if this.repacked.is_empty() {

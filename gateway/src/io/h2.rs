@@ -34,8 +34,9 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 
 /// Reads in a row of which nothing is for the library, before others have their turn.
 const READS_MAX: usize = 4;
-/// What is read at least, also when the library has less room: the beginning of a frame may go before it.
-const ROOM_MIN: usize = 64;
+/// What is read when the library's room is used up by the beginning of a frame that goes before it. Else no more is read
+/// than it has room for: of a client's preface it asks for just that, and is asked what to do about mistakes behind it.
+const SMALL_ROOM: usize = 64;
 
 /// A stream as the protocol's library wants it.
 pub struct Wire {
@@ -237,7 +238,11 @@ impl AsyncRead for Wire {
             }
             // Not the library's own room, which would have to be cleared first.
             let mut block = this.pool.lend(into.remaining() > SMALL);
-            let most = into.remaining().max(ROOM_MIN).min(block.bytes.len());
+            let most = if into.remaining() > this.repack.begun().len() {
+                into.remaining().min(block.bytes.len())
+            } else {
+                SMALL_ROOM
+            };
             let room = block.bytes.get_mut(..most).unwrap_or_default();
             let read = this.poll_passed(cx, room);
             this.is_dry = read.is_pending();

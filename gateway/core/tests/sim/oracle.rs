@@ -398,7 +398,7 @@ impl<'s> Oracle<'s> {
             policy.consecutive_gateway,
             policy.consecutive_local,
         ];
-        let is_gateway = |status| matches!(status, 502 | 503 | 504);
+        let is_gateway = |status| matches!(status, 502..=504);
         let said: [Option<bool>; 3] = match signal {
             Signal::Status(status) => {
                 let fails = match policy.codes.is_empty() {

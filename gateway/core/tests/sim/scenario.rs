@@ -164,7 +164,7 @@ impl Scenario {
             },
             // The odd are near; a level without endpoints is none.
             level: if self.levels > 1 {
-                u32::from(port % 2 == 0)
+                u32::from(port.is_multiple_of(2))
             } else {
                 0
             },

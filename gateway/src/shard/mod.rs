@@ -82,6 +82,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         pool: Pool::default(),
         tasks: Rc::new(Tasks::default()),
         clusters: Clusters::on_shard(start.index),
+        sources: RefCell::default(),
         random: RefCell::new(Random::from_seed(start.seed)),
         scratch: RefCell::default(),
         stats: RefCell::default(),
@@ -150,6 +151,7 @@ impl Shard {
         self.context
             .clusters
             .reconcile(publication, tls, &self.context.random);
+        *self.context.sources.borrow_mut() = Arc::clone(&publication.snapshot.sources);
         self.context.scratch.borrow_mut().clear();
         let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
         let mut before = std::mem::take(&mut *self.listeners.borrow_mut());

@@ -1,14 +1,14 @@
 //! The gateway has more to do than it may: what is too much is refused, and nothing else suffers.
 
-use isthmus_tests::client::{Client, Response};
+use isthmus_tests::client::{Client, Response, get};
 use isthmus_tests::deadline::{SOON, eventually, within};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::gauge::Gauge;
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
 use isthmus_tests::resources::one_route;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -43,23 +43,18 @@ fn requests_above_the_bound_are_shed_and_the_others_served() {
         .start();
     assert_eq!(gateway.get(HOST, "/first").status, 200);
     let before = gateway.resting();
-    let ends = Arc::new(AtomicBool::new(false));
+    let (start, ends) = (Barrier::new(CLIENTS), AtomicBool::new(false));
     let (served, shed, looks) = thread::scope(|scope| {
-        let watch = {
-            let (gateway, ends) = (&gateway, Arc::clone(&ends));
-            scope.spawn(move || {
-                let mut looks = 0;
-                while !ends.load(Ordering::Acquire) {
-                    assert_eq!(gateway.get_admin("/listeners").status, 200);
-                    let status = gateway.status();
-                    let ready = isthmus_tests::client::get(status, &status.to_string(), "/healthz/ready");
-                    assert_eq!(ready.status, 200);
-                    looks += 1;
-                }
-                looks
-            })
-        };
-        let start = Barrier::new(CLIENTS);
+        let watch = scope.spawn(|| {
+            let mut looks = 0;
+            while !ends.load(Ordering::Acquire) {
+                assert_eq!(gateway.get_admin("/listeners").status, 200);
+                let status = gateway.status();
+                assert_eq!(get(status, &status.to_string(), "/healthz/ready").status, 200);
+                looks += 1;
+            }
+            looks
+        });
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 scope.spawn(|| {

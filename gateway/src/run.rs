@@ -11,7 +11,7 @@ use isthmus_config::Source;
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
-use isthmus_core::limits::{Settings, TrustedRanges};
+use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
 use isthmus_core::overload::Bounds;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -47,6 +47,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Peers that are believed about their clients, when the settings' are not to count.
     pub trusted: Option<TrustedRanges>,
+    /// Servers of DNS, when the settings' are not to count.
+    pub dns_servers: Option<DnsServers>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -197,6 +199,9 @@ pub fn run(mut options: Options) -> Exit {
     if let Some(trusted) = options.trusted.take() {
         settings.trusted = trusted;
     }
+    if let Some(servers) = options.dns_servers.take() {
+        settings.dns_servers = servers;
+    }
     match load(&options) {
         Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings),
         Err(exit) => exit,
@@ -289,7 +294,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
             (outcome, files),
             store,
             (links, bells),
-            metrics,
+            (metrics, seed(count)),
             log,
         ),
     );

@@ -103,6 +103,7 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
         .route("/config_dump", get(config_dump))
+        .route("/dns", get(dns))
         .route("/certs", get(certs))
         .route("/explain", get(explain))
         .route("/status", get(status))
@@ -138,7 +139,7 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
 }
 
 async fn index() -> &'static str {
-    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
+    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
 }
@@ -213,6 +214,10 @@ async fn listeners(State(events): State<Events>) -> Response {
 
 async fn config_dump(State(events): State<Events>) -> Response {
     text(&events, Request::ConfigDump).await.map_or_else(ending, json)
+}
+
+async fn dns(State(events): State<Events>) -> Response {
+    text(&events, Request::Dns).await.map_or_else(ending, json)
 }
 
 async fn certs(State(events): State<Events>) -> Response {

@@ -174,6 +174,8 @@ pub struct Choice<'a> {
 struct EndpointState {
     id: EndpointId,
     address: SocketAddr,
+    /// Where new connections go, when that is not `address`.
+    targets: Option<Arc<[SocketAddr]>>,
     weight: u32,
     active: u32,
     idle: Pool,
@@ -182,6 +184,13 @@ struct EndpointState {
     streams_allowed: u32,
     /// What the shards know about it.
     health: Arc<EndpointShared>,
+}
+
+impl EndpointState {
+    fn target(&self) -> SocketAddr {
+        let first = self.targets.as_deref().and_then(<[SocketAddr]>::first);
+        first.copied().unwrap_or(self.address)
+    }
 }
 
 impl Load for [EndpointState] {
@@ -285,6 +294,7 @@ impl Cluster {
             let state = match known {
                 Some(state) => EndpointState {
                     weight: endpoint.weight,
+                    targets: endpoint.targets.clone(),
                     health,
                     ..state
                 },
@@ -293,6 +303,7 @@ impl Cluster {
                     EndpointState {
                         id: EndpointId(self.next_id),
                         address: endpoint.address,
+                        targets: endpoint.targets.clone(),
                         weight: endpoint.weight,
                         active: 0,
                         idle: Pool::default(),
@@ -343,7 +354,7 @@ impl Cluster {
                 state.active += 1;
                 Acquired::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -390,7 +401,7 @@ impl Cluster {
                 state.active += 1;
                 AcquiredStream::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -582,6 +593,12 @@ impl Cluster {
             state.shared.clear();
         }
         all
+    }
+
+    /// Where new connections to an endpoint go, the first first; None for the one address that [`Self::acquire`] names.
+    pub fn targets(&self, endpoint: EndpointId) -> Option<&Arc<[SocketAddr]>> {
+        let state = self.endpoints.get(self.position(endpoint)?)?;
+        state.targets.as_ref()
     }
 
     /// For the admin API: address, weight, requests in flight, idle connections.

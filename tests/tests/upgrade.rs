@@ -84,14 +84,20 @@ fn no_request_is_lost_while_processes_follow_each_other() {
             println!("{}", line.line);
         }
     }
-    for report in [&report, &of_fresh, &of_downloads, &of_health] {
-        assert!(report.errors.is_empty(), "{report}");
-        assert_eq!(report.status(200), report.total(), "{report}");
-        assert!(report.total() > 10 * upgrades as u64, "{report}");
+    let all = [
+        ("kept", &report),
+        ("fresh", &of_fresh),
+        ("downloads", &of_downloads),
+        ("health", &of_health),
+    ];
+    for (what, report) in all {
+        println!("{upgrades} upgrades: {what}: {report}");
     }
-    println!(
-        "{upgrades} upgrades: kept {report}; fresh {of_fresh}; downloads {of_downloads}; health {of_health}"
-    );
+    for (what, report) in all {
+        assert!(report.errors.is_empty(), "{what}: {report}");
+        assert_eq!(report.status(200), report.total(), "{what}: {report}");
+        assert!(report.total() > 10 * upgrades as u64, "{what}: {report}");
+    }
     assert_eq!(gateway.listener_now(80), Some(address));
     let ready = gateway.ready_file();
     assert_eq!(ready["process"], gateway.pid(), "{ready}");

@@ -297,7 +297,7 @@ impl Shard {
 
     fn report_drained(&self) {
         let stopped = self.drain.get().is_announced() && self.listeners.borrow().is_empty();
-        if stopped && self.accepting.connections() == 0 && !self.drained_sent.replace(true) {
+        if stopped && self.accepting.is_at_rest() && !self.drained_sent.replace(true) {
             self.context.log.flush();
             self.send(ToControl::Drained { cut: self.cut.get() });
         }

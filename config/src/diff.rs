@@ -176,6 +176,7 @@ pub fn diff(old: Side<'_>, new: Side<'_>, normalization: PathNormalization) -> D
     };
     comparison.listeners();
     comparison.clusters();
+    comparison.sources();
     comparison.credentials();
     comparison.found
 }
@@ -666,6 +667,20 @@ impl<'a> Comparison<'a> {
             }
         }
         None
+    }
+
+    /// Tells of other workloads that clients may be, where rules ask for it.
+    fn sources(&mut self) {
+        let asks = |side: Side<'_>| {
+            let listeners = side.compiled.snapshot.listeners.iter();
+            let mut tables = listeners.flat_map(|listener| &listener.tables);
+            tables.any(|table| table.virtual_hosts().iter().any(|host| host.asks_who()))
+        };
+        let same = self.old.compiled.snapshot.sources == self.new.compiled.snapshot.sources;
+        if !same && (asks(self.old) || asks(self.new)) {
+            let text = "whether rules that ask for a client's labels or namespace still take its requests: the registry's workloads changed";
+            self.found.undecided.push(text.to_owned());
+        }
     }
 
     fn credentials(&mut self) {

@@ -56,6 +56,7 @@ fn matches(out: &mut String, matches: &RouteMatch) {
         authority,
         headers,
         query,
+        source,
     } = matches;
     let _ = write!(
         out,
@@ -82,6 +83,9 @@ fn matches(out: &mut String, matches: &RouteMatch) {
     }
     for query in query {
         let _ = write!(out, ", query {} {:?}", query.name, query.text);
+    }
+    if let Some(source) = source {
+        let _ = write!(out, ", {source}");
     }
 }
 

@@ -150,16 +150,6 @@ impl Load {
                     }
                 }
                 Err(error) => {
-                    println!(
-                        "DEBUG {:?} {error} {}",
-                        std::time::SystemTime::now()
-                            .duration_since(std::time::UNIX_EPOCH)
-                            .unwrap(),
-                        String::from_utf8_lossy(&self.request)
-                            .lines()
-                            .collect::<Vec<_>>()
-                            .join("|")
-                    );
                     *report.errors.entry(error).or_default() += 1;
                     client = None;
                 }

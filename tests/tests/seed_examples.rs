@@ -4,7 +4,7 @@
 //! They are bound to clients inside a mesh, so they run at a Gateway that is such clients' door, with services of the
 //! names that they use.
 
-use isthmus_tests::client::{Client, Response};
+use isthmus_tests::client::{Client, Response, connect_from};
 use isthmus_tests::corpus;
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::fault::{Fault, FaultPeer};
@@ -263,19 +263,56 @@ fn example_06_answers_a_tenth_of_the_requests_with_400() {
     gateway.stop();
 }
 
+/// A workload that the registry knows by its address.
+const REVIEWS_V2: &str = "127.0.0.2";
+/// One of another version.
+const REVIEWS_V1: &str = "127.0.0.4";
+/// An address of which the registry knows nothing.
+const STRANGER: &str = "127.0.0.3";
+
+/// What says so.
+fn workloads() -> String {
+    let one = |version: &str, address: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: reviews-{version}, namespace: default}}
+spec: {{address: {address}, labels: {{app: reviews, version: {version}}}}}
+---
+"
+        )
+    };
+    one("v2", REVIEWS_V2) + &one("v1", REVIEWS_V1)
+}
+
+/// A client at one of these addresses.
+fn client_at(gateway: &Gateway, source: &str) -> Client {
+    let source = source.parse().expect("an address");
+    Client::over(connect_from(source, gateway.address(), None).expect("a connection"))
+}
+
 #[test]
 fn example_07_delays_all_requests_of_such_callers_and_then_aborts_a_tenth() {
     let Some(corpus) = corpus::find() else { return };
-    let text = example(&corpus, "07-delay-then-abort-from-reviews-v2");
+    // What others get is a rule of its own.
+    let text = example(&corpus, "07-delay-then-abort-from-reviews-v2")
+        + "  - route: [{destination: {host: ratings, subset: v1}}]\n";
     let (upstreams, services) = versions("ratings", ["v1"]);
-    // The door is that of reviews v2, as its labels say.
     let gateway = at_the_door(&text, &services)
-        .arg("--labels=app=reviews,version=v2")
+        .resources("workloads", &workloads())
         .start();
     const REQUESTS: usize = 300;
-    let mut clients: Vec<Client> = (0..REQUESTS).map(|_| gateway.client()).collect();
+    const OTHERS: usize = 20;
+    let mut clients: Vec<Client> = (0..REQUESTS).map(|_| client_at(&gateway, REVIEWS_V2)).collect();
     for client in &mut clients {
         client.send_get("ratings", "/");
+    }
+    // Whoever says that it is somebody else is not believed.
+    let request = "GET /other HTTP/1.1\r\nhost: ratings\r\nx-forwarded-for: 127.0.0.2\r\n\r\n";
+    for _ in 0..OTHERS / 2 {
+        for other in [STRANGER, REVIEWS_V1] {
+            assert_eq!(client_at(&gateway, other).send(request).response().status, 200);
+        }
     }
     let statuses = clients.iter_mut().map(|client| client.response().status);
     let aborted = statuses
@@ -286,14 +323,25 @@ fn example_07_delays_all_requests_of_such_callers_and_then_aborts_a_tenth() {
         .count();
     // 30 expected; five standard deviations are 26.
     assert!((4..=56).contains(&aborted), "{aborted}");
-    assert_eq!(upstreams[0].served(), (REQUESTS - aborted) as u64);
-    for line in lines(&gateway, REQUESTS) {
-        assert!(
-            line.has("DI") && duration_of(&line) >= Duration::from_secs(5),
+    assert_eq!(upstreams[0].served(), (REQUESTS + OTHERS - aborted) as u64);
+    for line in lines(&gateway, REQUESTS + OTHERS) {
+        let struck = line.line.contains("\"GET / ");
+        assert_eq!(
+            (line.has("DI"), duration_of(&line) >= Duration::from_secs(5)),
+            (struck, struck),
             "{line:?}"
         );
         assert_eq!(line.has("FI"), line.status == 400, "{line:?}");
     }
+    let counted = |label: &str| gateway.metric_with("istio_requests_total", label);
+    assert_eq!(
+        (
+            counted("source_version=\"v2\""),
+            counted("source_version=\"v1\""),
+            counted("source_workload=\"unknown\"")
+        ),
+        (Some(REQUESTS as f64), Some(10.0), Some(10.0))
+    );
     gateway.stop();
 }
 
@@ -301,18 +349,53 @@ fn example_07_delays_all_requests_of_such_callers_and_then_aborts_a_tenth() {
 fn examples_08_and_09_apply_to_callers_with_their_labels() {
     let Some(corpus) = corpus::find() else { return };
     let (_upstreams, services) = versions("ratings", ["v1"]);
-    for (name, labels, expected) in [
-        ("08-source-label", "app=reviews", "ratings-v1"),
-        ("08-source-label", "app=other", "404"),
-        ("09-source-labels-two", "app=reviews,version=v2", "ratings-v1"),
-        ("09-source-labels-two", "app=reviews,version=v1", "404"),
-        ("09-source-labels-two", "app=reviews", "404"),
+    for (name, by_caller) in [
+        ("08-source-label", ["ratings-v1", "ratings-v1", "404"]),
+        ("09-source-labels-two", ["ratings-v1", "404", "404"]),
     ] {
         let gateway = at_the_door(&example(&corpus, name), &services)
+            .resources("workloads", &workloads())
+            .start();
+        let taken = [REVIEWS_V2, REVIEWS_V1, STRANGER]
+            .map(|source| who(&mut client_at(&gateway, source), "ratings", "/", ""));
+        assert_eq!(taken, by_caller, "{name}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn callers_that_nobody_knows_have_the_labels_of_the_gateway() {
+    let Some(corpus) = corpus::find() else { return };
+    let (_upstreams, services) = versions("ratings", ["v1"]);
+    for (name, labels, workloads, expected) in [
+        ("08-source-label", "app=reviews", "", "ratings-v1"),
+        ("08-source-label", "app=other", "", "404"),
+        ("09-source-labels-two", "app=reviews,version=v2", "", "ratings-v1"),
+        ("09-source-labels-two", "app=reviews,version=v1", "", "404"),
+        ("09-source-labels-two", "app=reviews", "", "404"),
+        (
+            "09-source-labels-two",
+            "app=reviews,version=v2",
+            &workloads(),
+            "ratings-v1",
+        ),
+        (
+            "09-source-labels-two",
+            "app=reviews,version=v1",
+            &workloads(),
+            "404",
+        ),
+    ] {
+        let gateway = at_the_door(&example(&corpus, name), &(services.clone() + workloads))
             .arg(format!("--labels={labels}"))
             .start();
-        let taken = who(&mut gateway.client(), "ratings", "/", "");
+        let taken = who(&mut client_at(&gateway, STRANGER), "ratings", "/", "");
         assert_eq!(taken, expected, "{name} {labels}");
+        if !workloads.is_empty() {
+            // Who is known is not taken for the gateway.
+            let known = who(&mut client_at(&gateway, REVIEWS_V1), "ratings", "/", "");
+            assert_eq!(known, "404", "{name} {labels}");
+        }
         gateway.stop();
     }
 }
@@ -359,18 +442,22 @@ fn examples_12_and_13_ask_for_both_and_for_either() {
     let Some(corpus) = corpus::find() else { return };
     let (_upstreams, services) = versions("ratings", ["v1"]);
     let jason = "end-user: jason\r\n";
-    for (name, labels, expected) in [
-        ("12-and", "app=reviews,version=v2", ["ratings-v1", "404"]),
-        ("12-and", "app=reviews,version=v1", ["404", "404"]),
-        ("13-or", "app=reviews,version=v2", ["ratings-v1", "ratings-v1"]),
-        ("13-or", "app=reviews,version=v1", ["ratings-v1", "404"]),
+    for (name, of_v2, of_others) in [
+        ("12-and", ["ratings-v1", "404"], ["404", "404"]),
+        ("13-or", ["ratings-v1", "ratings-v1"], ["ratings-v1", "404"]),
     ] {
         let gateway = at_the_door(&example(&corpus, name), &services)
-            .arg(format!("--labels={labels}"))
+            .resources("workloads", &workloads())
             .start();
-        let mut client = gateway.client();
-        let taken = [jason, ""].map(|fields| who(&mut client, "ratings", "/", fields));
-        assert_eq!(taken, expected, "{name} {labels}");
+        for (source, expected) in [
+            (REVIEWS_V2, of_v2),
+            (REVIEWS_V1, of_others),
+            (STRANGER, of_others),
+        ] {
+            let mut client = client_at(&gateway, source);
+            let taken = [jason, ""].map(|fields| who(&mut client, "ratings", "/", fields));
+            assert_eq!(taken, expected, "{name} {source}");
+        }
         gateway.stop();
     }
 }

@@ -3,39 +3,46 @@
 
 use super::View;
 use super::references::used_delegates;
+use crate::Defaults;
+use crate::compile::source::{Asks, asks};
 use crate::compile::{Context, retry};
 use crate::diagnostic::Severity;
-use crate::index::{expand, name_of, selects};
+use crate::index::{expand, name_of};
 use crate::report::Report;
 use crate::resource::Written;
 use crate::resource::fault::ABORT;
 use crate::resource::virtual_service::VirtualService;
 use crate::yaml::Path;
-use crate::{Defaults, Options};
+use std::collections::BTreeMap;
 
 /// Reports what rules do besides, or do not.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
-    let options = view.context.options;
+    let defaults = view.context.options.defaults;
     let delegates = used_delegates(view);
     for (at, written) in view.resources.virtual_services.iter().enumerate() {
-        effects(written, options.defaults, report);
+        effects(written, defaults, report);
         if view.facts.used.contains(&at) || delegates.contains(&at) {
-            sources(written, options, report);
+            sources(written, view.context, report);
             amplification(written, view.context, report);
         }
     }
 }
 
-/// Reports matches that no caller can meet, because a gateway has one set of labels and one namespace, which stand for
-/// all of its callers: its own, as Istio compares them.
-fn sources(written: &Written<VirtualService>, options: &Options, report: &mut Report<'_>) {
+/// Reports matches that no caller can meet: those of labels and namespaces that no client which can be known has, and the
+/// gateway, which stands for the others, has not either.
+fn sources(written: &Written<VirtualService>, context: &Context<'_>, report: &mut Report<'_>) {
     let Written { meta, spec } = written;
     let list = Path::SPEC.key("http");
+    let none = BTreeMap::new();
     for (at, rule) in spec.http.iter().enumerate() {
         let rule_path = list.index(at);
         let matches = rule_path.key("match");
         for (at, matched) in rule.matches.iter().enumerate() {
             let path = matches.index(at);
+            let cannot = |labels: &BTreeMap<String, String>, namespace: &str| {
+                let asked = asks(labels, namespace, None, &context.clients, context.options);
+                matches!(asked, Asks::TooMuch)
+            };
             let mut tell = |key: &str, message: &str, help: &str| {
                 report.add(
                     Severity::Hint,
@@ -46,19 +53,20 @@ fn sources(written: &Written<VirtualService>, options: &Options, report: &mut Re
                     Some(help.to_owned()),
                 );
             };
-            if !selects(&matched.source_labels, &options.labels) {
+            let (labels, namespace) = (&matched.source_labels, matched.source_namespace.as_str());
+            let (by_labels, by_namespace) = (cannot(labels, ""), cannot(&none, namespace));
+            if by_labels || (!by_namespace && cannot(labels, namespace)) {
                 tell(
                     "sourceLabels",
-                    "this gateway does not have these labels: the match takes no request",
-                    "labels of callers are those of the gateway: give them with --labels",
+                    "no WorkloadEntry has these labels, nor has this gateway: the match takes no request",
+                    "register the callers as WorkloadEntries; --labels says what the others count as",
                 );
             }
-            let namespace = matched.source_namespace.as_str();
-            if !namespace.is_empty() && namespace != options.namespace {
+            if by_namespace {
                 tell(
                     "sourceNamespace",
-                    "this gateway is not in that namespace: the match takes no request",
-                    "the namespace of callers is that of the gateway: give it with --namespace",
+                    "no WorkloadEntry is in that namespace, nor is this gateway: the match takes no request",
+                    "register the callers as WorkloadEntries; --namespace says what the others count as",
                 );
             }
         }

@@ -3,7 +3,7 @@
 //! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance, `listener` Gateways into listeners with their
 //! virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
 //! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
-//! the same for whole connections, `tls` says what is presented and demanded, `origin` where the policies of clusters were
+//! the same for whole connections, `tls` says what is presented and demanded, `source` which clients rules can be about, `origin` where the policies of clusters were
 //! written.
 
 pub(crate) mod balancer;
@@ -14,6 +14,7 @@ pub(crate) mod origin;
 mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
+pub(crate) mod source;
 pub(crate) mod stream;
 pub(crate) mod tls;
 
@@ -27,6 +28,7 @@ use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Resources, Written};
 use delegate::Delegates;
 use isthmus_core::snapshot::Snapshot;
+use std::sync::Arc;
 
 /// What the compiler looks things up in.
 pub(crate) struct Context<'a> {
@@ -35,6 +37,7 @@ pub(crate) struct Context<'a> {
     pub(crate) rules: Rules<'a>,
     pub(crate) virtual_services: &'a [Written<VirtualService>],
     pub(crate) delegates: Delegates<'a>,
+    pub(crate) clients: source::Clients,
 }
 
 /// Compiles everything that was written without errors.
@@ -49,12 +52,14 @@ pub(crate) fn compile(
         rules: Rules::new(&resources.destination_rules, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
+        clients: source::Clients::new(resources),
     };
     let listeners = listener::compile(resources, &context, report);
     let snapshot = Snapshot {
         version: options.version,
         listeners: listeners.listeners,
         clusters: cluster::compile(&context),
+        sources: Arc::new(context.clients.sources.clone()),
     };
     let origins = Origins {
         documents: report.places(),

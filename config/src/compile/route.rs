@@ -7,6 +7,7 @@ use super::Context;
 use super::delegate;
 use super::policy;
 use super::retry;
+use super::source::{self, Asks};
 use crate::Defaults;
 use crate::index::{GatewayName, expand, selects};
 use crate::origins::{RouteOrigin, RuleOrigin};
@@ -81,9 +82,11 @@ pub(crate) fn compile(
             &rule.matches[..]
         };
         for (at, matched) in matches.iter().enumerate() {
-            if !applies(matched, meta, site, context) {
-                continue;
-            }
+            let client = match applies(matched, meta, site, context) {
+                None | Some(Asks::TooMuch) => continue,
+                Some(Asks::Nothing) => None,
+                Some(Asks::For(client)) => Some(client),
+            };
             let path = matched.uri.clone();
             let depends = rule
                 .rewrite
@@ -108,7 +111,10 @@ pub(crate) fn compile(
             let route = Route {
                 name: format!("{}{separator}{}", rule.name, matched.name).into(),
                 virtual_service: owner.clone(),
-                matches: route_match(matched),
+                matches: RouteMatch {
+                    source: client,
+                    ..route_match(matched)
+                },
                 stat_prefix: matched.stat_prefix.as_str().into(),
                 action,
                 response_headers,
@@ -139,17 +145,24 @@ pub(crate) fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>)
     }
 }
 
-/// Whether a match can apply at all: gateway, port, and the labels and namespace of the proxy itself.
-fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> bool {
-    applies_here(
-        &matched.gateways,
-        matched.port,
-        &matched.source_labels,
-        &matched.source_namespace,
-        meta,
-        site,
-        context,
-    ) && !matched.needs_claims()
+/// What a match asks of clients, if it can apply at all: gateway and port.
+fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> Option<Asks> {
+    let here = is_here(&matched.gateways, matched.port, meta, site) && !matched.needs_claims();
+    here.then(|| {
+        source::asks(
+            &matched.source_labels,
+            &matched.source_namespace,
+            None,
+            &context.clients,
+            context.options,
+        )
+    })
+}
+
+/// Whether a match is for the gateway and the port.
+fn is_here(gateways: &[String], port: Option<i128>, meta: &Meta, site: &Site<'_>) -> bool {
+    (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
+        && port.is_none_or(|port| port == i128::from(site.port))
 }
 
 /// Whether what a match says of the proxy itself holds: gateway, port, labels and namespace.
@@ -162,8 +175,7 @@ pub(crate) fn applies_here(
     site: &Site<'_>,
     context: &Context<'_>,
 ) -> bool {
-    (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
-        && port.is_none_or(|port| port == i128::from(site.port))
+    is_here(gateways, port, meta, site)
         && selects(source_labels, &context.options.labels)
         && (source_namespace.is_empty() || source_namespace == context.options.namespace)
 }
@@ -177,6 +189,7 @@ pub(crate) fn is_catch_all(route: &Route) -> bool {
         authority,
         headers,
         query,
+        source,
     } = &route.matches;
     let any_path = match &path.text {
         TextMatch::Present => true,
@@ -190,6 +203,7 @@ pub(crate) fn is_catch_all(route: &Route) -> bool {
         && authority.is_none()
         && headers.is_empty()
         && query.is_empty()
+        && source.is_none()
 }
 
 pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
@@ -227,6 +241,7 @@ pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
         authority: present(&matched.authority),
         headers,
         query: query.collect(),
+        source: None,
     }
 }
 

@@ -203,6 +203,12 @@ pub(super) fn compare(region: &Region<'_>, analyzer: &mut Analyzer) -> Compared 
             if from_effect == to_effect && does_the_same(old.route(from), new.route(to)) {
                 continue;
             }
+            let asks_who = |route: Option<&Route>| route.is_some_and(|route| route.matches.source.is_some());
+            if asks_who(old.route(from)) || asks_who(new.route(to)) {
+                // No client is known to a search.
+                compared.undecided.push((from, to));
+                continue;
+            }
             let taken: Vec<usize> = from.into_iter().chain(to.map(|to| to + shift)).collect();
             if let [a, b] = taken[..]
                 && model.exclude(a, b)

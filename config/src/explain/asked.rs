@@ -61,6 +61,8 @@ pub struct Asked {
     pub sni: Option<String>,
     /// The client's address.
     pub source: IpAddr,
+    /// The SPIFFE URI of the client's certificate.
+    pub identity: Option<String>,
 }
 
 /// Why a question is none.
@@ -135,6 +137,7 @@ impl Asked {
             headers: Vec::new(),
             sni: None,
             source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            identity: None,
         })
     }
 

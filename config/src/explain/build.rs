@@ -1,6 +1,6 @@
 //! Puts an explanation together: the decision by the index, the reasons by reading, the places from the documents.
 
-use super::decide::{By, Decided, Verdict, decide, scheme_of, server_name};
+use super::decide::{By, Decided, Verdict, caller, decide, scheme_of, server_name};
 use super::documents::{At, Documents, written};
 use super::{
     Asked, ChainShown, DestinationShown, Explanation, HostShown, Known, ListenerShown, Outcome, PassedShown,
@@ -21,6 +21,7 @@ use isthmus_core::reply::{Cause, Flags, LocalReply};
 use isthmus_core::route::{
     AbortWith, Action, Condition, CorsRequest, Forward, Route, Scratch, Share, VirtualHost, split_port,
 };
+use isthmus_core::source::Caller;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -260,7 +261,8 @@ impl<'a> Builder<'a> {
         }
         if let Some((host, origins)) = routes {
             self.add_host(host, &name);
-            self.add_passed(host, origins, verdict, scheme_of(listener), scratch);
+            let caller = caller(self.asked, listener, self.known.snapshot);
+            self.add_passed(host, origins, verdict, caller, scratch);
         }
         match verdict {
             Verdict::Route(at) => {
@@ -349,7 +351,7 @@ impl<'a> Builder<'a> {
         host: &'a VirtualHost,
         origins: &'a [RouteOrigin],
         verdict: &Verdict,
-        scheme: &str,
+        caller: Caller<'_>,
         scratch: &mut Scratch,
     ) {
         if host.https_redirect {
@@ -357,7 +359,7 @@ impl<'a> Builder<'a> {
         }
         let head = self.head.clone();
         let mut missed = Vec::new();
-        let _decided_by_the_index = host.read(&head, scheme, scratch, |at, mismatch| {
+        let _decided_by_the_index = host.read(&head, caller, scratch, |at, mismatch| {
             let near = !matches!(mismatch.condition, Condition::Path(_));
             missed.push((at, near, mismatch.to_string()));
         });

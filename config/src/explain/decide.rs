@@ -14,6 +14,7 @@ use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost, split_port};
 use isthmus_core::snapshot::Snapshot;
+use isthmus_core::source::{Caller, Identity};
 use isthmus_core::tls::ServerTls;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -87,12 +88,12 @@ impl By {
         self,
         host: &VirtualHost,
         head: &RequestHead,
-        scheme: &str,
+        caller: Caller<'_>,
         scratch: &mut Scratch,
     ) -> Option<usize> {
         match self {
-            Self::Index => host.position(head, scheme, scratch),
-            Self::Reading => host.read(head, scheme, scratch, |_, _| {}),
+            Self::Index => host.position(head, caller, scratch),
+            Self::Reading => host.read(head, caller, scratch, |_, _| {}),
         }
     }
 
@@ -130,6 +131,16 @@ pub(super) fn scheme_of(listener: &Listener) -> &'static str {
     match listener.accepts {
         Accepts::Tls(_) => "https",
         Accepts::Http | Accepts::Tcp(_) => "http",
+    }
+}
+
+/// Who asks.
+pub(super) fn caller<'a>(asked: &'a Asked, listener: &Listener, snapshot: &'a Snapshot) -> Caller<'a> {
+    let identity = asked.identity.as_deref().and_then(Identity::parse);
+    Caller {
+        scheme: scheme_of(listener),
+        address: Some(asked.source),
+        source: snapshot.sources.find(asked.source, identity),
     }
 }
 
@@ -194,8 +205,9 @@ pub fn decide(
         verdict: Verdict::NoListener,
     };
     if let Some(listener) = decision.listener.and_then(|at| snapshot.listeners.get(at)) {
-        decision.verdict = match on_listener(asked, by, listener, settings, scratch, &mut head, &mut decision)
-        {
+        let caller = caller(asked, listener, snapshot);
+        let place = (by, &**listener, caller);
+        decision.verdict = match on_listener(asked, place, settings, scratch, &mut head, &mut decision) {
             Ok(verdict) => verdict,
             Err(cause) => Verdict::Refused(cause),
         };
@@ -205,8 +217,7 @@ pub fn decide(
 
 fn on_listener(
     asked: &Asked,
-    by: By,
-    listener: &Listener,
+    (by, listener, caller): (By, &Listener, Caller<'_>),
     settings: &Settings,
     scratch: &mut Scratch,
     head: &mut RequestHead,
@@ -247,7 +258,7 @@ fn on_listener(
     if host.https_redirect {
         return Ok(Verdict::HttpsRedirect);
     }
-    by.route(host, head, scheme_of(listener), scratch)
+    by.route(host, head, caller, scratch)
         .map(Verdict::Route)
         .ok_or(Cause::NoRoute)
 }

@@ -12,6 +12,7 @@ pub(crate) struct WorkloadEntry {
     pub(crate) locality: String,
     pub(crate) weight: i128,
     pub(crate) has_network: bool,
+    pub(crate) service_account: String,
 }
 
 impl WorkloadEntry {
@@ -25,6 +26,7 @@ impl WorkloadEntry {
             labels: spec.text_map("labels"),
             locality: spec.text("locality").unwrap_or("").to_owned(),
             weight: spec.int("weight").unwrap_or(0),
+            service_account: spec.text("serviceAccount").unwrap_or("").to_owned(),
             has_network: spec.text("network").is_some_and(|network| !network.is_empty()),
         }
     }

@@ -8,10 +8,10 @@
 //! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns; [`message`] and [`header`] are
 //! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back, and [`h2`] watches over bytes that
 //! a library makes messages of; [`grpc`] is what calls need beyond HTTP; [`listener`], [`route`] and [`snapshot`] are what
-//! an operator's resources mean; [`cluster`] picks endpoints and keeps connections; [`attempt`] decides about timeouts and
-//! retries; [`reply`] is everything that can stop a request on its way, and [`drain`] how a process leaves; [`limits`]
-//! names every bound, [`tls`] is what resources ask of TLS, [`websocket`] knows where frames end, [`shared`] holds the
-//! only values that shards share, and [`stats`] what is counted.
+//! an operator's resources mean, and [`source`] which clients rules are about; [`cluster`] picks endpoints and keeps
+//! connections; [`attempt`] decides about timeouts and retries; [`reply`] is everything that can stop a request on its
+//! way, and [`drain`] how a process leaves; [`limits`] names every bound, [`tls`] is what resources ask of TLS,
+//! [`websocket`] knows where frames end, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
 #![forbid(unsafe_code)]
 
 pub mod attempt;
@@ -36,6 +36,7 @@ pub mod reply;
 pub mod route;
 pub mod shared;
 pub mod snapshot;
+pub mod source;
 pub mod stats;
 pub mod substitution;
 pub mod tls;

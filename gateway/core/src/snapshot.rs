@@ -8,6 +8,7 @@ use crate::cluster::ClusterSpec;
 use crate::listener::Listener;
 use crate::name::ClusterMap;
 use crate::route::{RouteTable, VirtualHost};
+use crate::source::Sources;
 use foldhash::fast::FixedState;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     /// Every cluster that a route may name and the registry knows.
     pub clusters: ClusterMap<Arc<ClusterSpec>>,
+    /// Which workloads clients can be.
+    pub sources: Arc<Sources>,
 }
 
 /// The hash by which equal parts of two versions are found; it is the same for the same value within one build of the
@@ -33,6 +36,9 @@ pub fn content_hash<T: Hash>(value: &T) -> u64 {
 impl Snapshot {
     /// Takes the parts of an earlier version in place of those that are equal to them.
     pub fn share_with(&mut self, before: &Self) {
+        if self.sources == before.sources {
+            self.sources = Arc::clone(&before.sources);
+        }
         for (key, spec) in &mut self.clusters {
             if let Some(known) = before.clusters.get(key) {
                 if known == spec {

@@ -4,6 +4,7 @@ use crate::grpc;
 use crate::name::ClusterKey;
 use crate::reply::Flags;
 use crate::shared::Limit;
+use crate::source::SourceName;
 use hdrhistogram::Histogram;
 use std::collections::HashMap;
 
@@ -37,6 +38,8 @@ pub struct RouteSeries {
 
 /// Most prefixes that are counted apart; requests of any others are counted together, as [`OTHER_PREFIXES`].
 pub const STAT_PREFIXES_MAX: usize = 1000;
+/// Most workloads whose requests are counted apart; those of any others are counted as nobody's.
+pub const SOURCES_MAX: usize = 1000;
 /// What requests of prefixes beyond [`STAT_PREFIXES_MAX`] are counted as.
 pub const OTHER_PREFIXES: &str = "(other)";
 
@@ -51,6 +54,8 @@ pub struct RequestSeries {
     pub request_bytes: Histogram<u32>,
     /// Bytes of response bodies.
     pub response_bytes: Histogram<u32>,
+    /// Requests of clients that are known, by [`ShardStats::sources`].
+    pub sources: HashMap<u16, u64>,
 }
 
 impl RequestSeries {
@@ -62,6 +67,7 @@ impl RequestSeries {
             duration_us: empty()?,
             request_bytes: empty()?,
             response_bytes: empty()?,
+            sources: HashMap::new(),
         })
     }
 
@@ -216,6 +222,8 @@ pub struct ShardStats {
     pub mirrored: HashMap<(ClusterKey, Mirrored), u64>,
     /// Requests and connections that a limit of a cluster stopped.
     pub overflows: HashMap<(ClusterKey, Limit), u64>,
+    /// Clients that are known, each with its number.
+    pub sources: HashMap<SourceName, u16>,
     /// Counters.
     pub counters: Counters,
     /// Gauges.
@@ -231,6 +239,29 @@ impl ShardStats {
             let _resized = series.request_bytes.record(facts.request_bytes);
             let _resized = series.response_bytes.record(facts.response_bytes);
         }
+    }
+
+    /// Notes whose a request is that was counted ([`Self::finish`]).
+    pub fn finish_source(&mut self, cluster: &Option<ClusterKey>, answer: Answer, source: &SourceName) {
+        let Some(number) = self.source_number(source) else {
+            return;
+        };
+        if let Some(series) = self.series(cluster, answer) {
+            *series.sources.entry(number).or_default() += 1;
+        }
+    }
+
+    fn source_number(&mut self, source: &SourceName) -> Option<u16> {
+        if let Some(known) = self.sources.get(source) {
+            return Some(*known);
+        }
+        let next = self.sources.len();
+        if next >= SOURCES_MAX {
+            return None;
+        }
+        let next = u16::try_from(next).ok()?;
+        self.sources.insert(source.clone(), next);
+        Some(next)
     }
 
     /// Counts a finished request of a route with this `statPrefix`.
@@ -305,10 +336,20 @@ impl ShardStats {
 
     /// Adds another shard's.
     pub fn merge(&mut self, other: &Self) {
+        let numbers: HashMap<u16, Option<u16>> = other
+            .sources
+            .iter()
+            .map(|(name, theirs)| (*theirs, self.source_number(name)))
+            .collect();
         for (cluster, answers) in &other.requests {
             for (answer, theirs) in answers {
                 if let Some(mine) = self.series(cluster, *answer) {
                     mine.merge(theirs);
+                    for (number, count) in &theirs.sources {
+                        if let Some(Some(number)) = numbers.get(number) {
+                            *mine.sources.entry(*number).or_default() += count;
+                        }
+                    }
                 }
             }
         }
@@ -376,6 +417,33 @@ mod tests {
         let series = &a.requests[&cluster][&ok];
         assert_eq!((series.count, series.duration_us.len()), (2, 2));
         assert!(series.duration_us.max() >= 5_000_000);
+    }
+
+    #[test]
+    fn requests_of_known_clients_are_counted_by_their_names_up_to_a_bound() {
+        let named = |name: String| SourceName {
+            workload: name.into(),
+            ..SourceName::unknown()
+        };
+        let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
+        // Each shard meets them in an order of its own.
+        a.finish_source(&None, Answer::default(), &named("x".to_owned()));
+        for name in ["y", "x", "x"] {
+            b.finish_source(&None, Answer::default(), &named(name.to_owned()));
+        }
+        a.merge(&b);
+        let count = |stats: &ShardStats, name: &str| {
+            let number = stats.sources.get(&named(name.to_owned()))?;
+            stats.requests[&None][&Answer::default()]
+                .sources
+                .get(number)
+                .copied()
+        };
+        assert_eq!((count(&a, "x"), count(&a, "y")), (Some(3), Some(1)));
+        for more in 0..SOURCES_MAX + 10 {
+            a.finish_source(&None, Answer::default(), &named(more.to_string()));
+        }
+        assert_eq!(a.sources.len(), SOURCES_MAX);
     }
 
     #[test]

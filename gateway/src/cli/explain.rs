@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// The client's address.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     source_ip: IpAddr,
+    /// The SPIFFE URI of the client's certificate, such as spiffe://cluster.local/ns/shop/sa/cart.
+    #[arg(long, value_name = "URI")]
+    source_identity: Option<String>,
     /// How the explanation is printed.
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: super::FormatArg,
@@ -63,6 +66,7 @@ impl Args {
         let mut asked = Asked::new(method, url)?;
         asked.port = self.port.or(asked.port);
         asked.source = self.source_ip;
+        asked.identity.clone_from(&self.source_identity);
         for line in &self.headers {
             asked.add_header(line)?;
         }
@@ -81,6 +85,9 @@ impl Args {
         pair(&mut query, "method", method);
         pair(&mut query, "url", url);
         pair(&mut query, "source", &self.source_ip.to_string());
+        if let Some(identity) = &self.source_identity {
+            pair(&mut query, "identity", identity);
+        }
         for line in &self.headers {
             pair(&mut query, "header", line);
         }

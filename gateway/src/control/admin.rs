@@ -101,7 +101,7 @@ pub(super) fn admin_router(events: Events) -> Router {
 async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
-     [&sni=NAME][&source=IP]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
+     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
      POST /upgrade[?binary=PATH][&timeout=DURATION]\n"
 }
 
@@ -234,7 +234,9 @@ fn asked(query: &[(String, String)]) -> Result<Asked, String> {
         let mut found = query.iter().filter(|(key, _)| key == name);
         found.next().map(|(_, value)| value.as_str())
     };
-    const KNOWN: [&str; 7] = ["method", "url", "header", "port", "gateway", "sni", "source"];
+    const KNOWN: [&str; 8] = [
+        "method", "url", "header", "port", "gateway", "sni", "source", "identity",
+    ];
     if let Some((key, _)) = query.iter().find(|(key, _)| !KNOWN.contains(&key.as_str())) {
         return Err(format!("`{key}` is not one of {}", KNOWN.join(", ")));
     }
@@ -253,6 +255,7 @@ fn asked(query: &[(String, String)]) -> Result<Asked, String> {
     if let Some(name) = one("sni") {
         asked.sni = Some(name.to_owned());
     }
+    asked.identity = one("identity").map(ToOwned::to_owned);
     if let Some(source) = one("source") {
         asked.source = source
             .parse()

@@ -9,8 +9,10 @@ use hdrhistogram::Histogram;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{ClusterShared, Limit};
+use isthmus_core::source::SourceName;
 use isthmus_core::stats::{Answer, Gauges, RequestProtocol, RequestSeries, ShardStats};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -144,13 +146,26 @@ impl Metrics {
                         .increment(series.duration_us.len());
                 }
             }
+            let nobody = SourceName::unknown();
+            let numbers = stats.sources.iter();
+            let sources: HashMap<u16, &SourceName> = numbers.map(|(name, number)| (*number, name)).collect();
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
-                    metrics::counter!(
-                        "istio_requests_total",
-                        labels(cluster.as_ref(), answer, &namespaces)
-                    )
-                    .increment(series.count);
+                    let labels = labels(cluster.as_ref(), answer, &namespaces);
+                    let count = |name: &SourceName, value: u64| {
+                        let labels = [labels.clone(), source_labels(name)].concat();
+                        metrics::counter!("istio_requests_total", labels).increment(value);
+                    };
+                    let mut nobodys = series.count;
+                    for (number, &value) in &series.sources {
+                        if let Some(name) = sources.get(number) {
+                            count(name, value);
+                            nobodys = nobodys.saturating_sub(value);
+                        }
+                    }
+                    if nobodys > 0 || series.count == 0 {
+                        count(&nobody, nobodys);
+                    }
                 }
             }
         });
@@ -388,6 +403,18 @@ fn labels(cluster: Option<&ClusterKey>, answer: Answer, namespaces: &Namespaces)
     ]
 }
 
+/// Labels that say whose requests are counted.
+fn source_labels(name: &SourceName) -> Vec<metrics::Label> {
+    [
+        ("source_workload", &name.workload),
+        ("source_workload_namespace", &name.namespace),
+        ("source_app", &name.app),
+        ("source_version", &name.version),
+    ]
+    .map(|(key, value)| metrics::Label::new(key, value.to_string()))
+    .into()
+}
+
 /// Labels of the series of a `statPrefix`.
 fn route_labels(stat_prefix: &str, status: u16) -> Vec<metrics::Label> {
     vec![
@@ -483,6 +510,13 @@ mod tests {
             };
             stats.finish(&None, call, facts);
             stats.finish_route("front", 200, ms * 1000);
+            if ms == 1 {
+                let name = SourceName {
+                    workload: "cart".into(),
+                    ..SourceName::unknown()
+                };
+                stats.finish_source(&key, ok, &name);
+            }
         }
         stats.counters.retries = 2;
         metrics.add(&stats);
@@ -497,7 +531,18 @@ mod tests {
                 "istio_requests_total{",
                 "destination_service_name=\"reviews\"",
                 "response_code=\"200\"",
-                " 6"
+                "source_workload=\"unknown\"",
+                " 4"
+            ]),
+            "{text}"
+        );
+        assert!(
+            has(&[
+                "istio_requests_total{",
+                "destination_service_name=\"reviews\"",
+                "source_workload=\"cart\"",
+                "source_app=\"unknown\"",
+                " 2"
             ]),
             "{text}"
         );

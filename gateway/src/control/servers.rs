@@ -17,8 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, mpsc};
 
 /// What they are called, as their options and as sockets that a supervisor passes.
 pub(super) const NAMES: [&str; 3] = ["admin", "status", "metrics"];
@@ -70,9 +69,9 @@ impl Servers {
     }
 
     /// Accept no more: another process does, on the same sockets. What was accepted is answered.
-    pub(super) fn stand_back(&mut self) {
+    pub(super) fn stand_back(&self) {
         self.is_replaced.store(true, Ordering::Relaxed);
-        self.all.iter_mut().for_each(Server::stop);
+        self.all.iter().for_each(Server::stop);
     }
 
     /// Those whose sockets were passed on to this process.
@@ -97,6 +96,34 @@ impl Servers {
     }
 }
 
+/// A listener that accepts until it is told to stop. Ending the server instead would close connections that wait for
+/// their next request, and one may be on its way.
+struct UntilStopped<L> {
+    inner: Option<L>,
+    stop: Arc<Notify>,
+}
+
+impl<L: axum::serve::Listener> axum::serve::Listener for UntilStopped<L> {
+    type Io = L::Io;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (L::Io, L::Addr) {
+        if let Some(inner) = &mut self.inner {
+            tokio::select! {
+                accepted = inner.accept() => return accepted,
+                () = self.stop.notified() => {}
+            }
+        }
+        self.inner = None;
+        std::future::pending().await
+    }
+
+    fn local_addr(&self) -> std::io::Result<L::Addr> {
+        let gone = || std::io::ErrorKind::NotConnected.into();
+        self.inner.as_ref().map_or_else(|| Err(gone()), L::local_addr)
+    }
+}
+
 fn closing(mut response: Response) -> Response {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
@@ -116,7 +143,8 @@ pub(super) struct Server {
     /// Whether the socket was passed on.
     is_taken: bool,
     router: Option<Router>,
-    serving: Option<JoinHandle<()>>,
+    /// Ends the accepting.
+    stop: Arc<Notify>,
 }
 
 impl Server {
@@ -143,7 +171,7 @@ impl Server {
             listener,
             is_taken,
             router: Some(router),
-            serving: None,
+            stop: Arc::default(),
         })
     }
 
@@ -158,23 +186,24 @@ impl Server {
                 tracing::error!(%error, "the {what} server ended");
             }
         };
-        self.serving = Some(match &self.listener {
+        let stop = Arc::clone(&self.stop);
+        match &self.listener {
             Listener::Tcp(tcp) => {
-                let listener = tokio::net::TcpListener::from_std(tcp.try_clone()?)?;
-                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) })
+                let inner = Some(tokio::net::TcpListener::from_std(tcp.try_clone()?)?);
+                let listener = UntilStopped { inner, stop };
+                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) });
             }
             Listener::Unix(unix) => {
-                let listener = tokio::net::UnixListener::from_std(unix.try_clone()?)?;
-                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) })
+                let inner = Some(tokio::net::UnixListener::from_std(unix.try_clone()?)?);
+                let listener = UntilStopped { inner, stop };
+                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) });
             }
-        });
+        }
         Ok(())
     }
 
-    fn stop(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            serving.abort();
-        }
+    fn stop(&self) {
+        self.stop.notify_one();
     }
 
     /// `admin`, `status` or `metrics`.

@@ -8,6 +8,7 @@ use crate::io::tls::HandshakeError;
 use crate::tls::{PeerCertificate, classify, describe_peer};
 use isthmus_core::hello::{self, ClientHello, Peek};
 use isthmus_core::reply::Cause;
+use isthmus_core::source::Identity;
 use isthmus_core::substitution::{ClientCertificate, TlsFacts};
 use isthmus_core::tls::{HandshakeFailure, ServerTls};
 use rustls::server::Acceptor;
@@ -40,6 +41,8 @@ pub struct Secured {
     pub server_name: Option<Box<str>>,
     /// What x-forwarded-client-cert says of its certificate; None when it showed none.
     pub client_cert: Option<Box<str>>,
+    /// The SPIFFE URI of its certificate, when that was verified.
+    pub identity: Option<Box<str>>,
     /// What substitutions can name.
     pub facts: TlsFacts,
 }
@@ -174,14 +177,21 @@ pub fn secured(stream: &Stream, policy: Arc<ServerTls>, server_name: Option<Box<
         let suite = connection.negotiated_cipher_suite();
         let cipher = suite.map_or("", |suite| openssl_name(suite.suite()));
         let client_cert = peer.as_ref().map(forwarded_client_cert);
+        let uris = peer
+            .as_ref()
+            .filter(|_| !policy.skip_verify)
+            .map(|peer| &peer.uris);
+        let identity = uris.and_then(|uris| uris.iter().find(|uri| Identity::parse(uri).is_some()));
+        let identity: Option<Box<str>> = identity.map(|uri| uri.as_str().into());
         let facts = TlsFacts {
             version,
             cipher,
             client: peer.as_ref().map(|peer| Box::new(client_certificate(peer))),
         };
-        (client_cert, facts)
+        (client_cert, identity, facts)
     });
-    let (client_cert, facts) = described.unwrap_or((
+    let (client_cert, identity, facts) = described.unwrap_or((
+        None,
         None,
         TlsFacts {
             version: "",
@@ -193,6 +203,7 @@ pub fn secured(stream: &Stream, policy: Arc<ServerTls>, server_name: Option<Box<
         policy,
         server_name,
         client_cert,
+        identity,
         facts,
     }
 }

@@ -30,7 +30,8 @@ use isthmus_core::header::HeaderId;
 use isthmus_core::message::{BodyLength, RequestHead, Version};
 use isthmus_core::path;
 use isthmus_core::reply::{Cause, Flags};
-use isthmus_core::route::{Action, Destination, Forward, split_port};
+use isthmus_core::route::{Action, Destination, Forward, Route, VirtualHost, split_port};
+use isthmus_core::source::{Caller, Identity, Source, Sources};
 use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -103,6 +104,12 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
     };
     let mut stats = context.stats.borrow_mut();
     stats.finish(outcome.cluster_key(), answer, facts);
+    let sources = context.sources.borrow();
+    if !sources.is_empty()
+        && let Some(name) = source(&sources, conn).and_then(|source| source.name)
+    {
+        stats.finish_source(outcome.cluster_key(), answer, name);
+    }
     if !x.stat_prefix.is_empty() {
         stats.finish_route(&x.stat_prefix, answer.status, facts.duration_us);
     }
@@ -230,10 +237,7 @@ async fn route(
         let location = format!("https://{host}{}", x.request.path);
         return redirect(context, conn, x, StatusCode::MOVED_PERMANENTLY, &location, &[]).await;
     }
-    let found = pin
-        .host
-        .find(&x.request, conn.scheme(), &mut context.scratch.borrow_mut());
-    let Some(route) = found else {
+    let Some(route) = find(context, conn, x, &pin.host) else {
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
@@ -267,6 +271,32 @@ async fn route(
         }
         Action::Forward(forward) => forward_request(context, conn, x, forward).await,
     }
+}
+
+/// Which workload the client is.
+fn source<'a>(sources: &'a Sources, conn: &'a impl Downstream) -> Option<Source<'a>> {
+    let identity = conn.secured().and_then(|secured| secured.identity.as_deref());
+    sources.find(conn.peer().ip(), identity.and_then(Identity::parse))
+}
+
+/// The route that takes the request.
+fn find<'h>(
+    context: &Context,
+    conn: &impl Downstream,
+    x: &Exchange,
+    host: &'h VirtualHost,
+) -> Option<&'h Route> {
+    let scratch = &mut context.scratch.borrow_mut();
+    if !host.asks_who() {
+        return host.find(&x.request, conn.scheme(), scratch);
+    }
+    let sources = context.sources.borrow();
+    let caller = Caller {
+        scheme: conn.scheme(),
+        address: Some(conn.peer().ip()),
+        source: source(&sources, conn),
+    };
+    host.find(&x.request, caller, scratch)
 }
 
 async fn redirect(

@@ -28,6 +28,7 @@ use isthmus_core::listener::{Accepts, Listener, ListenerKey, ProxyProtocol, Tabl
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
+use isthmus_core::source::Sources;
 use isthmus_core::stats::ShardStats;
 use isthmus_core::tls::ServerTls;
 use rustls::ServerConfig;
@@ -50,6 +51,8 @@ pub struct Context {
     pub tasks: Rc<Tasks>,
     /// Upstreams.
     pub clusters: Clusters,
+    /// Which workloads clients can be.
+    pub sources: RefCell<Arc<Sources>>,
     /// Chance.
     pub random: RefCell<Random>,
     /// Working memory of route look-ups.

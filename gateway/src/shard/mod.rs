@@ -85,6 +85,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         pool: Pool::default(),
         tasks: Rc::new(Tasks::default()),
         clusters: Clusters::on_shard(start.index),
+        sources: RefCell::default(),
         random: RefCell::new(Random::from_seed(start.seed)),
         scratch: RefCell::default(),
         stats: RefCell::default(),
@@ -154,6 +155,7 @@ impl Shard {
         self.context
             .clusters
             .reconcile(publication, tls, &self.context.random);
+        *self.context.sources.borrow_mut() = Arc::clone(&publication.snapshot.sources);
         self.context.scratch.borrow_mut().clear();
         let mut bound: HashMap<ListenerKey, Vec<OwnedFd>> = HashMap::new();
         for (key, socket) in sockets {

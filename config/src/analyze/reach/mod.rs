@@ -13,7 +13,7 @@ pub(crate) mod search;
 use isthmus_core::limits::PathNormalization;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::HostPattern;
-use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
+use isthmus_core::route::{Route, RouteTable, Scratch, VirtualHost};
 use language::{AuthoritySpace, Languages, Space};
 use search::{Model, Outcome, Reply, Search, Universe};
 use std::collections::BTreeSet;
@@ -119,6 +119,11 @@ impl Analyzer {
         universes: &[Universe],
         rule: usize,
     ) -> Verdict {
+        // Searches know no clients.
+        let asks_who = |route: &Route| route.matches.source.is_some();
+        if host.routes().get(rule).is_some_and(asks_who) {
+            return Verdict::Unknown;
+        }
         let mut by = BTreeSet::new();
         let mut asterisk = false;
         let mut unknown = false;

@@ -14,6 +14,7 @@ use isthmus_core::route::{
     HeaderMatch, HeaderSubject, PathMatch, QueryMatch, RouteMatch, TextMatch, split_port,
 };
 use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 /// Most rules that may come in the way of one question.
 const CLAUSES_MAX: usize = 256;
@@ -49,6 +50,9 @@ const FIXED: [Variable<'static>; 5] = [
     Variable::Authority,
     Variable::Target,
 ];
+
+/// What no method is.
+static NOBODY: LazyLock<TextMatch> = LazyLock::new(|| TextMatch::Exact("".into()));
 
 /// A demand on one variable.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +95,7 @@ impl<'a> Model<'a> {
             authority,
             headers,
             query,
+            source,
         } = matches;
         let mut atoms = Vec::new();
         let atom = |variable, text, ignore_case| Atom {
@@ -133,6 +138,10 @@ impl<'a> Model<'a> {
         }
         for QueryMatch { name, text } in query {
             atoms.push(atom(self.query(name), text, false));
+        }
+        if source.is_some() {
+            // Searches are for requests of clients of whom nothing is known, which such a rule does not take.
+            atoms.push(atom(METHOD, &NOBODY, false));
         }
         self.rules.push(atoms);
         self.rules.len() - 1

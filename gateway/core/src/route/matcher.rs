@@ -5,6 +5,7 @@
 
 use crate::header::FieldName;
 use crate::message::RequestHead;
+use crate::source::{Caller, SourceMatch};
 use foldhash::fast::FixedState;
 use regex_automata::meta;
 use std::collections::HashMap;
@@ -293,6 +294,8 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Query parameters.
     pub query: Vec<QueryMatch>,
+    /// Who the client must be.
+    pub source: Option<Box<SourceMatch>>,
 }
 
 impl RouteMatch {
@@ -304,6 +307,7 @@ impl RouteMatch {
         authority: None,
         headers: Vec::new(),
         query: Vec::new(),
+        source: None,
     };
 
     /// Whether nothing is asked for but the path.
@@ -315,22 +319,29 @@ impl RouteMatch {
             authority,
             headers,
             query,
+            source,
         } = self;
-        method.is_none() && scheme.is_none() && authority.is_none() && headers.is_empty() && query.is_empty()
+        method.is_none()
+            && scheme.is_none()
+            && authority.is_none()
+            && headers.is_empty()
+            && query.is_empty()
+            && source.is_none()
     }
 
     /// Whether a request meets every part.
-    pub fn matches(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> bool {
-        self.path.matches(request.path_only(), scratch) && self.matches_beyond_path(request, scheme, scratch)
+    pub fn matches(&self, request: &RequestHead, caller: &Caller<'_>, scratch: &mut Scratch) -> bool {
+        self.path.matches(request.path_only(), scratch) && self.matches_beyond_path(request, caller, scratch)
     }
 
     /// Whether a request meets every part but the path.
     pub(super) fn matches_beyond_path(
         &self,
         request: &RequestHead,
-        scheme: &str,
+        caller: &Caller<'_>,
         scratch: &mut Scratch,
     ) -> bool {
+        let scheme = caller.scheme;
         let text = |wanted: &Option<TextMatch>, actual: &str, scratch: &mut Scratch| {
             wanted
                 .as_ref()
@@ -344,5 +355,6 @@ impl RouteMatch {
                 .iter()
                 .all(|header| header.matches(request, scheme, scratch))
             && self.query.iter().all(|query| query.matches(request, scratch))
+            && self.source.as_ref().is_none_or(|source| source.matches(caller))
     }
 }

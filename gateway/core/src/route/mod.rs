@@ -31,6 +31,7 @@ use crate::message::RequestHead;
 use crate::name::{ClusterKey, HostIndex, HostPattern};
 use crate::random::Random;
 use crate::snapshot::content_hash;
+use crate::source::Caller;
 use bytes::Bytes;
 use http::StatusCode;
 use index::{Ask, PathIndex};
@@ -219,6 +220,7 @@ pub struct VirtualHost {
     routes: Vec<Route>,
     index: PathIndex,
     content: u64,
+    asks_who: bool,
 }
 
 impl PartialEq for VirtualHost {
@@ -243,6 +245,7 @@ impl VirtualHost {
             domains,
             https_redirect,
             index: PathIndex::new(&routes),
+            asks_who: routes.iter().any(|route| route.matches.source.is_some()),
             routes,
         }
     }
@@ -257,19 +260,35 @@ impl VirtualHost {
         &self.routes
     }
 
-    /// The first route that takes the request; `scheme` is the listener's.
-    pub fn find(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<&Route> {
-        self.routes.get(self.position(request, scheme, scratch)?)
+    /// Whether any route asks who the client is.
+    pub fn asks_who(&self) -> bool {
+        self.asks_who
+    }
+
+    /// The first route that takes the request of a caller.
+    pub fn find<'c>(
+        &self,
+        request: &RequestHead,
+        caller: impl Into<Caller<'c>>,
+        scratch: &mut Scratch,
+    ) -> Option<&Route> {
+        self.routes.get(self.position(request, caller, scratch)?)
     }
 
     /// Where that route is in [`Self::routes`].
-    pub fn position(&self, request: &RequestHead, scheme: &str, scratch: &mut Scratch) -> Option<usize> {
+    pub fn position<'c>(
+        &self,
+        request: &RequestHead,
+        caller: impl Into<Caller<'c>>,
+        scratch: &mut Scratch,
+    ) -> Option<usize> {
+        let caller = caller.into();
         self.index.find(
             request.path_only().as_bytes(),
             &self.routes,
             |route, ask| match ask {
-                Ask::All => route.matches.matches(request, scheme, scratch),
-                Ask::BeyondPath => route.matches.matches_beyond_path(request, scheme, scratch),
+                Ask::All => route.matches.matches(request, &caller, scratch),
+                Ask::BeyondPath => route.matches.matches_beyond_path(request, &caller, scratch),
             },
         )
     }
@@ -346,7 +365,7 @@ mod tests {
     }
 
     fn takes(matches: &RouteMatch, request: &RequestHead) -> bool {
-        matches.matches(request, "http", &mut Scratch::default())
+        matches.matches(request, &"http".into(), &mut Scratch::default())
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::matcher::{HeaderSubject, TextMatch};
 use super::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, RouteTable, Scratch, VirtualHost};
 use crate::message::RequestHead;
 use crate::name::HostPattern;
+use crate::source::{Caller, SourceMatch};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -30,6 +31,8 @@ pub enum Condition<'a> {
     Header(&'a HeaderMatch),
     /// `queryParams`.
     Query(&'a QueryMatch),
+    /// `sourceLabels`, `sourceNamespace` or `sourceSubnet`.
+    Source(&'a SourceMatch),
 }
 
 /// A condition that a request does not meet.
@@ -51,6 +54,7 @@ impl RouteMatch {
             authority,
             headers,
             query,
+            source,
         } = self;
         let path = (path.text != TextMatch::Present).then_some(Condition::Path(path));
         path.into_iter()
@@ -59,18 +63,22 @@ impl RouteMatch {
             .chain(authority.iter().map(Condition::Authority))
             .chain(headers.iter().map(Condition::Header))
             .chain(query.iter().map(Condition::Query))
+            .chain(source.as_deref().map(Condition::Source))
     }
 
-    /// The first condition that a request misses; None when it meets all of them. `scheme` is the listener's.
+    /// The first condition that a request of a caller misses; None when it meets all of them.
     pub fn mismatch<'a>(
         &'a self,
         request: &'a RequestHead,
-        scheme: &'a str,
+        caller: &Caller<'a>,
         scratch: &mut Scratch,
     ) -> Option<Mismatch<'a>> {
         self.conditions().find_map(|condition| {
-            let found = condition.subject(request, scheme);
-            let met = condition.is_met(found.as_deref(), scratch);
+            let found = condition.subject(request, caller);
+            let met = match condition {
+                Condition::Source(wanted) => wanted.matches(caller),
+                other => other.is_met(found.as_deref(), scratch),
+            };
             (!met).then_some(Mismatch { condition, found })
         })
     }
@@ -78,7 +86,8 @@ impl RouteMatch {
 
 impl<'a> Condition<'a> {
     /// What of a request the condition looks at.
-    fn subject(self, request: &'a RequestHead, scheme: &'a str) -> Option<Cow<'a, [u8]>> {
+    fn subject(self, request: &'a RequestHead, caller: &Caller<'a>) -> Option<Cow<'a, [u8]>> {
+        let scheme = caller.scheme;
         let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
         match self {
             Self::Path(_) => text(request.path_only()),
@@ -106,6 +115,7 @@ impl<'a> Condition<'a> {
                     .find(|(name, _)| **name == *wanted.name);
                 named.and_then(|(_, value)| text(value))
             }
+            Self::Source(_) => Some(Cow::Owned(caller.to_string().into_bytes())),
         }
     }
 
@@ -134,6 +144,8 @@ impl<'a> Condition<'a> {
                 (text, found) => !text.matches(found.unwrap_or(b""), scratch),
             },
             Self::Query(wanted) => found.is_some_and(|found| wanted.text.matches(found, scratch)),
+            // Decided by the caller, and not by a text.
+            Self::Source(_) => false,
         }
     }
 }
@@ -144,12 +156,13 @@ impl VirtualHost {
     pub fn read<'a>(
         &'a self,
         request: &'a RequestHead,
-        scheme: &'a str,
+        caller: impl Into<Caller<'a>>,
         scratch: &mut Scratch,
         mut passed: impl FnMut(usize, Mismatch<'a>),
     ) -> Option<usize> {
+        let caller = caller.into();
         self.routes().iter().enumerate().find_map(|(at, route)| {
-            let mismatch = route.matches.mismatch(request, scheme, scratch);
+            let mismatch = route.matches.mismatch(request, &caller, scratch);
             match mismatch {
                 None => Some(at),
                 Some(mismatch) => {
@@ -232,6 +245,7 @@ impl fmt::Display for Condition<'_> {
                 }
             }
             Self::Query(wanted) => write!(f, "query parameter {} {}", wanted.name, wanted.text),
+            Self::Source(wanted) => wanted.fmt(f),
         }
     }
 }
@@ -252,6 +266,13 @@ impl fmt::Display for Mismatch<'_> {
                     f,
                     "{} does not match {}",
                     self.condition,
+                    shown.unwrap_or_default()
+                )
+            }
+            (Condition::Source(wanted), shown) => {
+                write!(
+                    f,
+                    "{wanted} is wanted, the client is {}",
                     shown.unwrap_or_default()
                 )
             }
@@ -286,7 +307,7 @@ mod tests {
 
     fn reason(matches: &RouteMatch) -> String {
         let request = request();
-        let found = matches.mismatch(&request, "http", &mut Scratch::default());
+        let found = matches.mismatch(&request, &"http".into(), &mut Scratch::default());
         found.map_or_else(|| "takes it".to_owned(), |mismatch| mismatch.to_string())
     }
 
@@ -373,7 +394,7 @@ mod tests {
         let mut request = request();
         request.set_authority(&"é".repeat(500));
         let text = long
-            .mismatch(&request, "http", &mut Scratch::default())
+            .mismatch(&request, &"http".into(), &mut Scratch::default())
             .unwrap()
             .to_string();
         assert!(text.ends_with("é...\"") && text.len() < 300, "{text}");

@@ -281,9 +281,13 @@ fn hand_over(
         .map_err(|error| format!("{} cannot be started: {error}", binary.display()))?;
     let passed = pass(&channel, &offer);
     drop(offer);
-    let agreed = passed
-        .map_err(|error| format!("the sockets cannot be passed: {error}"))
-        .and_then(|()| await_ready(&channel, &mut child, patience, cancelled));
+    let agreed = match passed {
+        // It is gone already, and its end says more.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("the sockets cannot be passed: {error}"))
+        }
+        _ => await_ready(&channel, &mut child, patience, cancelled),
+    };
     match agreed {
         Ok(took) => Ok(Successor { child, channel, took }),
         Err(why) => {

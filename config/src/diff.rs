@@ -712,7 +712,10 @@ fn behaviour(spec: &ClusterSpec) -> ClusterSpec {
     let mut spec = spec.clone();
     let mut endpoints = spec.endpoints.endpoints.clone();
     endpoints.sort_by_cached_key(|endpoint| (endpoint.address, content_hash(endpoint)));
-    spec.endpoints = Arc::new(EndpointSet { endpoints });
+    spec.endpoints = Arc::new(EndpointSet {
+        endpoints,
+        discovery: spec.endpoints.discovery.clone(),
+    });
     spec.namespace = "".into();
     spec
 }

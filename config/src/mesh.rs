@@ -150,6 +150,11 @@ fn read(node: &Node, loaded: &mut Loaded) {
             .settings
             .set("forwardClientCertDetails", &SettingValue::Text(form.clone()));
     }
+    if let Some(rate) = duration_of(node, "dnsRefreshRate") {
+        let _valid = loaded
+            .settings
+            .set("dnsRefreshRate", &SettingValue::Duration(rate));
+    }
     let proxies = topology.and_then(|node| node.int("numTrustedProxies"));
     if let Some(proxies) = proxies.and_then(|number| u64::try_from(number).ok()) {
         let _valid = loaded
@@ -164,7 +169,7 @@ mod tests {
 
     const TEXT: &str = "connectTimeout: 3s\nrootNamespace: root\npathNormalization:\n  normalization: 3\n\
                         defaultConfig:\n  gatewayTopology: {numTrustedProxies: 2}\ndefaultServiceExportTo: [.]\n\
-                        h2UpgradePolicy: 1\ndefaultHttpRetryPolicy: {attempts: 4, retryOn: \"503\"}\nenableTracing: true\nconectTimeout: 1s\n";
+                        h2UpgradePolicy: 1\ndefaultHttpRetryPolicy: {attempts: 4, retryOn: \"503\"}\nenableTracing: true\nconectTimeout: 1s\ndnsRefreshRate: 30s\n";
 
     #[test]
     fn what_concerns_a_gateway_is_taken() {
@@ -180,6 +185,7 @@ mod tests {
                 PathNormalization::MergeSlashes
             );
             assert_eq!(loaded.settings.trusted_proxies, 2);
+            assert_eq!(loaded.settings.dns_refresh_rate, Duration::from_secs(30));
             let told: Vec<_> = loaded
                 .diagnostics
                 .iter()

@@ -7,10 +7,11 @@ use crate::Options;
 use crate::index::{CLUSTER_DOMAIN, export_to, is_exported, selects};
 use crate::report::Origin;
 use crate::resource::kubernetes::EndpointSlice;
-use crate::resource::service_entry::ServiceEntry;
+use crate::resource::service_entry::{Resolution, ServiceEntry};
 use crate::resource::workload::WorkloadEntry;
 use crate::resource::{Meta, Resources, Written};
 use isthmus_core::cluster::locality::TOPOLOGY;
+use isthmus_core::discovery::NamedEndpoint;
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::protocol::Protocol;
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +40,18 @@ pub(crate) struct Service<'a> {
 pub(crate) struct Port<'a> {
     pub(crate) number: u16,
     pub(crate) protocol: Protocol,
-    pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Endpoint)>,
+    pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Found)>,
+    /// Each name among them is one endpoint, however many addresses it has (DNS_ROUND_ROBIN).
+    pub(crate) is_logical: bool,
+}
+
+/// An endpoint, by what is written.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// An IP address.
+    Address(Endpoint),
+    /// A name of DNS.
+    Name(NamedEndpoint),
 }
 
 /// All services that the gateway may see.
@@ -100,17 +112,18 @@ impl<'a> Registry<'a> {
                             locality: locality("", &slice.labels),
                             ..Endpoint::new(address)
                         };
-                        (&slice.labels, endpoint)
+                        (&slice.labels, Found::Address(endpoint))
                     })
                 });
                 let target = port.target_port.unwrap_or(port.number);
                 let of_workloads = selected
                     .iter()
-                    .filter_map(|entry| endpoint(entry, &port.name, target));
+                    .filter_map(|entry| endpoint(entry, &port.name, target, false));
                 Some(Port {
                     number: u16::try_from(port.number).ok()?,
                     protocol: Protocol::of_service_port(&port.name, &port.app_protocol, &port.transport),
                     endpoints: of_slices.chain(of_workloads).collect(),
+                    is_logical: false,
                 })
             });
             let host = format!("{}.{}.{CLUSTER_DOMAIN}", meta.name, meta.namespace).to_ascii_lowercase();
@@ -152,6 +165,8 @@ impl<'a> Registry<'a> {
             }
             None => spec.endpoints.iter().collect(),
         };
+        let resolves = matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        let is_its_own_name = resolves && spec.endpoints.is_empty() && spec.selector.is_none();
         for host in &spec.hosts {
             let ports = spec.ports.iter().filter_map(|port| {
                 let target = if port.target_port == 0 {
@@ -161,11 +176,13 @@ impl<'a> Registry<'a> {
                 };
                 let endpoints = selected
                     .iter()
-                    .filter_map(|entry| endpoint(entry, &port.name, target));
+                    .filter_map(|entry| endpoint(entry, &port.name, target, resolves));
+                let own = itself(host, target).filter(|_| is_its_own_name);
                 Some(Port {
                     number: u16::try_from(port.number).ok()?,
                     protocol: Protocol::parse(&port.protocol),
-                    endpoints: endpoints.collect(),
+                    endpoints: endpoints.chain(own).collect(),
+                    is_logical: spec.resolution == Resolution::DnsRoundRobin,
                 })
             });
             let host = host.to_ascii_lowercase();
@@ -238,22 +255,53 @@ fn locality(written: &str, labels: &BTreeMap<String, String>) -> Box<str> {
     parts.join("/").trim_end_matches('/').into()
 }
 
-/// The endpoint of a workload for one service port; None when its address is no IP address.
+/// The endpoint of a workload for one service port; None when its address is no IP address, and names are not looked up.
 fn endpoint<'a>(
     entry: &'a WorkloadEntry,
     port_name: &str,
     target: i128,
-) -> Option<(&'a BTreeMap<String, String>, Endpoint)> {
+    resolves: bool,
+) -> Option<(&'a BTreeMap<String, String>, Found)> {
     let port = entry.ports.get(port_name).copied().unwrap_or(target);
-    let address = SocketAddr::new(entry.ip()?, u16::try_from(port).ok()?);
+    let port = u16::try_from(port).ok()?;
     let weight = u32::try_from(entry.weight).unwrap_or(u32::MAX).max(1);
-    Some((
-        &entry.labels,
-        Endpoint {
-            address,
+    let locality = locality(&entry.locality, &entry.labels);
+    let found = match entry.ip() {
+        Some(ip) => Found::Address(Endpoint {
             weight,
-            locality: locality(&entry.locality, &entry.labels),
+            locality,
+            ..Endpoint::new(SocketAddr::new(ip, port))
+        }),
+        None if resolves && is_resolvable(&entry.address) => Found::Name(NamedEndpoint {
+            host: entry.address.to_ascii_lowercase().into(),
+            port,
+            weight,
+            locality,
             level: 0,
-        },
-    ))
+        }),
+        None => return None,
+    };
+    Some((&entry.labels, found))
+}
+
+/// The endpoint of a host that is looked up by its own name.
+fn itself(host: &str, target: i128) -> Option<(&'static BTreeMap<String, String>, Found)> {
+    static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+    let port = u16::try_from(target).ok()?;
+    let found = match host.parse() {
+        Ok(ip) => Found::Address(Endpoint::new(SocketAddr::new(ip, port))),
+        Err(_) if !is_resolvable(host) => return None,
+        Err(_) => Found::Name(NamedEndpoint {
+            host: host.to_ascii_lowercase().into(),
+            port,
+            weight: 1,
+            locality: "".into(),
+            level: 0,
+        }),
+    };
+    Some((&NO_LABELS, found))
+}
+
+fn is_resolvable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['*', '/', ':'])
 }

@@ -11,6 +11,7 @@ use isthmus_core::cluster::locality::Spread;
 use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::{Hedges, RetryBudget, RetryLimits};
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion, TcpKeepalive};
+use isthmus_core::discovery::{Discovery, NamedEndpoint};
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
 use isthmus_core::listener::{
@@ -392,6 +393,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         "outlier_detection": outlier.as_ref().map(outliers),
         "retries": retry_limits(retries),
         "endpoints": endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        "discovery": endpoints.discovery.as_ref().map(|found| discovery(found)),
     })
 }
 
@@ -516,8 +518,37 @@ pub fn endpoint(endpoint: &Endpoint) -> Value {
         weight,
         locality,
         level,
+        targets,
     } = endpoint;
-    json!({ "address": address.to_string(), "weight": weight, "locality": locality, "level": level })
+    let mut shown =
+        json!({ "address": address.to_string(), "weight": weight, "locality": locality, "level": level });
+    if let Some(targets) = targets {
+        shown["targets"] = targets.iter().map(ToString::to_string).collect();
+    }
+    shown
+}
+
+/// How endpoints are found that the resources name.
+fn discovery(discovery: &Discovery) -> Value {
+    let Discovery {
+        fixed: _,
+        names,
+        is_logical,
+    } = discovery;
+    let name = |named: &NamedEndpoint| {
+        let NamedEndpoint {
+            host,
+            port,
+            weight,
+            locality,
+            level,
+        } = named;
+        json!({ "name": host, "port": port, "weight": weight, "locality": locality, "level": level })
+    };
+    json!({
+        "resolution": if *is_logical { "DNS_ROUND_ROBIN" } else { "DNS" },
+        "names": names.iter().map(name).collect::<Vec<_>>(),
+    })
 }
 
 /// What a server presents and demands; keys by where they come from, never themselves.

@@ -4,6 +4,9 @@
 //! [`Lease`] is a request's hold on an endpoint: however the request ends, by an answer, a cancelled task or a panic,
 //! the endpoint gets it back exactly once.
 
+pub mod names;
+mod update;
+
 use crate::io::clock;
 use crate::io::stream::Liveness;
 use crate::mailbox::{ClientConfigs, TlsSet};
@@ -155,6 +158,8 @@ pub struct Clusters {
     changes: Changes,
     open: Rc<Cell<u64>>,
     shard: usize,
+    /// Names that requests bring.
+    pub names: names::Names,
 }
 
 /// A request's hold on an endpoint.
@@ -324,6 +329,7 @@ impl ClusterHandle {
         let cluster = self.cluster.borrow();
         let spec = cluster.spec();
         Ok(Wanted {
+            targets: None,
             timeout: spec.connect_timeout,
             keepalive: spec.keepalive,
             proxy_header: spec.proxy_protocol.map(|version| {
@@ -611,10 +617,11 @@ impl ClusterHandle {
                 permit,
             } => {
                 let mut lease = self.lease(endpoint, None, request);
-                let wanted = match self.wanted(name, Offer::Http2, peer, local) {
+                let mut wanted = match self.wanted(name, Offer::Http2, peer, local) {
                     Ok(wanted) => wanted,
                     Err(cause) => return StartStream::Refuse(cause),
                 };
+                wanted.targets = lease.targets();
                 let config = wanted.secure.as_ref().map(|secure| Arc::clone(&secure.config));
                 let connection = Rc::new(h2::Connection::new(address, name.map(Box::from), config));
                 let mut cluster = self.cluster.borrow_mut();

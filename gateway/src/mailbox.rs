@@ -8,6 +8,7 @@
 //! what it is, the budget itself knows. So shards hand permits to each other without control between them.
 
 use atomic_waker::AtomicWaker;
+use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::cluster::outlier::Change;
 use isthmus_core::drain::Drain;
 use isthmus_core::listener::ListenerKey;
@@ -19,11 +20,12 @@ use isthmus_core::tls::{ClientTls, Offer, ServerTls};
 use rustls::{ClientConfig, ServerConfig};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Instant;
 
 /// One version of the configuration as shards get it. Made and freed on control.
 #[derive(Debug)]
@@ -32,6 +34,30 @@ pub struct Publication {
     pub snapshot: Snapshot,
     /// What the shards share about each cluster.
     pub shared: ClusterMap<Arc<ClusterShared>>,
+}
+
+/// Other endpoints of one cluster of the present version. Made and freed on control.
+#[derive(Debug)]
+pub struct EndpointUpdate {
+    /// The cluster.
+    pub key: ClusterKey,
+    /// Grows with each change of any cluster's endpoints.
+    pub number: u64,
+    /// The cluster with its endpoints.
+    pub spec: Arc<ClusterSpec>,
+    /// What the shards share about it.
+    pub shared: Arc<ClusterShared>,
+}
+
+/// What control has found out about a name that a request has brought.
+#[derive(Debug, Clone)]
+pub struct NameAnswer {
+    /// As it was asked for.
+    pub name: Arc<str>,
+    /// In the order in which they are to be tried; none when there are none, or nobody can be asked.
+    pub addresses: Arc<[IpAddr]>,
+    /// Until when asking again changes nothing.
+    pub until: Instant,
 }
 
 /// The bells of all shards.
@@ -122,6 +148,11 @@ pub enum ToShard {
         /// Sockets of listeners that the shard does not have yet.
         sockets: Vec<(ListenerKey, OwnedFd)>,
     },
+    /// The present version with other endpoints of one cluster. No other of that cluster is sent before this one is
+    /// answered by [`ToControl::EndpointsApplied`]; then the latest is.
+    Endpoints(Arc<EndpointUpdate>),
+    /// The answer to [`ToControl::Resolve`].
+    Resolved(NameAnswer),
     /// The present version with other keys; connections that are there keep theirs.
     Secure {
         /// Counts such changes.
@@ -168,6 +199,10 @@ pub enum ToControl {
         /// Which.
         version: u64,
     },
+    /// These endpoints take requests from now on; the value is control's to free.
+    EndpointsApplied(Arc<EndpointUpdate>),
+    /// The addresses of this name are wanted: answered by one [`ToShard::Resolved`].
+    Resolve(Arc<str>),
     /// New handshakes see the keys of this [`ToShard::Secure`].
     Secured {
         /// Which.

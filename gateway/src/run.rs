@@ -11,7 +11,7 @@ use isthmus_config::Source;
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
-use isthmus_core::limits::{Settings, TrustedRanges};
+use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -46,6 +46,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Peers that are believed about their clients, when the settings' are not to count.
     pub trusted: Option<TrustedRanges>,
+    /// Servers of DNS, when the settings' are not to count.
+    pub dns_servers: Option<DnsServers>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -212,6 +214,9 @@ fn run_files(mut options: Options, inherited: Inherited) -> Exit {
     if let Some(trusted) = options.trusted.take() {
         settings.trusted = trusted;
     }
+    if let Some(servers) = options.dns_servers.take() {
+        settings.dns_servers = servers;
+    }
     match load(&options) {
         Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings, inherited),
         Err(exit) => exit,
@@ -303,7 +308,7 @@ fn run_compiled(
             (outcome, files),
             (store, inherited),
             (links, bells),
-            metrics,
+            (metrics, seed(count)),
             log,
         ),
     );

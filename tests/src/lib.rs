@@ -5,7 +5,7 @@
 //! raw client that says exactly which bytes it sends and reads answers strictly, and [`load`], which sends many. [`h2`]
 //! is a raw client of HTTP/2 with the cases that a server of it must pass, and [`haproxy`] a server that they are tried
 //! out on. Behind it stand [`upstream`] (records every byte and answers as told), [`fault`] (does what upstreams do when they
-//! are ill), [`gauge`] (counts what it has at a time) and [`nginx`] (a real one). For TLS there are certificates ([`cert`]), and [`openssl`] and [`curl`] as
+//! are ill), [`dns`] (says what names stand for), [`gauge`] (counts what it has at a time) and [`nginx`] (a real one). For TLS there are certificates ([`cert`]), and [`openssl`] and [`curl`] as
 //! peers; [`bytes`] has peers of connections without HTTP. [`wire`] is the strict HTTP/1.1 reader that both sides
 //! share; it is not the gateway's own parser, on purpose.
 //!
@@ -22,6 +22,7 @@ pub mod client;
 pub mod corpus;
 pub mod curl;
 pub mod deadline;
+pub mod dns;
 pub mod fault;
 pub mod gateway;
 pub mod gauge;

@@ -5,7 +5,7 @@ use rustix::net::sockopt::set_socket_linger;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -227,6 +227,10 @@ pub struct Upstream {
     shared: Arc<Shared>,
 }
 
+fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("a free port")
+}
+
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Upstream({})", self.address)
@@ -236,7 +240,12 @@ impl std::fmt::Debug for Upstream {
 impl Upstream {
     /// Answers each whole request by the function.
     pub fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        Self::launch(Arc::new(handler), Arc::new(|_| OnHead::ReadBody), true)
+        Self::launch(
+            loopback(),
+            Arc::new(handler),
+            Arc::new(|_| OnHead::ReadBody),
+            true,
+        )
     }
 
     /// Decides with each head, before the body is read; a request whose body is read is then answered by `handler`.
@@ -244,7 +253,7 @@ impl Upstream {
         on_head: impl Fn(&Request) -> OnHead + Send + Sync + 'static,
         handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::launch(Arc::new(handler), Arc::new(on_head), true)
+        Self::launch(loopback(), Arc::new(handler), Arc::new(on_head), true)
     }
 
     /// Gives the answers of the script one after the other, the last one for ever.
@@ -260,16 +269,54 @@ impl Upstream {
 
     /// Answers 200 with its name in `x-served-by` and as the body's first line, then the request's body.
     pub fn echo(name: &str) -> Self {
-        Self::launch(echo_handler(name), Arc::new(|_| OnHead::ReadBody), true)
+        Self::launch(
+            loopback(),
+            echo_handler(name),
+            Arc::new(|_| OnHead::ReadBody),
+            true,
+        )
     }
 
     /// Like [`echo`](Self::echo), for many requests: it counts them and does not keep them.
     pub fn echo_for_load(name: &str) -> Self {
-        Self::launch(echo_handler(name), Arc::new(|_| OnHead::ReadBody), false)
+        Self::launch(
+            loopback(),
+            echo_handler(name),
+            Arc::new(|_| OnHead::ReadBody),
+            false,
+        )
     }
 
-    fn launch(handler: Handler, on_head: HeadHandler, keep_requests: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    /// Echoes with these names, all on one port of these addresses; they count requests and do not keep them.
+    pub fn echoes_at<const N: usize>(places: [(&str, &str); N]) -> [Self; N] {
+        let listeners = (0..100)
+            .find_map(|_| {
+                let mut port = 0;
+                let bound = places.map(|(_, ip)| {
+                    let ip: IpAddr = ip.parse().expect("an address");
+                    let listener = TcpListener::bind((ip, port)).ok()?;
+                    port = listener.local_addr().ok()?.port();
+                    Some(listener)
+                });
+                bound
+                    .iter()
+                    .all(Option::is_some)
+                    .then(|| bound.map(|bound| bound.expect("all are bound")))
+            })
+            .expect("a port that is free at all of them");
+        let mut names = places.iter();
+        listeners.map(|listener| {
+            let (name, _) = names.next().expect("as many names as listeners");
+            Self::launch(
+                listener,
+                echo_handler(name),
+                Arc::new(|_| OnHead::ReadBody),
+                false,
+            )
+        })
+    }
+
+    fn launch(listener: TcpListener, handler: Handler, on_head: HeadHandler, keep_requests: bool) -> Self {
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared {
             handler,

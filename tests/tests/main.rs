@@ -12,6 +12,7 @@ mod balancing;
 mod bookinfo;
 mod browser;
 mod cors;
+mod dns;
 mod environment;
 mod explain;
 mod fault;

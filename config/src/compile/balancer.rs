@@ -11,27 +11,25 @@ use isthmus_core::cluster::hash::{
 };
 use isthmus_core::cluster::locality::{Nearness, Spread, ZONE_AWARE_ENDPOINTS};
 use isthmus_core::cluster::warmup::{MINIMUM_PERCENT, Warmup};
-use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::header::FieldName;
 use std::collections::BTreeMap;
 
-/// Endpoints with their labels.
-pub(super) type Labelled<'a> = (&'a BTreeMap<String, String>, Endpoint);
+/// How near an endpoint is that has these labels and is there; between levels there may be gaps.
+pub(super) type Level<'a> = Box<dyn Fn(&BTreeMap<String, String>, &str) -> u32 + 'a>;
 
-/// Compiles how a cluster with these blocks chooses among these endpoints, and how near each of them is. `own` is what
-/// the rule's annotation asks for. `fails_over` says whether anything finds out that an endpoint is not available:
-/// without it, load would stay where nobody answers.
-pub(super) fn compile(
-    blocks: &Blocks,
+/// Compiles how a cluster with these blocks chooses among endpoints, and how near each of them is. `own` is what the
+/// rule's annotation asks for. `fails_over` says whether anything finds out that an endpoint is not available: without
+/// it, load would stay where nobody answers.
+pub(super) fn compile<'a>(
+    blocks: &'a Blocks,
     own: Option<BalancerKind>,
     fails_over: bool,
-    endpoints: Vec<Labelled<'_>>,
-    context: &Context<'_>,
-) -> (BalancerSpec, EndpointSet) {
+    context: &'a Context<'_>,
+) -> (BalancerSpec, Level<'a>) {
     let options = context.options;
+    let (spread, level) = place(blocks.load_balancer.as_ref(), fails_over, context);
     let none = LoadBalancer::default();
     let written = blocks.load_balancer.as_ref().unwrap_or(&none);
-    let (spread, levels) = place(written, fails_over, &endpoints, context);
     let spec = BalancerSpec {
         kind: match &written.consistent_hash {
             // What has no key goes anywhere.
@@ -47,36 +45,27 @@ pub(super) fn compile(
         panic_percent: blocks.min_health_percent.unwrap_or(0),
         ..BalancerSpec::default()
     };
-    let levels = levels.into_iter().chain(std::iter::repeat(0));
-    let placed = endpoints
-        .into_iter()
-        .zip(levels)
-        .map(|((_, endpoint), level)| Endpoint { level, ..endpoint });
-    (spec, EndpointSet::new(placed))
+    (spec, level)
 }
 
-/// How load is divided among localities, and the level of each endpoint; no levels where there is but one.
-fn place(
-    written: &LoadBalancer,
+/// How load is divided among localities, and the level of each endpoint.
+fn place<'a>(
+    written: Option<&'a LoadBalancer>,
     fails_over: bool,
-    endpoints: &[Labelled<'_>],
-    context: &Context<'_>,
-) -> (Spread, Vec<u32>) {
+    context: &'a Context<'_>,
+) -> (Spread, Level<'a>) {
     let options = context.options;
-    let levels = |failover: &[(String, String)], priority: &[String]| {
+    let levels = |failover: &'a [(String, String)], priority: &'a [String]| -> Level<'a> {
         let nearness = Nearness {
             own: &options.locality,
             labels: &options.labels,
             failover,
             priority,
         };
-        nearness.levels(
-            endpoints
-                .iter()
-                .map(|(labels, endpoint)| (*labels, &*endpoint.locality)),
-        )
+        Box::new(move |labels, locality| nearness.level(labels, locality))
     };
-    if let Some(setting) = &written.zone_aware
+    let one = || -> Level<'a> { Box::new(|_, _| 0) };
+    if let Some(setting) = written.and_then(|written| written.zone_aware.as_ref())
         && setting.enabled != Some(false)
     {
         let spread = match options.locality.is_unknown() {
@@ -89,13 +78,14 @@ fn place(
         let asked = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
         return match asked && fails_over {
             true => (spread, levels(&setting.failover, &setting.failover_priority)),
-            false => (spread, Vec::new()),
+            false => (spread, one()),
         };
     }
     // A rule's setting replaces the mesh's as a whole.
-    let setting = written.locality.as_ref().unwrap_or(&options.mesh.locality);
+    let setting = written.and_then(|written| written.locality.as_ref());
+    let setting = setting.unwrap_or(&options.mesh.locality);
     if !setting.is_on() {
-        return (Spread::Even, Vec::new());
+        return (Spread::Even, one());
     }
     let LocalitySetting {
         distribute,
@@ -105,11 +95,11 @@ fn place(
     } = setting;
     if !distribute.is_empty() {
         let rules = distribute.iter().map(|(from, to)| (from.as_str(), &to[..]));
-        return (Spread::distribute(&options.locality, rules), Vec::new());
+        return (Spread::distribute(&options.locality, rules), one());
     }
     match fails_over {
         true => (Spread::Even, levels(failover, failover_priority)),
-        false => (Spread::Even, Vec::new()),
+        false => (Spread::Even, one()),
     }
 }
 

@@ -3,12 +3,16 @@
 use super::{Context, balancer};
 use crate::index::selects;
 use crate::mesh::MeshConfig;
-use crate::registry::{Port, Service};
+use crate::registry::{Found, Port, Service};
 use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::locality::close_ranks;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
+use isthmus_core::discovery::{Discovery, NamedEndpoint};
+use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Compiles the clusters of all services. Of several services with one name the first has its ports.
@@ -48,9 +52,9 @@ fn cluster(
         .iter()
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
     let pool = blocks.connection_pool.as_ref();
-    let taken = taken.map(|(labels, endpoint)| (*labels, endpoint.clone()));
     let fails_over = blocks.has_outlier_detection;
-    let (balancer, endpoints) = balancer::compile(blocks, own, fails_over, taken.collect(), context);
+    let (balancer, level) = balancer::compile(blocks, own, fails_over, context);
+    let endpoints = endpoints(taken, port.is_logical, &level);
     ClusterSpec {
         key: ClusterKey::outbound(
             port.number,
@@ -85,6 +89,36 @@ fn cluster(
             .and_then(|pool| pool.max_connection_duration)
             .unwrap_or_default(),
     }
+}
+
+/// The endpoints of a cluster, with their levels; those that are known by name have no addresses yet.
+fn endpoints<'a>(
+    taken: impl Iterator<Item = &'a (&'a BTreeMap<String, String>, Found)>,
+    is_logical: bool,
+    level: &balancer::Level<'_>,
+) -> EndpointSet {
+    let mut discovery = Discovery {
+        is_logical,
+        ..Discovery::default()
+    };
+    for (labels, found) in taken {
+        match found {
+            Found::Address(endpoint) => discovery.fixed.push(Endpoint {
+                level: level(labels, &endpoint.locality),
+                ..endpoint.clone()
+            }),
+            Found::Name(named) => discovery.names.push(NamedEndpoint {
+                level: level(labels, &named.locality),
+                ..named.clone()
+            }),
+        }
+    }
+    if discovery.names.is_empty() {
+        let mut fixed = discovery.fixed;
+        close_ranks(&mut fixed);
+        return EndpointSet::new(fixed);
+    }
+    Arc::new(discovery).endpoints(|_| Vec::new(), &EndpointSet::default())
 }
 
 /// How requests are spoken to a port (Istio's `setUpstreamProtocol`, `applyConnectionPool` and `shouldH2Upgrade` for a

@@ -143,7 +143,9 @@ pub(super) fn outcome(kind: &str, text: impl Into<String>) -> Outcome {
 fn unservable(spec: Option<&ClusterSpec>) -> Option<Cause> {
     match spec {
         None => Some(Cause::NoCluster),
-        Some(spec) if spec.endpoints.endpoints.is_empty() => Some(Cause::NoEndpoint),
+        Some(spec) if spec.endpoints.endpoints.is_empty() && spec.endpoints.discovery.is_none() => {
+            Some(Cause::NoEndpoint)
+        }
         Some(_) => None,
     }
 }

@@ -180,6 +180,16 @@ impl Text {
             let problem = self.paint("31", problem);
             self.line("  problem", &problem, "");
         }
+        let discovery = &found.compiled["cluster"]["discovery"];
+        for named in discovery["names"].as_array().into_iter().flatten() {
+            let text = format!(
+                "{}:{}, by {}",
+                named["name"].as_str().unwrap_or(""),
+                named["port"],
+                discovery["resolution"].as_str().unwrap_or("")
+            );
+            self.line("  name", &text, "");
+        }
         for endpoint in found.endpoints.iter().take(ENDPOINTS_SHOWN) {
             let mut text = endpoint["address"].as_str().unwrap_or("").to_owned();
             if let Some(weight) = endpoint["weight"].as_u64().filter(|weight| *weight != 1) {

@@ -100,13 +100,18 @@ impl ServiceEntry {
             }
             _ => {}
         }
-        if self.resolution != Resolution::Static {
-            let all_static =
-                !self.endpoints.is_empty() && self.endpoints.iter().all(|endpoint| endpoint.ip().is_some());
-            if !all_static {
-                let message = "only resolution STATIC is executed yet: this service has no endpoints";
-                report.warn("not-executed", origin, &resolution, message);
-            }
+        if matches!(self.resolution, Resolution::None | Resolution::DynamicDns) {
+            let message = "this resolution is not executed yet: this service has no endpoints";
+            report.warn("not-executed", origin, &resolution, message);
+        } else if self.resolution != Resolution::Static
+            && self.endpoints.is_empty()
+            && self.selector.is_none()
+            && let Some(at) = self.hosts.iter().position(|host| host.starts_with('*'))
+        {
+            // Istio: hosts must be FQDN if no endpoints are provided.
+            let path = Path::SPEC.key("hosts");
+            let message = "a wildcard cannot be looked up in DNS: write `endpoints`";
+            report.error("bad-host", origin, &path.index(at), message);
         }
         let ports: HashSet<&str> = self.ports.iter().map(|port| port.name.as_str()).collect();
         for (at, endpoint) in self.endpoints.iter().enumerate() {

@@ -5,7 +5,8 @@
 //! be simulated and replayed. The configuration compiler (`isthmus-config`) builds a [`snapshot::Snapshot`] out of
 //! what the operator wrote; the shell (`isthmus`) moves bytes and asks this crate what to do with them.
 //!
-//! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns; [`message`] and [`header`] are
+//! In reading order: [`name`] (hosts, cluster names) and [`endpoint`] are the nouns, [`discovery`] and [`dns`] how endpoints
+//! are found that are known by name; [`message`] and [`header`] are
 //! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back, and [`h2`] watches over bytes that
 //! a library makes messages of; [`grpc`] is what calls need beyond HTTP; [`listener`], [`route`] and [`snapshot`] are what
 //! an operator's resources mean, and [`source`] which clients rules are about; [`cluster`] picks endpoints and keeps
@@ -16,6 +17,8 @@
 
 pub mod attempt;
 pub mod cluster;
+pub mod discovery;
+pub mod dns;
 pub mod drain;
 pub mod endpoint;
 pub mod forwarded;

@@ -3,9 +3,10 @@
 //! The settings file (`--settings`) sets them by these names; `isthmus help settings` prints this table.
 
 use crate::attempt::OverrideLimits;
+use crate::dns::Times;
 use crate::forwarded::ForwardClientCert;
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// A setting's value, as the settings file may write it.
@@ -175,6 +176,63 @@ impl SettingType for TrustedRanges {
     fn show(&self) -> String {
         let ranges: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         ranges.join(",")
+    }
+}
+
+/// Servers of DNS; none for those that the system's file names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsServers(pub Vec<SocketAddr>);
+
+impl std::str::FromStr for DnsServers {
+    type Err = String;
+
+    /// Addresses with commas between them; without a port it is 53.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "system" {
+            return Ok(Self::default());
+        }
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let server = |part: &str| {
+            let alone = part.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+            alone
+                .or_else(|_| part.parse::<SocketAddr>())
+                .map_err(|_| format!("`{part}` is not an address such as 10.0.0.2 or 10.0.0.2:5353"))
+        };
+        parts.map(server).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl SettingType for DnsServers {
+    const EXPECTS: &'static str = "addresses such as 10.0.0.2,10.0.0.3:5353, or system";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Text(text) => text.parse(),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        let servers: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        match servers.is_empty() {
+            true => "system".to_owned(),
+            false => servers.join(","),
+        }
+    }
+}
+
+/// A file's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePath(pub Box<str>);
+
+impl SettingType for FilePath {
+    const EXPECTS: &'static str = "the path of a file";
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Text(text) if !text.is_empty() => Ok(Self(text.as_str().into())),
+            _ => Err(format!("expected {}", Self::EXPECTS)),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.to_string()
     }
 }
 
@@ -367,6 +425,24 @@ settings! {
     "mirrorsInFlight" mirrors_in_flight: u32 = 100;
     /// The TCP congestion control of clients' connections, when it is not to be the system's. net.ipv4.tcp_allowed_congestion_control lists what may be chosen.
     "congestionControl" congestion_control: CongestionControl = CongestionControl(None);
+    /// Servers of DNS that names of services are asked of; `--dns-server` sets them, too. By default those that dnsConfigFile names.
+    "dnsServers" dns_servers: DnsServers = DnsServers::default();
+    /// Names the servers of DNS, the search domains and ndots; read again when it changes.
+    "dnsConfigFile" dns_config_file: FilePath = FilePath("/etc/resolv.conf".into());
+    /// Names with addresses that no server is asked for; read again when it changes.
+    "dnsHostsFile" dns_hosts_file: FilePath = FilePath("/etc/hosts".into());
+    /// Time that a server of DNS has for its answer before the next one is asked, or the same one once more.
+    "dnsTimeout" dns_timeout: Duration = Duration::from_secs(2);
+    /// Addresses are used for so long before they are asked for again, even if their time to live is shorter.
+    "dnsTtlMin" dns_ttl_min: Duration = Duration::from_secs(1);
+    /// Addresses are asked for again after so long, even if their time to live is longer.
+    "dnsTtlMax" dns_ttl_max: Duration = Duration::from_secs(3600);
+    /// Longest wait before a name is asked for again that could not be resolved, or has no addresses (MeshConfig dnsRefreshRate). The first is a second, and it doubles.
+    "dnsRefreshRate" dns_refresh_rate: Duration = Duration::from_secs(60);
+    /// How long addresses are used beyond their time to live while no server answers (RFC 8767).
+    "dnsStaleMax" dns_stale_max: Duration = Duration::from_secs(24 * 3600);
+    /// How long a configuration waits at most for the first addresses of its names, so that no route leads nowhere that could lead somewhere a moment later.
+    "dnsStartTimeout" dns_start_timeout: Duration = Duration::from_secs(5);
     /// How paths are normalized before routing (MeshConfig pathNormalization).
     "pathNormalization" path_normalization: PathNormalization = PathNormalization::Base;
     /// Proxies in front of this gateway whose X-Forwarded-For entries are trusted (MeshConfig gatewayTopology.numTrustedProxies).
@@ -438,6 +514,16 @@ impl Settings {
             header_count: self.header_count.min(HEADER_COUNT_MAX),
             trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
             chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+        }
+    }
+
+    /// When names are asked for again.
+    pub fn dns_times(&self) -> Times {
+        Times {
+            ttl_min: self.dns_ttl_min,
+            ttl_max: self.dns_ttl_max,
+            refresh: self.dns_refresh_rate,
+            stale_max: self.dns_stale_max,
         }
     }
 

@@ -54,7 +54,6 @@ impl World {
         let levels = 1 + draw(4);
         let mut list: Vec<Endpoint> = (1..=count)
             .map(|port| Endpoint {
-                address: address(port),
                 weight: if seed.is_multiple_of(2) {
                     1
                 } else {
@@ -62,6 +61,7 @@ impl World {
                 },
                 locality: LOCALITIES[draw(6) as usize].into(),
                 level: draw(levels) as u32,
+                ..Endpoint::new(address(port))
             })
             .collect();
         // Levels have no gaps.

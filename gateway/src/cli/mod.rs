@@ -18,7 +18,7 @@ use crate::run::{self, Exit};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
 use isthmus_core::cluster::locality::Locality;
-use isthmus_core::limits::TrustedRanges;
+use isthmus_core::limits::{DnsServers, TrustedRanges};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -279,6 +279,9 @@ struct RunArgs {
     /// time-outs [default: loopback].
     #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_TRUSTED_CIDR")]
     trusted_cidr: Option<TrustedRanges>,
+    /// Servers of DNS that names of services are asked of [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "ADDRESS,...", env = "ISTHMUS_DNS_SERVER")]
+    dns_server: Option<DnsServers>,
     /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves
     /// what was served before.
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE_DIR")]
@@ -301,6 +304,7 @@ impl RunArgs {
             credentials: self.resources.credentials.clone(),
             state_dir: self.state_dir.clone(),
             trusted: self.trusted_cidr.clone(),
+            dns_servers: self.dns_server.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
                 "off" => Target::Off,

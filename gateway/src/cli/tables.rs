@@ -303,7 +303,27 @@ fn endpoints(args: &EndpointArgs) -> Result<Shown> {
         "CLUSTER", "ADDRESS", "WEIGHT", "LOCALITY", "ACTIVE", "IDLE", "STATE",
     ]);
     let mut list = Vec::new();
+    let names = get_json(&args.admin.admin, "/dns")?;
     for cluster in &clusters {
+        // Names that have no addresses yet, or have no more.
+        for named in items(&cluster["discovery"]["names"]) {
+            let known = items(&names["names"])
+                .iter()
+                .find(|known| known["name"] == named["name"]);
+            let Some(known) = known.filter(|known| items(&known["addresses"]).is_empty()) else {
+                continue;
+            };
+            let why = [cell(&known["state"]), cell(&known["error"])].join(" ");
+            table.push(vec![
+                cell(&cluster["name"]),
+                format!("{}:{}", cell(&named["name"]), cell(&named["port"])),
+                cell(&named["weight"]),
+                cell(&named["locality"]),
+                String::new(),
+                String::new(),
+                format!("dns={}", why.trim_end()),
+            ]);
+        }
         for endpoint in items(&cluster["endpoints"]) {
             let live = &endpoint["live"];
             // Whatever else the gateway knows of it.

@@ -85,6 +85,7 @@ pub(super) fn admin_router(events: Events) -> Router {
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
         .route("/config_dump", get(config_dump))
+        .route("/dns", get(dns))
         .route("/certs", get(certs))
         .route("/explain", get(explain))
         .route("/status", get(status))
@@ -99,7 +100,7 @@ pub(super) fn admin_router(events: Events) -> Router {
 }
 
 async fn index() -> &'static str {
-    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
+    "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
      POST /upgrade[?binary=PATH][&timeout=DURATION]\n"
@@ -175,6 +176,10 @@ async fn listeners(State(events): State<Events>) -> Response {
 
 async fn config_dump(State(events): State<Events>) -> Response {
     text(&events, Request::ConfigDump).await.map_or_else(ending, json)
+}
+
+async fn dns(State(events): State<Events>) -> Response {
+    text(&events, Request::Dns).await.map_or_else(ending, json)
 }
 
 async fn certs(State(events): State<Events>) -> Response {

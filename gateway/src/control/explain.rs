@@ -23,10 +23,12 @@ pub(super) struct Written {
 impl Control {
     /// Explains a request by the published snapshot. A port that a listener was bound to in the place of a Gateway's is
     /// taken for that one.
-    pub(super) fn explain(&self, mut asked: Asked) -> Explanation {
+    pub(super) fn explain(&mut self, mut asked: Asked) -> Explanation {
         let nothing = Snapshot::default();
-        let current = self.publisher.current();
-        let snapshot = current.map_or(&nothing, |publication| &publication.snapshot);
+        let current = self.publisher.effective();
+        let snapshot = current
+            .as_ref()
+            .map_or(&nothing, |publication| &publication.snapshot);
         if let Some(port) = asked.port {
             let is_known = snapshot
                 .listeners

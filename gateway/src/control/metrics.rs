@@ -3,6 +3,7 @@
 //! Counters and gauges go through the `metrics` facade. Distributions are rendered here: shards bring them as whole
 //! histograms, and feeding those to the facade would mean one call for each request that there was.
 
+use super::dns::{NAME_STATES, Names};
 use super::source::Times;
 use crate::tls::Store;
 use hdrhistogram::Histogram;
@@ -52,12 +53,19 @@ const SIZE_BYTES: [f64; 9] = [
     1_073_741_824.0,
 ];
 
+/// Buckets of the time from a change of endpoints until all shards have it, in seconds.
+const UPDATE_SECONDS: [f64; 11] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0,
+];
+
 /// The process's metrics.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     total: std::cell::RefCell<ShardStats>,
     namespaces: std::cell::RefCell<Namespaces>,
+    /// Microseconds from a change of a cluster's endpoints until every shard had it.
+    endpoints: std::cell::RefCell<Option<Histogram<u32>>>,
 }
 
 impl Default for Metrics {
@@ -69,6 +77,7 @@ impl Default for Metrics {
             handle,
             total: std::cell::RefCell::default(),
             namespaces: std::cell::RefCell::default(),
+            endpoints: std::cell::RefCell::new(Histogram::new(2).ok()),
         }
     }
 }
@@ -258,6 +267,38 @@ impl Metrics {
         });
     }
 
+    /// Counts a change of endpoints that has reached all shards, and how long that took.
+    pub(super) fn endpoints_applied(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(endpoints) = &mut *self.endpoints.borrow_mut() {
+            endpoints.saturating_record(us);
+        }
+    }
+
+    /// Notes how many names are in which state, and what came of questions about them.
+    pub(super) fn set_names(&self, names: &Names) {
+        let view = names.view();
+        let counts = names.counts();
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_gauge!("isthmus_dns_names", "Names of DNS, by what is known of them.");
+            metrics::describe_counter!(
+                "isthmus_dns_questions_total",
+                "Questions to servers of DNS, by result."
+            );
+            for state in NAME_STATES {
+                let count = view.iter().filter(|name| name.state == state).count();
+                metrics::gauge!("isthmus_dns_names", "state" => state).set(count as f64);
+            }
+            for (result, count) in [
+                ("answered", &counts.answered),
+                ("none", &counts.none),
+                ("failed", &counts.failed),
+            ] {
+                metrics::counter!("isthmus_dns_questions_total", "result" => result).absolute(count.get());
+            }
+        });
+    }
+
     /// Notes how long the stages of the last version took.
     pub(super) fn set_stages(&self, times: Times, publish: Duration) {
         let stages = [
@@ -355,6 +396,10 @@ impl Metrics {
             .map(|(prefix, status, series)| (route_labels(prefix, status), &series.duration_us));
         let name = "isthmus_route_request_duration_milliseconds";
         distribution(&mut text, name, &DURATION_MS, 1000.0, routes);
+        let endpoints = self.endpoints.borrow();
+        let updates = endpoints.iter().map(|endpoints| (Vec::new(), endpoints));
+        let name = "isthmus_endpoint_update_seconds";
+        distribution(&mut text, name, &UPDATE_SECONDS, 1_000_000.0, updates);
         text
     }
 }

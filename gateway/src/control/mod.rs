@@ -6,6 +6,9 @@
 
 mod admin;
 mod configuration;
+mod discovery;
+mod dns;
+mod endpoints;
 mod explain;
 mod keys;
 mod life;
@@ -27,17 +30,23 @@ pub use upgrade::{Inherited, Parent};
 use crate::access_log;
 use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
-use crate::mailbox::{Bells, ClusterView, Inbox, Outbox, Publication, TlsSet, ToControl, ToShard};
+use crate::mailbox::{
+    Bells, ClusterView, Inbox, NameAnswer, Outbox, Publication, TlsSet, ToControl, ToShard,
+};
 use crate::tls::Store;
 use configuration::Configuration;
+use discovery::Discovery;
+use dns::Names;
 use explain::Written;
 use isthmus_config::Secrets;
 use isthmus_config::diagnostic::Severity;
 use isthmus_config::explain::{Asked, Explanation};
 use isthmus_config::keep::Outcome;
 use isthmus_core::drain::{Drain, Plan};
+use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
+use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::{Changes, Difference, Snapshot};
 use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
@@ -148,6 +157,12 @@ enum Event {
     DrainListeners(oneshot::Sender<()>),
     /// The files were looked at; who asked for it wants to know what came of it.
     Loaded(Loaded, Vec<Answer>),
+    /// The names of a load are known, or have had their time: its number, and what it has brought.
+    Settled(u64, Box<Set>, Vec<Answer>),
+    /// A name has other addresses.
+    Resolved(Arc<str>),
+    /// What a shard wants to know of a name.
+    Answered(usize, NameAnswer),
     /// The ready file cannot be written.
     ReadyFailed(String),
     /// Somebody asks for a look.
@@ -168,6 +183,7 @@ enum Request {
     Metrics(Gauges),
     Listeners,
     ConfigDump,
+    Dns,
     Certificates,
     Ready,
     Status,
@@ -220,6 +236,9 @@ struct Control {
     shards: Vec<Shard>,
     listeners: Listeners,
     publisher: Publisher,
+    discovery: Discovery,
+    /// Loads so far: one that waits for its names is overtaken by the next.
+    loads: u64,
     keys: Keys,
     configuration: Configuration,
     /// None when the resources do not come from files.
@@ -263,7 +282,7 @@ pub async fn run(
     (outcome, files): (Outcome, Option<Files>),
     (keys, mut inherited): (Store, Inherited),
     (links, bells): (Vec<ShardLink>, Arc<Bells>),
-    metrics: Metrics,
+    (metrics, seed): (Metrics, u64),
     log: access_log::Writer,
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
@@ -309,11 +328,14 @@ pub async fn run(
     if let Some(name) = &congestion_control.0 {
         tracing::info!("connections of clients use the congestion control {name}");
     }
+    let names = Names::new(&settings, seed, events.clone());
     let mut control = Control {
         options,
         shards,
         listeners,
         publisher: Publisher::new(bells),
+        discovery: Discovery::new(names.clone()),
+        loads: 0,
         keys,
         configuration: Configuration::default(),
         watch,
@@ -342,16 +364,21 @@ pub async fn run(
         settings,
         began: clock::now(),
     };
-    let quarantined = outcome.quarantined;
-    let failed = control.publish(outcome.compiled.snapshot, None);
-    if let Some(error) = failed.into_iter().next() {
-        return Err(error.into());
-    }
-    control.configuration.quarantine(quarantined);
+    control.configuration.quarantine(outcome.quarantined);
+    let mut settled = std::pin::pin!(names.settle(discovery::names_of(&outcome.compiled.snapshot)));
+    let mut first = Some(outcome.compiled.snapshot);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while control.life != Life::Over {
         tokio::select! {
+            () = &mut settled, if first.is_some() => {
+                // Unless the files were changed meanwhile, and what they say now is published.
+                let snapshot = first.take().filter(|_| control.publisher.current().is_none());
+                let failed = snapshot.map(|snapshot| control.publish(snapshot, None));
+                if let Some(error) = failed.into_iter().flatten().next() {
+                    return Err(error.into());
+                }
+            }
             Some(event) = inbox.recv() => control.handle(event),
             _ = tick.tick() => control.tick(),
         }
@@ -361,9 +388,10 @@ pub async fn run(
 
 impl Control {
     /// Hands a version to the shards. Answers the ports that could not be opened: the rest is served without them.
-    fn publish(&mut self, snapshot: Snapshot, secrets: Option<Secrets>) -> Vec<ListenerError> {
+    fn publish(&mut self, mut snapshot: Snapshot, secrets: Option<Secrets>) -> Vec<ListenerError> {
         let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
         let tls = self.keys.load(&snapshot, secrets);
+        self.discovery.fill(&mut snapshot, &self.publisher);
         self.send_version(snapshot, sockets, &tls);
         failed
     }
@@ -389,7 +417,7 @@ impl Control {
         }
     }
 
-    /// Applies what the files say now.
+    /// Takes what the files say now: it is applied when its names are known.
     fn take_load(&mut self, loaded: Loaded, answers: Vec<Answer>) {
         if !self.takes_versions() {
             if let Some(upgrading) = &mut self.upgrading {
@@ -414,7 +442,25 @@ impl Control {
                 return self.configuration.answer(answers);
             }
         };
-        let Set { outcome, times } = *set;
+        self.loads += 1;
+        let (number, names) = (self.loads, discovery::names_of(&set.outcome.compiled.snapshot));
+        let known = self.discovery.names().clone();
+        if known.are_settled(names.iter().map(|name| &**name)) {
+            return self.apply(*set, answers);
+        }
+        let events = self.events.clone();
+        tokio::task::spawn_local(async move {
+            known.settle(names).await;
+            let _ended = events.send(Event::Settled(number, set, answers)).await;
+        });
+    }
+
+    /// Applies what the files have said.
+    fn apply(&mut self, set: Set, answers: Vec<Answer>) {
+        if !self.takes_versions() {
+            return self.configuration.answer(answers);
+        }
+        let Set { outcome, times } = set;
         for found in outcome
             .diagnostics
             .iter()
@@ -525,6 +571,15 @@ impl Control {
         }
     }
 
+    /// Hands other endpoints of a cluster to the shards.
+    fn change_endpoints(&mut self, key: &ClusterKey, set: EndpointSet) {
+        for (shard, update) in self.publisher.change_endpoints(key, set, clock::now()) {
+            if let Some(shard) = self.shards.get_mut(shard) {
+                shard.outbox.send(ToShard::Endpoints(update));
+            }
+        }
+    }
+
     /// Looks after keys, and hands those that are new to the shards.
     fn refresh_keys(&mut self) {
         if let Some((number, tls)) = self.keys.refresh() {
@@ -545,7 +600,8 @@ impl Control {
                 let text = match request {
                     Request::Metrics(gauges) => self.render_metrics(&gauges),
                     Request::Listeners => report::listeners(&self.listeners),
-                    Request::ConfigDump => report::config_dump(self.publisher.current()),
+                    Request::ConfigDump => report::config_dump(self.publisher.effective().as_ref()),
+                    Request::Dns => report::names(self.discovery.names()),
                     Request::Certificates => report::certificates(self.keys.store()),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
@@ -572,6 +628,19 @@ impl Control {
                 let _asker_gone = answer.send(());
             }
             Event::Loaded(loaded, answers) => self.take_load(loaded, answers),
+            Event::Settled(number, set, answers) if number == self.loads => self.apply(*set, answers),
+            // Another one has come since.
+            Event::Settled(_, _, answers) => self.configuration.answer(answers),
+            Event::Answered(shard, answer) => {
+                if let Some(shard) = self.shards.get_mut(shard) {
+                    shard.outbox.send(ToShard::Resolved(answer));
+                }
+            }
+            Event::Resolved(name) => {
+                for (key, set) in self.discovery.changed(&name, &self.publisher) {
+                    self.change_endpoints(&key, set);
+                }
+            }
             // Whoever waits for it would wait for ever.
             Event::ReadyFailed(text) => {
                 self.ended = Ended::Environment(text);
@@ -601,8 +670,26 @@ impl Control {
                     .current()
                     .map_or(0, |publication| publication.snapshot.version);
                 if self.shards.iter().all(|shard| shard.applied >= current) {
+                    self.publisher.served(current);
                     self.applied(current);
                 }
+            }
+            ToControl::EndpointsApplied(update) => {
+                let (next, since) = self.publisher.endpoints_applied(index, &update);
+                if let (Some(next), Some(shard)) = (next, self.shards.get_mut(index)) {
+                    shard.outbox.send(ToShard::Endpoints(next));
+                }
+                if let Some(since) = since {
+                    self.metrics
+                        .endpoints_applied(clock::now().saturating_duration_since(since));
+                }
+            }
+            ToControl::Resolve(name) => {
+                let (names, events) = (self.discovery.names().clone(), self.events.clone());
+                tokio::task::spawn_local(async move {
+                    let answer = names.resolve(name).await;
+                    let _ended = events.send(Event::Answered(index, answer)).await;
+                });
             }
             ToControl::Secured { number } => {
                 if let Some(shard) = self.shards.get_mut(index) {
@@ -686,7 +773,7 @@ impl Control {
             let collected = Collected {
                 gauges: collection.gauges.clone(),
                 clusters: collection.clusters.clone(),
-                publication: self.publisher.current().cloned(),
+                publication: self.publisher.effective(),
             };
             let _asker_gone = answer.send(collected);
         }
@@ -695,6 +782,7 @@ impl Control {
     fn render_metrics(&self, gauges: &Gauges) -> String {
         let held = self.publisher.permits_held();
         self.metrics.set_certificates(self.keys.store());
+        self.metrics.set_names(self.discovery.names());
         let (documents, ports) = self.configuration.left_behind();
         self.metrics.set_left_behind(documents, ports);
         if let Some(publication) = self.publisher.current() {
@@ -723,6 +811,7 @@ impl Control {
             self.answer_collection();
         }
         self.refresh_keys();
+        self.discovery.names().look();
         self.retry_ports(now);
         for (index, shard) in self.shards.iter_mut().enumerate() {
             shard.outbox.flush();

@@ -1,5 +1,6 @@
 //! What the admin API and the ready file say, as JSON.
 
+use super::dns::{NameView, Names};
 use super::listeners::Listeners;
 use super::{AdminAddress, Collected};
 use crate::mailbox::Publication;
@@ -151,6 +152,21 @@ pub(super) fn clusters_text(collected: &Collected) -> String {
         }
     }
     text
+}
+
+/// `/dns`: the names that are known.
+pub(super) fn names(names: &Names) -> String {
+    let name = |known: NameView| {
+        json!({
+            "name": &*known.name,
+            "addresses": known.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "state": known.state,
+            "error": known.error,
+            "of": if known.is_kept { "configuration" } else { "requests" },
+        })
+    };
+    let names: Vec<Value> = names.view().into_iter().map(name).collect();
+    json!({ "names": names }).to_string()
 }
 
 /// `/config_dump`: the published snapshot, as [`view`] says.

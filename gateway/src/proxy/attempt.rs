@@ -592,10 +592,11 @@ async fn connect(
         Start::Wait => Ok(Connected::Refused(Cause::Overflow)),
         Start::Connect(lease, address, permit) => {
             x.outcome.upstream_host = Some(address);
-            let wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
+            let mut wanted = match cluster.wanted(name, Offer::Http1, conn.peer(), conn.local_addr()) {
                 Ok(wanted) => wanted,
                 Err(cause) => return Ok(Connected::Refused(cause)),
             };
+            wanted.targets = lease.targets();
             let open = context.clusters.count_open();
             // Boxed: connecting is rare, and its state would make every request's larger.
             let connecting = Box::pin(upstream::connect::connect(
@@ -624,6 +625,7 @@ async fn connect(
             match connected {
                 Ok(upstream) => {
                     stats.counters.upstream_connects += 1;
+                    x.outcome.upstream_host = Some(upstream.address);
                     Ok(Connected::Yes(lease, Upstream::H1(upstream)))
                 }
                 Err(cause) => {
@@ -677,7 +679,7 @@ async fn connect_stream(
         // Waited for above.
         StartStream::Wait => return Ok(Connected::Refused(Cause::Overflow)),
     };
-    outcome.upstream_host = Some(connection.address);
+    outcome.upstream_host = Some(connection.address.get());
     let ready = poll_fn(|cx| {
         if let Poll::Ready(ready) = connection.poll_ready(is_upgrade, cx) {
             return Poll::Ready(Ok(Some(ready)));
@@ -690,6 +692,7 @@ async fn connect_stream(
     };
     match ready {
         Ok(()) => {
+            outcome.upstream_host = Some(connection.address.get());
             let stream = Box::new(upstream::h2::Stream::new(connection));
             Ok(Connected::Yes(lease, Upstream::H2(stream)))
         }

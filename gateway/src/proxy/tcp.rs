@@ -240,7 +240,7 @@ async fn carry(
     let name = client.server_name.as_deref();
     let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
     let name = cluster.tls_name(host).filter(|_| secure);
-    let wanted = match cluster.wanted(
+    let mut wanted = match cluster.wanted(
         name.as_deref(),
         Offer::Bytes,
         client.peer,
@@ -270,10 +270,12 @@ async fn carry(
         };
         outcome.upstream = Some(address);
         let open = context.clusters.count_open();
+        wanted.targets = lease.targets();
         let connected = connect::open(address, &wanted, &context.pool, &context.wheel).await;
         let mut stats = context.stats.borrow_mut();
         match connected {
-            Ok(upstream) => {
+            Ok((upstream, address)) => {
+                outcome.upstream = Some(address);
                 stats.counters.upstream_connects += 1;
                 lease.report(Signal::Connected, clock::now());
                 break (lease, permit, open, upstream);

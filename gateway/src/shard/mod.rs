@@ -117,6 +117,14 @@ pub async fn run(start: Start, wheel: Wheel) {
             answering.context.clusters.answer_bell();
         }
     });
+    let asking = Rc::clone(&shard);
+    spawn::spawn(&shard.context.tasks, async move {
+        loop {
+            for name in asking.context.clusters.names.wanted().await {
+                asking.send(ToControl::Resolve(name));
+            }
+        }
+    });
     let mut inbox = start.inbox;
     while let Some(message) = inbox.recv().await {
         match message {
@@ -125,6 +133,12 @@ pub async fn run(start: Start, wheel: Wheel) {
                 tls,
                 sockets,
             } => shard.apply(&publication, &tls, sockets),
+            ToShard::Endpoints(update) => {
+                let context = &shard.context;
+                context.clusters.update(&update, &context.random);
+                shard.send(ToControl::EndpointsApplied(update));
+            }
+            ToShard::Resolved(answer) => shard.context.clusters.names.answered(&answer),
             ToShard::Secure { number, tls } => {
                 shard.secure(&tls);
                 shard.send(ToControl::Secured { number });

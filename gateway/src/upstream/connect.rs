@@ -1,6 +1,6 @@
 //! Making a connection to an endpoint.
 
-use super::{Connection, Open};
+use super::{Connection, Open, race};
 use crate::io::buffer::Pool;
 use crate::io::clock;
 use crate::io::h1::MessageReader;
@@ -32,6 +32,8 @@ pub struct Secure {
 /// What a connection is to be like.
 #[derive(Clone)]
 pub struct Wanted {
+    /// Where it may lead, the first first; None for one address.
+    pub targets: Option<Arc<[SocketAddr]>>,
     /// How long making it may take.
     pub timeout: Duration,
     /// How the kernel probes it when it is silent.
@@ -42,12 +44,23 @@ pub struct Wanted {
     pub secure: Option<Secure>,
 }
 
-/// Connects a socket, and shakes hands on it.
-pub async fn open(address: SocketAddr, wanted: &Wanted, pool: &Pool, wheel: &Wheel) -> Result<Stream, Cause> {
+/// Connects a socket, and shakes hands on it. Answers also where it leads.
+pub async fn open(
+    address: SocketAddr,
+    wanted: &Wanted,
+    pool: &Pool,
+    wheel: &Wheel,
+) -> Result<(Stream, SocketAddr), Cause> {
     let timeout = wanted.timeout;
     let before = clock::now();
-    let mut stream = match Stream::connect(address, timeout).await {
-        Ok(stream) => stream,
+    let connected = match wanted.targets.as_deref() {
+        Some(targets) if targets.len() > 1 => race::connect(targets, timeout, wheel).await,
+        _ => Stream::connect(address, timeout)
+            .await
+            .map(|stream| (stream, address)),
+    };
+    let (mut stream, address) = match connected {
+        Ok(connected) => connected,
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return Err(Cause::ConnectTimeout),
         Err(_) => return Err(Cause::ConnectFailed),
     };
@@ -67,7 +80,7 @@ pub async fn open(address: SocketAddr, wanted: &Wanted, pool: &Pool, wheel: &Whe
         }
     }
     let Some(Secure { config, name }) = &wanted.secure else {
-        return Ok(stream);
+        return Ok((stream, address));
     };
     let name = ServerName::try_from(&**name).map_err(|_| Cause::UpstreamTls)?;
     let connection =
@@ -84,7 +97,7 @@ pub async fn open(address: SocketAddr, wanted: &Wanted, pool: &Pool, wheel: &Whe
         }),
     });
     shaken.await?;
-    Ok(stream)
+    Ok((stream, address))
 }
 
 /// Connects. The permit is given back when it fails.
@@ -97,7 +110,7 @@ pub async fn connect(
     limits: MessageLimits,
     open: Open,
 ) -> Result<Box<Connection>, Cause> {
-    let stream = self::open(address, &wanted, pool, wheel).await?;
+    let (stream, address) = self::open(address, &wanted, pool, wheel).await?;
     Ok(Box::new(Connection {
         stream,
         reader: MessageReader::new(pool, limits),

@@ -48,8 +48,8 @@ enum State {
 
 /// One connection, as those who want streams of it see it.
 pub struct Connection {
-    /// Where it leads.
-    pub address: SocketAddr,
+    /// Where it leads; of several addresses the first, until one of them has answered.
+    pub address: Cell<SocketAddr>,
     /// The name that its TLS was asked for; None for plaintext.
     pub name: Option<Box<str>>,
     /// What was shown and demanded; None for plaintext.
@@ -68,7 +68,7 @@ impl Connection {
     /// A connection that [`drive`] is about to make.
     pub fn new(address: SocketAddr, name: Option<Box<str>>, config: Option<Arc<ClientConfig>>) -> Self {
         Self {
-            address,
+            address: Cell::new(address),
             name,
             config,
             local: Cell::new(None),
@@ -142,7 +142,7 @@ impl Connection {
     fn stream(&self, head: &RequestHead) -> Result<(ResponseFuture, Sender), ReadError> {
         let ended = head.body.is_empty() && head.upgrade.is_empty();
         let mut request =
-            write_request(head, self.name.is_some(), self.address).ok_or(ReadError::Unspeakable)?;
+            write_request(head, self.name.is_some(), self.address.get()).ok_or(ReadError::Unspeakable)?;
         if !head.upgrade.is_empty() {
             let protocol = h2::ext::Protocol::from(head.upgrade.as_str());
             request.extensions_mut().insert(protocol);
@@ -232,7 +232,8 @@ async fn run(
     changed: &impl Fn(Change),
 ) -> Result<(), Cause> {
     let deadline = wheel.timer();
-    let stream = connect::open(connection.address, &means.wanted, pool, wheel).await?;
+    let (stream, address) = connect::open(connection.address.get(), &means.wanted, pool, wheel).await?;
+    connection.address.set(address);
     let socket = Rc::new(stream);
     connection.local.set(socket.local_addr());
     let mut builder = client::Builder::new();
@@ -281,7 +282,7 @@ async fn run(
         }
         if let Poll::Ready(ended) = ended {
             if let Err(error) = ended {
-                tracing::debug!(address = %connection.address, %error, "an HTTP/2 connection to an upstream broke off");
+                tracing::debug!(address = %connection.address.get(), %error, "an HTTP/2 connection to an upstream broke off");
             }
             return Poll::Ready(Ok(()));
         }

@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub mod h2;
+mod race;
 
 use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;

@@ -1,8 +1,8 @@
 //! Localities: which endpoints are near, and how much of the load stays there (Istio `localityLbSetting`,
 //! `zoneAwareLbSetting`).
 //!
-//! A locality is a region, a zone in it, and a part of that zone. [`Nearness`] gives each endpoint a level: 0 for the
-//! nearest, one more for each step away, without gaps. Load goes to level 0 as long as enough of it is available, with
+//! A locality is a region, a zone in it, and a part of that zone. [`Nearness`] gives each endpoint a level, lower for
+//! nearer ones, and [`close_ranks`] counts them from 0 on without gaps. Load goes to level 0 as long as enough of it is available, with
 //! [`OVERPROVISIONING`] to spare, and what it cannot take spills over to the next ([`loads`]). [`Spread`] divides the load
 //! of a level among localities by written shares (`distribute`) or by where endpoints are (`zoneAwareLbSetting`).
 
@@ -100,27 +100,15 @@ pub struct Nearness<'a> {
 }
 
 impl Nearness<'_> {
-    /// The level of each endpoint, which has these labels and is there. Levels without endpoints are left out.
-    pub fn levels<'e>(
-        &self,
-        endpoints: impl Iterator<Item = (&'e BTreeMap<String, String>, &'e str)>,
-    ) -> Vec<u32> {
-        let raw: Vec<u32> = endpoints
-            .map(|(labels, locality)| {
-                let there = Locality::parse(locality);
-                let by_label = self.by_labels(labels, &there);
-                // Istio's `applyLocalityFailover` keeps room for its five levels in each of the others.
-                match (self.priority.is_empty(), self.failover.is_empty()) {
-                    (false, true) => by_label,
-                    _ => by_label * 5 + self.by_locality(&there),
-                }
-            })
-            .collect();
-        let mut known = raw.clone();
-        known.sort_unstable();
-        known.dedup();
-        let level = |raw: &u32| known.binary_search(raw).unwrap_or(0) as u32;
-        raw.iter().map(level).collect()
+    /// The level of an endpoint that has these labels and is there. Between levels there may be gaps ([`close_ranks`]).
+    pub fn level(&self, labels: &BTreeMap<String, String>, locality: &str) -> u32 {
+        let there = Locality::parse(locality);
+        let by_label = self.by_labels(labels, &there);
+        // Istio's `applyLocalityFailover` keeps room for its five levels in each of the others.
+        match (self.priority.is_empty(), self.failover.is_empty()) {
+            (false, true) => by_label,
+            _ => by_label * 5 + self.by_locality(&there),
+        }
     }
 
     /// 0 when all labels of `failoverPriority` are this gateway's, one more for each from the first that is not.
@@ -146,6 +134,16 @@ impl Nearness<'_> {
             Some((_, to)) if distance == 3 && there.region() != to => 4,
             _ => distance,
         }
+    }
+}
+
+/// Leaves out levels without endpoints.
+pub fn close_ranks(endpoints: &mut [Endpoint]) {
+    let mut known: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.level).collect();
+    known.sort_unstable();
+    known.dedup();
+    for endpoint in endpoints {
+        endpoint.level = known.binary_search(&endpoint.level).unwrap_or(0) as u32;
     }
 }
 
@@ -394,6 +392,20 @@ pub(super) fn parts(spread: &Spread, groups: &[(&Group, Count)], panics: bool) -
 mod tests {
     use super::*;
 
+    fn levels_of<'e>(
+        nearness: &Nearness<'_>,
+        there: impl Iterator<Item = (&'e BTreeMap<String, String>, &'e str)>,
+    ) -> Vec<u32> {
+        let mut all: Vec<Endpoint> = there
+            .map(|(labels, locality)| Endpoint {
+                level: nearness.level(labels, locality),
+                ..Endpoint::new(([10, 0, 0, 1], 1).into())
+            })
+            .collect();
+        close_ranks(&mut all);
+        all.iter().map(|endpoint| endpoint.level).collect()
+    }
+
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs
             .iter()
@@ -445,7 +457,7 @@ mod tests {
                 failover: &failover,
                 priority: &[],
             };
-            nearness.levels(there.iter().map(|there| (&none, *there)))
+            levels_of(&nearness, there.iter().map(|there| (&none, *there)))
         };
         let all = ["r1/z1/s1", "r1/z1/s2", "r1/z2/s1", "r2/z1/s1", "r3"];
         assert_eq!(levels(&[], &all), [0, 1, 2, 3, 3]);
@@ -478,7 +490,7 @@ mod tests {
             priority: &[],
         };
         let there = ["r1", "r2/z", ""].map(|there| (&none, there));
-        assert_eq!(nearness.levels(there.into_iter()), [0, 0, 0]);
+        assert_eq!(levels_of(&nearness, there.into_iter()), [0, 0, 0]);
     }
 
     #[test]
@@ -500,7 +512,10 @@ mod tests {
                 failover,
                 priority: &names,
             };
-            nearness.levels(endpoints.iter().map(|(labels, there)| (labels, *there)))
+            levels_of(
+                &nearness,
+                endpoints.iter().map(|(labels, there)| (labels, *there)),
+            )
         };
         assert_eq!(levels(&["version", "cluster"], &[]), [0, 1, 2, 2]);
         assert_eq!(levels(&["cluster", "version"], &[]), [0, 2, 1, 2]);

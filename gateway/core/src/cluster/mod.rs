@@ -173,6 +173,8 @@ pub struct Choice<'a> {
 struct EndpointState {
     id: EndpointId,
     address: SocketAddr,
+    /// Where new connections go, when that is not `address`.
+    targets: Option<Arc<[SocketAddr]>>,
     weight: u32,
     active: u32,
     idle: Pool,
@@ -181,6 +183,13 @@ struct EndpointState {
     streams_allowed: u32,
     /// What the shards know about it.
     health: Arc<EndpointShared>,
+}
+
+impl EndpointState {
+    fn target(&self) -> SocketAddr {
+        let first = self.targets.as_deref().and_then(<[SocketAddr]>::first);
+        first.copied().unwrap_or(self.address)
+    }
 }
 
 impl Load for [EndpointState] {
@@ -283,6 +292,7 @@ impl Cluster {
             let state = match known {
                 Some(at) => EndpointState {
                     weight: endpoint.weight,
+                    targets: endpoint.targets.clone(),
                     health,
                     ..before.swap_remove(at)
                 },
@@ -291,6 +301,7 @@ impl Cluster {
                     EndpointState {
                         id: EndpointId(self.next_id),
                         address: endpoint.address,
+                        targets: endpoint.targets.clone(),
                         weight: endpoint.weight,
                         active: 0,
                         idle: Pool::default(),
@@ -341,7 +352,7 @@ impl Cluster {
                 state.active += 1;
                 Acquired::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -388,7 +399,7 @@ impl Cluster {
                 state.active += 1;
                 AcquiredStream::Open {
                     endpoint: state.id,
-                    address: state.address,
+                    address: state.target(),
                     permit,
                 }
             }
@@ -580,6 +591,12 @@ impl Cluster {
             state.shared.clear();
         }
         all
+    }
+
+    /// Where new connections to an endpoint go, the first first; None for the one address that [`Self::acquire`] names.
+    pub fn targets(&self, endpoint: EndpointId) -> Option<&Arc<[SocketAddr]>> {
+        let state = self.endpoints.get(self.position(endpoint)?)?;
+        state.targets.as_ref()
     }
 
     /// For the admin API: address, weight, requests in flight, idle connections.

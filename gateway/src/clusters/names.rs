@@ -1,0 +1,162 @@
+//! Names that requests bring, on a shard: control resolves them, and the shard remembers what it was told.
+//!
+//! Requests that ask for one name share one question to control. What was told is used as long as it is good, and a
+//! moment longer while it is asked for anew, so that no request waits for a name that is in use.
+
+use crate::io::clock;
+use crate::mailbox::NameAnswer;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Most names that a shard remembers.
+const NAMES_MAX: usize = 10_000;
+/// How long an answer is used at least: requests in a burst are not to ask one after the other.
+const GOOD_MIN: Duration = Duration::from_secs(1);
+
+/// What a shard knows of names.
+#[derive(Debug, Default)]
+pub struct Names {
+    known: RefCell<HashMap<Arc<str>, Known>>,
+    /// Those that control is to be asked for.
+    wanted: RefCell<Vec<Arc<str>>>,
+    asker: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    answer: Option<(Arc<[IpAddr]>, Instant)>,
+    is_asked: bool,
+    waiting: Vec<Waker>,
+}
+
+impl Names {
+    /// The addresses of a name in the order in which they are to be tried; none when it has none, or nobody knows.
+    /// Dropping the future gives the question up for this request only.
+    pub async fn resolve(&self, name: &str) -> Arc<[IpAddr]> {
+        poll_fn(|cx| {
+            let now = clock::now();
+            let mut known = self.known.borrow_mut();
+            let has = known.get_key_value(name).map(|(name, _)| Arc::clone(name));
+            let name = match has {
+                Some(name) => name,
+                None => {
+                    if known.len() >= NAMES_MAX {
+                        known.retain(|_, known| known.is_asked || known.is_good(now));
+                    }
+                    if known.len() >= NAMES_MAX {
+                        return Poll::Ready(Arc::default());
+                    }
+                    name.into()
+                }
+            };
+            let found = known.entry(Arc::clone(&name)).or_default();
+            if !found.is_good(now) && !found.is_asked {
+                found.is_asked = true;
+                self.wanted.borrow_mut().push(name);
+                if let Some(asker) = self.asker.take() {
+                    asker.wake();
+                }
+            }
+            match &found.answer {
+                // Old addresses are better than a wait; that there were none may be over.
+                Some((addresses, _)) if found.is_good(now) || !addresses.is_empty() => {
+                    Poll::Ready(Arc::clone(addresses))
+                }
+                _ => {
+                    found.waiting.push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// The names that control is to be asked for next.
+    pub async fn wanted(&self) -> Vec<Arc<str>> {
+        poll_fn(|cx| {
+            let wanted = self.wanted.take();
+            if wanted.is_empty() {
+                *self.asker.borrow_mut() = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(wanted)
+        })
+        .await
+    }
+
+    /// Takes an answer of control's.
+    pub fn answered(&self, answer: &NameAnswer) {
+        let waiting = {
+            let mut known = self.known.borrow_mut();
+            let Some(found) = known.get_mut(&*answer.name) else {
+                return;
+            };
+            let until = answer.until.max(clock::now() + GOOD_MIN);
+            found.answer = Some((Arc::clone(&answer.addresses), until));
+            found.is_asked = false;
+            std::mem::take(&mut found.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Known {
+    fn is_good(&self, now: Instant) -> bool {
+        self.answer.as_ref().is_some_and(|(_, until)| now < *until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+    use std::pin::pin;
+
+    fn answer(name: &str, list: &[[u8; 4]], good: Duration) -> NameAnswer {
+        NameAnswer {
+            name: name.into(),
+            addresses: list.iter().map(|ip| IpAddr::from(*ip)).collect(),
+            until: clock::now() + good,
+        }
+    }
+
+    #[test]
+    fn requests_share_a_question_and_what_is_known_is_used_at_once() {
+        block_on(async {
+            let names = Names::default();
+            let (mut first, mut second) = (pin!(names.resolve("a")), pin!(names.resolve("a")));
+            assert_eq!(poll_once(first.as_mut()).await, None);
+            assert_eq!(poll_once(second.as_mut()).await, None);
+            assert_eq!(names.wanted().await, ["a".into()]);
+            names.answered(&answer("a", &[[10, 0, 0, 1]], Duration::from_secs(60)));
+            assert_eq!((first.await.len(), second.await.len()), (1, 1));
+            assert_eq!(names.resolve("a").await.len(), 1);
+            assert_eq!(poll_once(names.wanted()).await, None, "nothing more is asked");
+        });
+    }
+
+    #[test]
+    fn old_addresses_are_used_while_they_are_asked_for_and_old_absence_is_not() {
+        block_on(async {
+            let names = Names::default();
+            for name in ["a", "b"] {
+                assert_eq!(poll_once(names.resolve(name)).await, None);
+            }
+            assert_eq!(names.wanted().await.len(), 2);
+            names.answered(&answer("a", &[[10, 0, 0, 1]], Duration::ZERO));
+            names.answered(&answer("b", &[], Duration::ZERO));
+            assert_eq!(names.resolve("b").await.len(), 0, "for a moment");
+            for known in names.known.borrow_mut().values_mut() {
+                known.answer.as_mut().unwrap().1 = clock::now();
+            }
+            assert_eq!(names.resolve("a").await.len(), 1);
+            assert_eq!(poll_once(names.resolve("b")).await, None);
+            assert_eq!(names.wanted().await.len(), 2);
+        });
+    }
+}

@@ -1,0 +1,40 @@
+//! Other endpoints for one cluster, between two versions of the configuration.
+
+use super::{ClusterHandle, Clusters, Lease};
+use crate::io::clock;
+use crate::mailbox::EndpointUpdate;
+use isthmus_core::random::Random;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+impl Clusters {
+    /// Takes other endpoints of one cluster over. Those that stay keep their connections, limits and ejections; those
+    /// that go get nothing new, and what is under way on them ends by itself.
+    pub fn update(&self, update: &EndpointUpdate, random: &RefCell<Random>) {
+        if let Some(handle) = self.get(&update.key) {
+            handle.update(update, random);
+        }
+    }
+}
+
+impl ClusterHandle {
+    fn update(self: &Rc<Self>, update: &EndpointUpdate, random: &RefCell<Random>) {
+        let orphans = {
+            let mut cluster = self.cluster.borrow_mut();
+            cluster.share_counts(Arc::clone(&update.shared));
+            cluster.reconcile(Arc::clone(&update.spec), clock::now(), &mut random.borrow_mut())
+        };
+        self.close(orphans);
+        self.retire_unshared();
+        self.stir();
+    }
+}
+
+impl Lease {
+    /// Where new connections to the endpoint go, the first first; None for the one address that it has.
+    pub fn targets(&self) -> Option<Arc<[SocketAddr]>> {
+        self.handle.cluster.borrow().targets(self.endpoint).cloned()
+    }
+}

@@ -1,0 +1,77 @@
+//! Discovery: what DNS answers becomes endpoints of the clusters that have the name.
+
+use super::dns::Names;
+use super::publish::Publisher;
+use isthmus_core::endpoint::EndpointSet;
+use isthmus_core::name::ClusterKey;
+use isthmus_core::snapshot::Snapshot;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Where names are used, and what is known of them.
+pub(super) struct Discovery {
+    names: Names,
+    clusters: HashMap<Box<str>, Vec<ClusterKey>>,
+}
+
+impl Discovery {
+    /// Of no cluster yet.
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            names,
+            clusters: HashMap::new(),
+        }
+    }
+
+    /// What is known of names.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Puts the endpoints into a version as they are known now, before it is published.
+    pub(super) fn fill(&mut self, snapshot: &mut Snapshot, publisher: &Publisher) {
+        self.clusters.clear();
+        let nothing = EndpointSet::default();
+        for (key, spec) in &mut snapshot.clusters {
+            let Some(found) = &spec.endpoints.discovery else {
+                continue;
+            };
+            for named in &found.names {
+                let users = self.clusters.entry(named.host.clone()).or_default();
+                if users.last() != Some(key) {
+                    users.push(key.clone());
+                }
+            }
+            let before = publisher.endpoints(key).map_or(&nothing, |set| set);
+            let set = found.endpoints(|name| self.names.addresses(name), before);
+            Arc::make_mut(spec).endpoints = Arc::new(set);
+        }
+        let names: HashSet<&str> = self.clusters.keys().map(|name| &**name).collect();
+        self.names.keep_only(&names);
+    }
+
+    /// The clusters that have a name, with their endpoints as they are now.
+    pub(super) fn changed(&self, name: &str, publisher: &Publisher) -> Vec<(ClusterKey, EndpointSet)> {
+        let users = self.clusters.get(name).map_or(&[][..], Vec::as_slice);
+        let present = |key: &ClusterKey| {
+            let before = publisher.endpoints(key)?;
+            let found = before.discovery.as_ref()?;
+            let set = found.endpoints(|name| self.names.addresses(name), before);
+            Some((key.clone(), set))
+        };
+        users.iter().filter_map(present).collect()
+    }
+}
+
+/// The names that a version has.
+pub(super) fn names_of(snapshot: &Snapshot) -> Vec<Box<str>> {
+    let found = snapshot
+        .clusters
+        .values()
+        .filter_map(|spec| spec.endpoints.discovery.as_ref());
+    let names: HashSet<&Box<str>> = found
+        .flat_map(|found| &found.names)
+        .map(|named| &named.host)
+        .collect();
+    names.into_iter().cloned().collect()
+}

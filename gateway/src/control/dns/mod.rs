@@ -1,0 +1,368 @@
+//! Names of DNS, on the control thread: whoever needs the addresses of a name gets them here, and no request ever waits
+//! for a resolver while an address is known.
+//!
+//! Names that the configuration has are kept ([`Names::keep`]): each family of each is a task that asks, takes what
+//! `core::dns` makes of the answer, and sleeps until the next question is due. Names that a request brings are resolved
+//! when they are asked for ([`Names::resolve`]): askers of one name share its question, and it is remembered as long as
+//! it is good, and for as long again whenever somebody has asked for it meanwhile.
+
+mod resolver;
+
+use super::Event;
+use crate::io::clock;
+use crate::mailbox::NameAnswer;
+use isthmus_core::discovery::in_turn;
+use isthmus_core::dns::{Family, Records, Times};
+use isthmus_core::limits::Settings;
+use isthmus_core::random::Random;
+use resolver::Resolver;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{sleep_until, timeout, timeout_at};
+
+/// Most questions that are under way at a time; more wait for their turn.
+const QUESTIONS_MAX: usize = 256;
+/// Most names that requests have brought and that are remembered.
+const BROUGHT_MAX: usize = 10_000;
+/// Longest time for a question with all its search domains and servers.
+const QUESTION_MAX: Duration = Duration::from_secs(30);
+
+/// What can be known of a name.
+pub(super) const NAME_STATES: [&str; 5] = ["pending", "resolved", "stale", "none", "failed"];
+
+/// A name, as reports show it.
+#[derive(Debug)]
+pub(super) struct NameView {
+    pub(super) name: Arc<str>,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) state: &'static str,
+    /// Why the last question was not answered.
+    pub(super) error: Option<String>,
+    /// Whether it is of the configuration, and not of a request.
+    pub(super) is_kept: bool,
+}
+
+/// Counts of questions by what came of them.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) answered: Cell<u64>,
+    pub(super) none: Cell<u64>,
+    pub(super) failed: Cell<u64>,
+}
+
+/// All names that are known. Handles are cheap to copy.
+#[derive(Clone)]
+pub(super) struct Names(Rc<State>);
+
+struct State {
+    resolver: Resolver,
+    times: Times,
+    start_timeout: Duration,
+    table: RefCell<HashMap<Arc<str>, Rc<Known>>>,
+    questions: Semaphore,
+    random: RefCell<Random>,
+    counts: Counts,
+    events: mpsc::Sender<Event>,
+}
+
+struct Known {
+    records: [RefCell<Records>; 2],
+    error: RefCell<Option<String>>,
+    is_kept: Cell<bool>,
+    /// When a request has last asked for it.
+    used: Cell<Instant>,
+    is_gone: Cell<bool>,
+    told: Notify,
+}
+
+impl Known {
+    fn new(is_kept: bool) -> Self {
+        let records = || RefCell::new(Records::new(clock::now()));
+        Self {
+            records: [records(), records()],
+            error: RefCell::default(),
+            is_kept: Cell::new(is_kept),
+            used: Cell::new(clock::now()),
+            is_gone: Cell::new(false),
+            told: Notify::new(),
+        }
+    }
+
+    /// As answered, one family after the other.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let all = self.records.iter();
+        all.flat_map(|records| records.borrow().addresses().to_vec())
+            .collect()
+    }
+
+    /// Whether there are addresses, or it is known that there are none.
+    fn is_settled(&self) -> bool {
+        let has_any = |records: &RefCell<Records>| !records.borrow().addresses().is_empty();
+        self.records.iter().any(has_any) || self.records.iter().all(|records| records.borrow().is_settled())
+    }
+
+    async fn settled(&self) {
+        while !self.is_settled() {
+            self.told.notified().await;
+        }
+    }
+}
+
+impl Names {
+    /// None yet. Changes of kept ones are told as events.
+    pub(super) fn new(settings: &Settings, seed: u64, events: mpsc::Sender<Event>) -> Self {
+        Self(Rc::new(State {
+            resolver: Resolver::new(settings),
+            times: settings.dns_times(),
+            start_timeout: settings.dns_start_timeout,
+            table: RefCell::default(),
+            questions: Semaphore::new(QUESTIONS_MAX),
+            random: RefCell::new(Random::from_seed(seed)),
+            counts: Counts::default(),
+            events,
+        }))
+    }
+
+    /// Keeps these names, too, from now on.
+    pub(super) fn keep<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        for name in names {
+            let known = self.0.table.borrow().get(name).cloned();
+            match known {
+                Some(known) => known.is_kept.set(true),
+                None => {
+                    self.begin(name, true);
+                }
+            }
+        }
+    }
+
+    /// Keeps these names only.
+    pub(super) fn keep_only(&self, names: &HashSet<&str>) {
+        self.keep(names.iter().copied());
+        self.0.table.borrow_mut().retain(|name, known| {
+            let is_left = known.is_kept.get() && !names.contains(&**name);
+            if is_left {
+                known.is_gone.set(true);
+                known.told.notify_waiters();
+            }
+            !is_left
+        });
+    }
+
+    fn begin(&self, name: &str, is_kept: bool) -> Rc<Known> {
+        let name: Arc<str> = name.into();
+        let known = Rc::new(Known::new(is_kept));
+        self.0
+            .table
+            .borrow_mut()
+            .insert(Arc::clone(&name), Rc::clone(&known));
+        for family in Family::ALL {
+            let (state, name, known) = (Rc::clone(&self.0), Arc::clone(&name), Rc::clone(&known));
+            tokio::task::spawn_local(async move { state.follow(name, known, family).await });
+        }
+        known
+    }
+
+    /// The addresses of a kept name, as answered, one family after the other.
+    pub(super) fn addresses(&self, name: &str) -> Vec<IpAddr> {
+        let table = self.0.table.borrow();
+        table.get(name).map_or_else(Vec::new, |known| known.addresses())
+    }
+
+    /// Keeps these names, and waits until it is known of each whether it has addresses, but no longer than the settings
+    /// say. What is not known then comes later.
+    pub(super) async fn settle(self, names: Vec<Box<str>>) {
+        self.keep(names.iter().map(|name| &**name));
+        let end = (clock::now() + self.0.start_timeout).into();
+        for name in &names {
+            let known = self.0.table.borrow().get(&**name).cloned();
+            let Some(known) = known else { continue };
+            if timeout_at(end, known.settled()).await.is_err() {
+                tracing::warn!(%name, waited = ?self.0.start_timeout, "no server of DNS has answered yet: the configuration is served without addresses of this name");
+            }
+        }
+    }
+
+    /// Whether all of these names are settled.
+    pub(super) fn are_settled<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
+        let table = self.0.table.borrow();
+        names.all(|name| table.get(name).is_some_and(|known| known.is_settled()))
+    }
+
+    /// The addresses of a name that a request brings: at once when they are known, even if they are old, because then
+    /// they are being looked for anew.
+    pub(super) async fn resolve(&self, name: Arc<str>) -> NameAnswer {
+        let found = self.0.table.borrow().get(&name).cloned();
+        let known = match found {
+            Some(known) => known,
+            None => {
+                let is_full = self.0.table.borrow().len() >= BROUGHT_MAX;
+                if is_full {
+                    tracing::warn!(
+                        name = &*name,
+                        most = BROUGHT_MAX,
+                        "too many names are asked for by requests"
+                    );
+                    return NameAnswer {
+                        name,
+                        addresses: Arc::default(),
+                        until: clock::now(),
+                    };
+                }
+                self.begin(&name, false)
+            }
+        };
+        known.used.set(clock::now());
+        let _late = timeout(QUESTION_MAX, known.settled()).await;
+        let records = known.records.iter().map(RefCell::borrow);
+        let next = records.filter_map(|records| match records.addresses().is_empty() {
+            true => records.due(),
+            false => Some(records.until()),
+        });
+        NameAnswer {
+            until: next.min().unwrap_or_else(clock::now),
+            addresses: in_turn(&known.addresses()).collect(),
+            name,
+        }
+    }
+
+    /// Looks whether the system's files about DNS have changed.
+    pub(super) fn look(&self) {
+        self.0.resolver.look();
+    }
+
+    /// What came of questions so far.
+    pub(super) fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// All names that are known.
+    pub(super) fn view(&self) -> Vec<NameView> {
+        let now = clock::now();
+        let table = self.0.table.borrow();
+        let view = |(name, known): (&Arc<str>, &Rc<Known>)| {
+            let addresses = known.addresses();
+            let is_stale = known.records.iter().any(|records| records.borrow().is_stale(now));
+            let state = match (known.is_settled(), addresses.is_empty(), is_stale) {
+                (false, ..) => "pending",
+                (true, true, _) if known.error.borrow().is_some() => "failed",
+                (true, true, _) => "none",
+                (true, false, true) => "stale",
+                (true, false, false) => "resolved",
+            };
+            NameView {
+                name: Arc::clone(name),
+                addresses,
+                state,
+                error: known.error.borrow().clone(),
+                is_kept: known.is_kept.get(),
+            }
+        };
+        let mut all: Vec<NameView> = table.iter().map(view).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+}
+
+impl State {
+    /// Asks for one family of a name's addresses as long as somebody wants to know.
+    async fn follow(self: Rc<Self>, name: Arc<str>, known: Rc<Known>, family: Family) {
+        let records = match family {
+            Family::V4 => &known.records[0],
+            Family::V6 => &known.records[1],
+        };
+        let mut last = None;
+        loop {
+            let due = records.borrow().due().unwrap_or_else(clock::now);
+            let mut is_due = false;
+            while !is_due && !known.is_gone.get() {
+                tokio::select! {
+                    () = sleep_until(due.into()) => is_due = true,
+                    () = known.told.notified() => {}
+                }
+            }
+            if known.is_gone.get() || self.forgets(&name, &known, last) {
+                return;
+            }
+            last = Some(clock::now());
+            let Ok(_turn) = self.questions.acquire().await else {
+                return;
+            };
+            records.borrow_mut().asked();
+            let asked = timeout(QUESTION_MAX, self.resolver.ask(&name, family)).await;
+            let late = || {
+                (
+                    isthmus_core::dns::Answer::Failed,
+                    Some("no answer in time".to_owned()),
+                )
+            };
+            self.take(&name, &known, records, asked.unwrap_or_else(|_| late()))
+                .await;
+        }
+    }
+
+    /// Whether a name that a request has brought was not asked for since the last question about it.
+    fn forgets(&self, name: &str, known: &Known, last: Option<Instant>) -> bool {
+        let is_unused = !known.is_kept.get() && last.is_some_and(|last| known.used.get() < last);
+        if is_unused {
+            known.is_gone.set(true);
+            known.told.notify_waiters();
+            self.table.borrow_mut().remove(name);
+        }
+        is_unused
+    }
+
+    async fn take(
+        &self,
+        name: &Arc<str>,
+        known: &Known,
+        records: &RefCell<Records>,
+        (answer, why): resolver::Said,
+    ) {
+        use isthmus_core::dns::Answer;
+        let count = match &answer {
+            Answer::Addresses { .. } => &self.counts.answered,
+            Answer::None { .. } => &self.counts.none,
+            Answer::Failed => &self.counts.failed,
+        };
+        count.set(count.get() + 1);
+        let failed = matches!(answer, Answer::Failed);
+        let (is_other, failures) = {
+            let mut records = records.borrow_mut();
+            let before = records.failures();
+            let is_other = records.answered(answer, clock::now(), &self.times, &mut self.random.borrow_mut());
+            (is_other, (before, records.failures()))
+        };
+        if failed {
+            let why = why.unwrap_or_else(|| "no server can be asked".to_owned());
+            if failures.1 == 1 {
+                let left = records.borrow().addresses().len();
+                tracing::warn!(
+                    name = &**name,
+                    reason = why,
+                    addresses_kept = left,
+                    "a name cannot be resolved"
+                );
+            }
+            *known.error.borrow_mut() = Some(why);
+        } else if failures.0 > 0 {
+            tracing::info!(
+                name = &**name,
+                failures = failures.0,
+                "a name can be resolved again"
+            );
+            known.error.take();
+        } else {
+            known.error.take();
+        }
+        known.told.notify_waiters();
+        if is_other && known.is_kept.get() {
+            let _ended = self.events.send(Event::Resolved(Arc::clone(name))).await;
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The wiring: from options to a running process, in one function.
 
 use crate::access_log::{self, Format, Target};
-use crate::control::{self, Ended, Files, ShardLink};
+use crate::control::{self, Ended, Files, Inherited, ShardLink};
 use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
@@ -118,13 +118,14 @@ fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), 
         let hints = hints.len();
         tracing::info!(hints, "`isthmus check` has hints about these resources");
     }
-    let errors = told
+    let mut found = told
         .iter()
-        .filter(|found| found.severity == diagnostic::Severity::Error)
-        .count();
-    if errors > 0 && !can_degrade {
+        .filter(|found| found.severity == diagnostic::Severity::Error);
+    let first = found.next();
+    let errors = usize::from(first.is_some()) + found.count();
+    if let Some(first) = first.filter(|_| !can_degrade) {
         return Err(Exit::Configuration(format!(
-            "the configuration has {errors} error(s)"
+            "the configuration has {errors} error(s), the first: {first}"
         )));
     }
     if errors > 0 {
@@ -189,7 +190,22 @@ pub(crate) fn load_process(
 }
 
 /// Runs the gateway on files until it is told to end.
-pub fn run(mut options: Options) -> Exit {
+pub fn run(options: Options) -> Exit {
+    let inherited = match Inherited::find() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            return Exit::Environment(format!("what an older process passes cannot be taken: {error}"));
+        }
+    };
+    let parent = inherited.parent();
+    let exit = run_files(options, inherited);
+    if let (Some(parent), Some(why)) = (parent, exit.status().1) {
+        parent.fail(why);
+    }
+    exit
+}
+
+fn run_files(mut options: Options, inherited: Inherited) -> Exit {
     let process = load_process(options.mesh_config.as_ref(), options.settings.as_ref());
     let (mesh, mut settings) = match process {
         Ok(process) => process,
@@ -203,7 +219,7 @@ pub fn run(mut options: Options) -> Exit {
         settings.dns_servers = servers;
     }
     match load(&options) {
-        Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings),
+        Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings, inherited),
         Err(exit) => exit,
     }
 }
@@ -212,12 +228,18 @@ pub fn run(mut options: Options) -> Exit {
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
     let outcome = keep::compile(sources.to_vec(), &options.compile, &LastGood::default());
     match tell(&outcome, sources, false) {
-        Ok(()) => run_compiled(options, outcome, None, &Settings::default()),
+        Ok(()) => run_compiled(options, outcome, None, &Settings::default(), Inherited::default()),
         Err(exit) => exit,
     }
 }
 
-fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, settings: &Settings) -> Exit {
+fn run_compiled(
+    options: Options,
+    mut outcome: Outcome,
+    files: Option<Files>,
+    settings: &Settings,
+    inherited: Inherited,
+) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }
@@ -292,7 +314,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
             options.control,
             settings.clone(),
             (outcome, files),
-            store,
+            (store, inherited),
             (links, bells),
             (metrics, seed(count)),
             log,

@@ -39,4 +39,5 @@ mod tls;
 mod tls_hello;
 mod tls_keys;
 mod tls_upstream;
+mod upgrade;
 mod websocket;

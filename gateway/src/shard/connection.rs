@@ -4,13 +4,14 @@
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
 use crate::downstream::h2::{self, PREFACE};
-use crate::downstream::{Drain, proxy_header, tls};
+use crate::downstream::{proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
 use crate::io::spawn;
 use crate::io::stream::Stream;
 use crate::proxy::exchange::{After, Exchange};
 use crate::proxy::http;
 use crate::proxy::{Context, ListenerState, tcp};
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::Cause;
@@ -111,6 +112,7 @@ async fn begin(
         peer,
         secured,
         server_name,
+        drain: Rc::clone(&listener.drain),
     };
     let names = match serving.accepts() {
         Accepts::Http => return Begun::Http(client(stream, begun, None, None)),

@@ -27,6 +27,7 @@ mod h2_pool;
 mod limits;
 mod mirror;
 mod nginx_upstream;
+mod registration;
 mod reload;
 mod resilience;
 mod retries;

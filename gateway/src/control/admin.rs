@@ -3,7 +3,7 @@
 //! Health is on a port of its own because load balancers see it: it says nothing else. Admin listens on loopback; what
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
-use super::{Collected, Event, Request, StartError, explain as live, report};
+use super::{Collected, Event, Request, StartError, explain as live, registration_api, report};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -56,6 +56,14 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    /// Whether nobody but this machine can reach it.
+    pub(super) fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// Takes a socket out of the file system that a process has left there, and nothing else of that name.
     pub(super) fn remove(&self) {
         if let Self::Unix(path) = self
@@ -113,6 +121,7 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
         .route("/configuration", get(configuration))
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
+        .merge(registration_api::routes(address.is_private()))
         .with_state(events);
     match address {
         AdminAddress::Tcp(tcp) => serve("admin", *tcp, router).await.map(AdminAddress::Tcp),
@@ -141,7 +150,8 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
 async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
-     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
+     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
+     GET  /v1/endpoints[/SERVICE[/INSTANCE]]\nPUT, DELETE /v1/endpoints/SERVICE/INSTANCE\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -156,11 +166,11 @@ async fn collect(events: &Events) -> Option<Collected> {
     answered.await.ok()
 }
 
-fn ending() -> Response {
+pub(super) fn ending() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n").into_response()
 }
 
-fn json(text: String) -> Response {
+pub(super) fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
@@ -320,7 +330,7 @@ async fn drain_listeners(State(events): State<Events>, headers: HeaderMap) -> Re
 
 /// A page in an operator's browser may send a POST to loopback; it cannot hide its Origin, nor (by DNS rebinding) make
 /// Host an address.
-fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())

@@ -28,6 +28,7 @@ mod limits;
 mod mirror;
 mod nginx_upstream;
 mod overload;
+mod registration;
 mod reload;
 mod resilience;
 mod retries;

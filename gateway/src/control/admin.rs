@@ -4,7 +4,7 @@
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
 use super::upgrade::Order;
-use super::{Collected, Event, Request, explain as live, report};
+use super::{Collected, Event, Request, explain as live, registration_api, report};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -56,6 +56,14 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    /// Whether nobody but this machine can reach it.
+    pub(super) fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// Takes a socket out of the file system that a process has left there, and nothing else of that name.
     pub(super) fn remove(&self) {
         if let Self::Unix(path) = self
@@ -79,7 +87,8 @@ pub(super) fn metrics_router(events: Events) -> Router {
         .with_state(events)
 }
 
-pub(super) fn admin_router(events: Events) -> Router {
+/// `is_private` is whether nobody but this machine can ask.
+pub(super) fn admin_router(events: Events, is_private: bool) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
@@ -96,6 +105,7 @@ pub(super) fn admin_router(events: Events) -> Router {
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
         .route("/upgrade", post(upgrade))
+        .merge(registration_api::routes(is_private))
         .with_state(events)
 }
 
@@ -103,6 +113,7 @@ async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
+     GET  /v1/endpoints[/SERVICE[/INSTANCE]]\nPUT, DELETE /v1/endpoints/SERVICE/INSTANCE\n\
      POST /upgrade[?binary=PATH][&timeout=DURATION]\n"
 }
 
@@ -118,11 +129,11 @@ async fn collect(events: &Events) -> Option<Collected> {
     answered.await.ok()
 }
 
-fn ending() -> Response {
+pub(super) fn ending() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n").into_response()
 }
 
-fn json(text: String) -> Response {
+pub(super) fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
@@ -316,7 +327,7 @@ async fn upgrade(
 
 /// A page in an operator's browser may send a POST to loopback; it cannot hide its Origin, nor (by DNS rebinding) make
 /// Host an address.
-fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())

@@ -4,7 +4,7 @@
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
 use super::upgrade::Order;
-use super::{Collected, Event, Request, explain as live, report};
+use super::{Collected, Event, Request, explain as live, report, resources};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use tokio::sync::{mpsc, oneshot};
 
-type Events = mpsc::Sender<Event>;
+pub(super) type Events = mpsc::Sender<Event>;
 
 /// Where the admin API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +96,7 @@ pub(super) fn admin_router(events: Events) -> Router {
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
         .route("/upgrade", post(upgrade))
+        .merge(resources::routes())
         .with_state(events)
 }
 
@@ -103,7 +104,8 @@ async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
-     POST /upgrade[?binary=PATH][&timeout=DURATION]\n"
+     POST /upgrade[?binary=PATH][&timeout=DURATION]\n\
+     GET  /v1/resources[?format=yaml]\nPUT  /v1/resources[?dryRun=true]\nDELETE /v1/resources[?dryRun=true]\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -118,11 +120,11 @@ async fn collect(events: &Events) -> Option<Collected> {
     answered.await.ok()
 }
 
-fn ending() -> Response {
+pub(super) fn ending() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n").into_response()
 }
 
-fn json(text: String) -> Response {
+pub(super) fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
@@ -316,7 +318,7 @@ async fn upgrade(
 
 /// A page in an operator's browser may send a POST to loopback; it cannot hide its Origin, nor (by DNS rebinding) make
 /// Host an address.
-fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())

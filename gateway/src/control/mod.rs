@@ -16,6 +16,7 @@ mod listeners;
 mod metrics;
 mod publish;
 mod report;
+mod resources;
 mod servers;
 mod source;
 mod systemd;
@@ -176,6 +177,8 @@ enum Event {
     TakenOver(bool),
     /// A load that a signal asked for has ended.
     Reloaded,
+    /// The admin API asks for the documents, or brings some.
+    Resources(resources::Ask),
 }
 
 /// What an HTTP server asks the actor for.
@@ -655,6 +658,7 @@ impl Control {
             Event::HandedOver(ended) => self.handed_over(ended),
             Event::TakenOver(true) => self.speak_up(),
             Event::TakenOver(false) => self.life = Life::Over,
+            Event::Resources(ask) => self.ask_for_resources(ask),
             Event::Reloaded => self.systemd.ready("serving"),
         }
     }

@@ -86,11 +86,12 @@ pub(crate) fn colored(is_terminal: bool) -> bool {
 
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run, unless an earlier one has
 /// left a set that can be served in the place of what has them.
-fn load(options: &Options) -> Result<(Outcome, Files), Exit> {
+fn load(options: &Options, passed: Option<String>) -> Result<(Outcome, Files), Exit> {
     let mut files = Files::new(
         options.paths.clone(),
         options.compile.clone(),
         options.state_dir.clone(),
+        passed,
     );
     let can_degrade = files.has_last_good();
     let (outcome, sources) = files
@@ -133,6 +134,12 @@ fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), 
             errors,
             left_behind = outcome.quarantined.len(),
             "the configuration has errors: what was good before is served in the place of what has them"
+        );
+    }
+    if outcome.compiled.resources == 0 && errors == 0 {
+        tracing::warn!(
+            "no resource was found, so nothing is served until there is one: of a directory, files that end in .yaml, .yml or \
+             .json are read"
         );
     }
     for (kind, count) in &outcome.compiled.passed_over {
@@ -205,7 +212,7 @@ pub fn run(options: Options) -> Exit {
     exit
 }
 
-fn run_files(mut options: Options, inherited: Inherited) -> Exit {
+fn run_files(mut options: Options, mut inherited: Inherited) -> Exit {
     let process = load_process(options.mesh_config.as_ref(), options.settings.as_ref());
     let (mesh, mut settings) = match process {
         Ok(process) => process,
@@ -218,7 +225,7 @@ fn run_files(mut options: Options, inherited: Inherited) -> Exit {
     if let Some(servers) = options.dns_servers.take() {
         settings.dns_servers = servers;
     }
-    match load(&options) {
+    match load(&options, inherited.take_written()) {
         Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings, inherited),
         Err(exit) => exit,
     }

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail their test, and clippy knows only test functions as tests"
 )]
 
+mod admin_resources;
 mod balancing;
 mod bookinfo;
 mod browser;

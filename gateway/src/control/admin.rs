@@ -4,7 +4,7 @@
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
 use super::upgrade::Order;
-use super::{Collected, Event, Request, explain as live, registration_api, report};
+use super::{Collected, Event, Request, explain as live, registration_api, report, resources};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use tokio::sync::{mpsc, oneshot};
 
-type Events = mpsc::Sender<Event>;
+pub(super) type Events = mpsc::Sender<Event>;
 
 /// Where the admin API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,7 @@ pub(super) fn admin_router(events: Events, is_private: bool) -> Router {
         .route("/drain_listeners", post(drain_listeners))
         .route("/upgrade", post(upgrade))
         .merge(registration_api::routes(is_private))
+        .merge(resources::routes())
         .with_state(events)
 }
 
@@ -113,8 +114,9 @@ async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
+     POST /upgrade[?binary=PATH][&timeout=DURATION]\n\
      GET  /v1/endpoints[/SERVICE[/INSTANCE]]\nPUT, DELETE /v1/endpoints/SERVICE/INSTANCE\n\
-     POST /upgrade[?binary=PATH][&timeout=DURATION]\n"
+     GET  /v1/resources[?format=yaml]\nPUT  /v1/resources[?dryRun=true]\nDELETE /v1/resources[?dryRun=true]\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {

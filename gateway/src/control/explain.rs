@@ -88,6 +88,7 @@ impl Control {
             "files": self.written.sources.len(),
             "findings": self.written.diagnostics.len(),
             "certificate_errors": self.keys.store().errors().count(),
+            "left_behind": self.configuration.degraded(),
             "addresses": {
                 "admin": self.servers.admin().address().to_string(),
                 "status": self.servers.status().address().to_string(),

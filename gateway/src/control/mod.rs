@@ -18,6 +18,7 @@ mod publish;
 mod registration;
 mod registration_api;
 mod report;
+mod resources;
 mod servers;
 mod source;
 mod systemd;
@@ -180,6 +181,8 @@ enum Event {
     TakenOver(bool),
     /// A load that a signal asked for has ended.
     Reloaded,
+    /// The admin API asks for the documents, or brings some.
+    Resources(resources::Ask),
 }
 
 /// What an HTTP server asks the actor for.
@@ -677,6 +680,7 @@ impl Control {
             Event::HandedOver(ended) => self.handed_over(ended),
             Event::TakenOver(true) => self.speak_up(),
             Event::TakenOver(false) => self.life = Life::Over,
+            Event::Resources(ask) => self.ask_for_resources(ask),
             Event::Reloaded => self.systemd.ready("serving"),
         }
     }

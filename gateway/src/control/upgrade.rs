@@ -5,9 +5,10 @@
 //! on both can accept. The newer one loads its configuration, serves, and says so; only then the older one stops
 //! accepting and drains. Whatever goes wrong before that ends the newer process and leaves the older one as it was.
 //!
-//! What is not passed: counters, tickets of TLS, what is known of endpoints (ejections, latencies, warm connections).
+//! What came by `/v1/resources` is passed, too. What is not: counters, tickets of TLS, what is known of endpoints (ejections, latencies, warm connections).
 //! Limits hold in each process by itself as long as there are two.
 
+use super::source::Watch;
 use super::{Control, Event, Life};
 use crate::io::clock;
 use crate::io::handover::{Channel, FILES_MAX, Message};
@@ -17,7 +18,7 @@ use isthmus_core::listener::ListenerKey;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use socket2::SockRef;
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ enum Role {
 enum Word {
     /// To the newer: sockets, in the order of the message's files.
     Sockets(Vec<Role>),
+    /// To the newer: a file with what came by the admin API.
+    State,
     /// To the newer: that was all.
     Begin,
     /// To the older: traffic is accepted; these servers go on where they were.
@@ -72,6 +75,8 @@ fn say(channel: &Channel, word: &Word, files: &[OwnedFd]) -> io::Result<()> {
 pub struct Inherited {
     listeners: Vec<Passed>,
     servers: Vec<(String, OwnedFd)>,
+    /// What came to the older process by the admin API.
+    written: Option<String>,
     parent: Option<Arc<Parent>>,
 }
 
@@ -153,6 +158,12 @@ impl Inherited {
                         found.take(role, socket)?;
                     }
                 }
+                Word::State => {
+                    let file = files.into_iter().next().ok_or_else(|| bad("no state came"))?;
+                    let mut file = std::fs::File::from(file);
+                    file.rewind()?;
+                    file.read_to_string(found.written.get_or_insert_default())?;
+                }
                 Word::Begin => break,
                 _ => return Err(bad("the older process speaks otherwise")),
             }
@@ -205,6 +216,11 @@ impl Inherited {
         found.map(|passed| (passed.address, passed.socket)).collect()
     }
 
+    /// What came to the older process by the admin API.
+    pub fn take_written(&mut self) -> Option<String> {
+        self.written.take()
+    }
+
     /// Closes what the older process had and this one does not; a supervisor's sockets may be wanted later.
     pub(super) fn close_unclaimed(&mut self) {
         self.listeners.retain(|passed| passed.key.is_none());
@@ -249,6 +265,7 @@ pub(super) struct Successor {
 
 struct Offer {
     sockets: Vec<(Role, OwnedFd)>,
+    written: String,
 }
 
 /// The program that an upgrade starts when none is named: what this process was started as, so that a link which leads
@@ -303,6 +320,10 @@ fn pass(channel: &Channel, offer: &Offer) -> io::Result<()> {
         let files: io::Result<Vec<OwnedFd>> = some.iter().map(|(_, socket)| socket.try_clone()).collect();
         say(channel, &Word::Sockets(roles), &files?)?;
     }
+    let file = rustix::fs::memfd_create("isthmus-state", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(offer.written.as_bytes())?;
+    say(channel, &Word::State, &[file.into()])?;
     say(channel, &Word::Begin, &[])
 }
 
@@ -376,7 +397,11 @@ impl Control {
             (Err(why), _) => return refuse(asker, why),
             (_, Err(error)) => return refuse(asker, format!("this program is not to be found: {error}")),
         };
-        let offer = Offer { sockets };
+        let written = self.watch.as_ref().map(Watch::written);
+        let offer = Offer {
+            sockets,
+            written: written.unwrap_or_default(),
+        };
         let cancelled = Arc::new(AtomicBool::new(false));
         self.upgrading = Some(Upgrading {
             asker,
@@ -537,9 +562,11 @@ mod tests {
             (role(81), second.into()),
             (Role::Server("admin".to_owned()), first.into()),
         ];
-        let offer = Offer { sockets };
+        let written = "a: é\n".repeat(100_000);
+        let offer = Offer { sockets, written };
         pass(&channel, &offer).unwrap();
         let mut found = Inherited::receive(Channel::from_end(theirs)).unwrap();
+        assert_eq!(found.take_written(), Some(offer.written));
         assert!(found.server("status").is_none());
         assert!(found.server("admin").is_some() && found.server("admin").is_none());
         // Another address is another socket, and so is another port.

@@ -340,3 +340,24 @@ pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     (foreign || !is_local)
         .then(|| (StatusCode::FORBIDDEN, "refused: Host or Origin is foreign\n").into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_and_a_sockets_owner_are_private() {
+        for (address, is_private) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("unix:/run/a", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+        ] {
+            let parsed: AdminAddress = address.parse().unwrap();
+            assert_eq!(parsed.is_private(), is_private, "{address}");
+        }
+    }
+}

@@ -396,7 +396,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         "health_check": health.as_deref().map(health_check),
         "retries": retry_limits(retries),
         "endpoints": endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
-        "discovery": endpoints.discovery.as_ref().map(|found| discovery(found)),
+        "discovery": endpoints.discovery.as_ref().filter(|found| !found.names.is_empty()).map(|found| discovery(found)),
     })
 }
 

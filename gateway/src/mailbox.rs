@@ -9,6 +9,7 @@
 
 use atomic_waker::AtomicWaker;
 use isthmus_core::cluster::{ClusterSpec, health, outlier};
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{Bell, ClusterShared};
@@ -137,7 +138,7 @@ pub struct TlsSet {
 /// To a shard.
 #[derive(Debug)]
 pub enum ToShard {
-    /// Serve this version. New listeners come with this shard's socket, bound and not yet listening.
+    /// Serve this version. New listeners come with this shard's sockets, bound and perhaps not yet listening.
     Apply {
         /// The version.
         publication: Arc<Publication>,
@@ -160,13 +161,9 @@ pub enum ToShard {
     },
     /// Send [`ToControl::Stats`].
     CollectStats,
-    /// Announce the end of connections in their answers; with `stop_accepting` close the listeners and the connections
-    /// that wait, too. Then answered by
-    /// [`ToControl::Drained`] when the last connection has ended.
-    Drain {
-        /// Whether new connections are refused from now on.
-        stop_accepting: bool,
-    },
+    /// Let connections end as far as this says, and close the listeners. Answered by [`ToControl::Drained`] when the
+    /// last connection has ended.
+    Drain(Drain),
     /// End now.
     Stop,
 }
@@ -233,7 +230,10 @@ pub enum ToControl {
     /// Endpoints were found unhealthy, or healthy again: all shards know already.
     Checked(Vec<(ClusterKey, health::Change)>),
     /// The last connection has ended after a drain.
-    Drained,
+    Drained {
+        /// How many did not end in time.
+        cut: u64,
+    },
 }
 
 /// The sending end.

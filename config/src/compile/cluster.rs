@@ -5,6 +5,7 @@ use crate::index::selects;
 use crate::mesh::MeshConfig;
 use crate::registry::{Found, Port, Service};
 use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
+use crate::services::{Level, Services};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::locality::close_ranks;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
@@ -13,11 +14,13 @@ use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-/// Compiles the clusters of all services. Of several services with one name the first has its ports.
-pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
-    let mut clusters = ClusterMap::default();
+/// Compiles the clusters of all services, and what instances that register themselves need to know of them. Of several
+/// services with one name the first has its ports.
+pub(crate) fn compile(context: &Context<'_>) -> (ClusterMap<Arc<ClusterSpec>>, Services) {
+    let (mut clusters, mut services) = (ClusterMap::default(), Services::default());
     for service in context.registry.services() {
         let rule = context.rules.find(&service.host, service.namespace);
         // Datagrams are not routed.
@@ -31,12 +34,16 @@ pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
                     .map(|rule| rule.blocks(port.number, subset))
                     .unwrap_or_default();
                 let own = rule.and_then(|rule| rule.balancer);
-                let spec = cluster(service, port, subset, (&blocks, own), context);
-                clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
+                let (spec, level) = cluster(service, port, subset, (&blocks, own), context);
+                if let Entry::Vacant(place) = clusters.entry(spec.key.clone()) {
+                    let labels = subset.map(|subset| &subset.labels);
+                    services.add(&spec.key, (port.name, port.target), labels, level);
+                    place.insert(Arc::new(spec));
+                }
             }
         }
     }
-    clusters
+    (clusters, services)
 }
 
 fn cluster(
@@ -45,7 +52,7 @@ fn cluster(
     subset: Option<&Subset>,
     (blocks, own): (&Blocks, Option<BalancerKind>),
     context: &Context<'_>,
-) -> ClusterSpec {
+) -> (ClusterSpec, Level) {
     let options = context.options;
     let taken = port
         .endpoints
@@ -59,7 +66,7 @@ fn cluster(
         balancer.panic_percent = percent;
     }
     let endpoints = endpoints(taken, port.is_logical, &level);
-    ClusterSpec {
+    let spec = ClusterSpec {
         key: ClusterKey::outbound(
             port.number,
             subset.map_or("", |subset| &subset.name),
@@ -93,14 +100,15 @@ fn cluster(
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)
             .unwrap_or_default(),
-    }
+    };
+    (spec, level)
 }
 
 /// The endpoints of a cluster, with their levels; those that are known by name have no addresses yet.
 fn endpoints<'a>(
     taken: impl Iterator<Item = &'a (&'a BTreeMap<String, String>, Found)>,
     is_logical: bool,
-    level: &balancer::Level<'_>,
+    level: &Level,
 ) -> EndpointSet {
     let mut discovery = Discovery {
         is_logical,
@@ -109,21 +117,22 @@ fn endpoints<'a>(
     for (labels, found) in taken {
         match found {
             Found::Address(endpoint) => discovery.fixed.push(Endpoint {
-                level: level(labels, &endpoint.locality),
+                level: level.of(labels, &endpoint.locality),
                 ..endpoint.clone()
             }),
             Found::Name(named) => discovery.names.push(NamedEndpoint {
-                level: level(labels, &named.locality),
+                level: level.of(labels, &named.locality),
                 ..named.clone()
             }),
         }
     }
-    if discovery.names.is_empty() {
+    // Who comes later needs to know how near those are that are here.
+    if discovery.names.is_empty() && !level.differs() {
         let mut fixed = discovery.fixed;
         close_ranks(&mut fixed);
         return EndpointSet::new(fixed);
     }
-    Arc::new(discovery).endpoints(|_| Vec::new(), &EndpointSet::default())
+    Arc::new(discovery).endpoints(|_| Vec::new(), &[], &EndpointSet::default())
 }
 
 /// How requests are spoken to a port (Istio's `setUpstreamProtocol`, `applyConnectionPool` and `shouldH2Upgrade` for a

@@ -6,7 +6,7 @@
 //! gets is the effective set ([`keep`]): documents without errors, and the last good versions of the others.
 
 use super::Event;
-use crate::io::clock;
+use crate::io::{clock, heap};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::{Options, Source};
 use isthmus_core::snapshot::content_hash;
@@ -300,6 +300,7 @@ fn look_after(
         }
         if is_set {
             files.save();
+            heap::give_back();
         }
     }
 }

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail their test, and clippy knows only test functions as tests"
 )]
 
+mod admin_resources;
 mod balancing;
 mod bookinfo;
 mod browser;
@@ -27,6 +28,7 @@ mod h2_pool;
 mod limits;
 mod mirror;
 mod nginx_upstream;
+mod overload;
 mod registration;
 mod reload;
 mod resilience;
@@ -39,4 +41,5 @@ mod tls;
 mod tls_hello;
 mod tls_keys;
 mod tls_upstream;
+mod upgrade;
 mod websocket;

@@ -6,6 +6,7 @@
 use crate::grpc;
 use crate::h1::{BodyError, HeadError};
 use crate::h2::Misbehaviour;
+use crate::overload::Shed;
 use crate::tls::HandshakeFailure;
 use http::StatusCode;
 use std::fmt;
@@ -56,6 +57,8 @@ flags! {
     DI = 14;
     /// The request was aborted on purpose.
     FI = 15;
+    /// The gateway itself has too much to do.
+    OM = 16;
 }
 
 impl Flags {
@@ -126,6 +129,8 @@ pub enum Cause {
     PerTryTimeout,
     /// A limit of the cluster is reached.
     Overflow,
+    /// The shard has as much to do as it may.
+    Overload(Shed),
     /// The request's head is refused.
     RequestHead(HeadError),
     /// The request's path cannot be normalized.
@@ -142,6 +147,8 @@ pub enum Cause {
     StreamIdle,
     /// The client went away before its answer was complete.
     ClientGone,
+    /// The process ends, and the time for it is over.
+    Drained,
     /// The authority is that of a server with another certificate or policy than this connection's.
     Misdirected,
     /// No server of the port has the name that the client asked TLS for.
@@ -178,7 +185,9 @@ impl Cause {
             | Self::ConnectTimeout
             | Self::UpstreamReset
             | Self::UpstreamBrokeOff
-            | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Overflow
+            | Self::Overload(_)
+            | Self::Drained => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout | Self::PerTryTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestHead(error) => error.status(),
@@ -211,12 +220,13 @@ impl Cause {
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
             Self::UpstreamTimeout | Self::PerTryTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
+            Self::Overload(_) => Flags::OM,
             Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => {
                 Flags::DPE
             }
             Self::HeaderTimeout | Self::BodyTimeout => Flags::DT,
             Self::StreamIdle => Flags::SI,
-            Self::ClientGone => Flags::DC,
+            Self::ClientGone | Self::Drained => Flags::DC,
             Self::Misdirected => Flags::NR,
             Self::NoChain => Flags::NFCF,
             Self::UpstreamTls => Flags::UF,
@@ -245,6 +255,7 @@ impl Cause {
             Self::UpstreamTimeout => "upstream_response_timeout",
             Self::PerTryTimeout => "upstream_per_try_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
+            Self::Overload(_) => "overload",
             Self::RequestHead(error) => error.detail(),
             Self::RequestPath => "path_normalization_failed",
             Self::RequestBody(_) => "http1.body_error",
@@ -253,6 +264,7 @@ impl Cause {
             Self::BodyTimeout => "request_body_timeout",
             Self::StreamIdle => "stream_idle_timeout",
             Self::ClientGone => "downstream_remote_disconnect",
+            Self::Drained => "drain_timeout",
             Self::Misdirected => "misdirected_request",
             Self::NoChain => "filter_chain_not_found",
             Self::NoKeys => "downstream_transport_failure{no_certificate}",
@@ -281,6 +293,7 @@ impl Cause {
             }
             Self::UpstreamTimeout | Self::PerTryTimeout => "the upstream did not answer in time (UT)\n",
             Self::Overflow => "the upstream is overloaded (UO)\n",
+            Self::Overload(_) => "the gateway is overloaded (OM)\n",
             Self::RequestHead(_) => "the request is not valid (DPE)\n",
             Self::RequestPath => "the request's path is not valid (DPE)\n",
             Self::RequestBody(_) => "the request's body is not valid (DPE)\n",
@@ -288,6 +301,7 @@ impl Cause {
             Self::HeaderTimeout | Self::BodyTimeout => "the request did not arrive in time (DT)\n",
             Self::StreamIdle => "the exchange stood still for too long (SI)\n",
             Self::ClientGone => "the client went away (DC)\n",
+            Self::Drained => "the gateway ends (DC)\n",
             Self::Misdirected => "this connection is not for this authority: open another (NR)\n",
             Self::UpstreamTls => "the upstream could not be reached securely (UF)\n",
             Self::NoChain
@@ -320,12 +334,15 @@ impl Cause {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::PerTryTimeout => "per_try_timeout",
             Self::Overflow => "overflow",
+            Self::Overload(Shed::Requests) => "overload_requests",
+            Self::Overload(Shed::Buffers) => "overload_buffers",
             Self::RequestPath => "path",
             Self::RequestTooLarge => "request_too_large",
             Self::HeaderTimeout => "header_timeout",
             Self::BodyTimeout => "body_timeout",
             Self::StreamIdle => "stream_idle",
             Self::ClientGone => "client_gone",
+            Self::Drained => "drained",
             Self::Misdirected => "misdirected",
             Self::NoChain => "no_filter_chain",
             Self::NoKeys => "no_keys",

@@ -4,8 +4,8 @@
 //! streams come in and go out, in as few system calls as the socket allows. A [`Stream`] is one exchange, and
 //! independent of its neighbours: the connection's end reaches it as the end of its client.
 
+use super::Downstream;
 use super::tls::{self, Secured};
-use super::{Downstream, Drain};
 use crate::io::buffer::ReadBuffer;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
+use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h2::head::{read_request, write_interim, write_response};
 use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
@@ -28,7 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// What a client with prior knowledge says first (RFC 9113, 3.4).
@@ -65,6 +66,8 @@ pub struct Connection {
     found: Rc<Cell<Option<Misbehaviour>>>,
     /// Bytes that the socket has taken.
     wrote: Rc<Cell<u64>>,
+    /// Whether the task has not given way since it got a stream.
+    asks_again: Rc<Cell<bool>>,
     stuck: Stuck,
 }
 
@@ -117,7 +120,7 @@ impl Connection {
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
         let (wire, found) = Wire::to_client(Rc::clone(&socket), begun, settings.http2_limits());
-        let wrote = wire.wrote_bytes();
+        let (wrote, asks_again) = (wire.wrote_bytes(), wire.asks_again());
         let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
             Poll::Ready(engine) => Poll::Ready(engine.ok()),
@@ -142,6 +145,7 @@ impl Connection {
             stage: Stage::Open,
             found,
             wrote,
+            asks_again,
             stuck: Stuck {
                 timer: wheel.timer(),
                 wrote: 0,
@@ -164,7 +168,8 @@ impl Connection {
         self.shared.secured.as_ref()?.server_name.as_deref()
     }
 
-    /// The next stream; None when there will be no more. Streams move only while this is waited for.
+    /// The next stream; None when there will be no more. Streams move only while this is waited for, and who got one
+    /// asks for the next before anything else.
     pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
         if self.stage != Stage::Parting {
             self.idle.set(settings.idle_timeout);
@@ -175,7 +180,9 @@ impl Connection {
                     self.begin_parting(found.code().into());
                 }
                 self.leave_if_due(settings);
-                match self.engine.poll_accept(cx) {
+                let accepted = self.engine.poll_accept(cx);
+                self.asks_again.set(matches!(accepted, Poll::Ready(Some(Ok(_)))));
+                match accepted {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
                         self.broke_off(&error);
@@ -235,11 +242,13 @@ impl Connection {
         let drain = self.shared.drain.get();
         let max = settings.requests_per_connection;
         let is_used_up = max > 0 && self.shared.requests.get() >= max;
-        if (drain != Drain::No || is_used_up) && self.stage == Stage::Open {
+        let is_told = drain.is_announced() && drain.closes_streams(drain::slot(self.shared.peer));
+        if (is_told || is_used_up) && self.stage == Stage::Open {
             self.stage = Stage::Leaving;
             self.engine.graceful_shutdown();
         }
-        if drain == Drain::Closing && !self.is_busy() {
+        // Until then a client that was told ends the connection itself, when what crossed it has been served.
+        if drain.closes_all_waiting() && !self.is_busy() {
             self.begin_parting(Reason::NO_ERROR);
         }
     }
@@ -316,7 +325,7 @@ impl Drop for Stream {
 
 impl Stream {
     /// Reads the request's head, and as much of a short body as is there.
-    pub async fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
+    pub fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
         let (parts, body) = head.into_parts();
         self.receiver = Receiver::new(body);
         into.clear();
@@ -325,11 +334,9 @@ impl Stream {
         let protocol = protocol.map(h2::ext::Protocol::as_str);
         read_request(&parts, protocol, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
         if has_body && into.upgrade.is_empty() {
-            poll_fn(|cx| {
-                self.receiver.gather(cx, WHOLE_MAX);
-                Poll::Ready(())
-            })
-            .await;
+            // Nobody waits: who goes on with the body asks for it again.
+            let mut nobody = Context::from_waker(Waker::noop());
+            self.receiver.gather(&mut nobody, WHOLE_MAX);
             // What is there as a whole has a length, whether the client has said it or not.
             if into.body == BodyLength::Chunked && self.receiver.is_done() {
                 into.body = BodyLength::None;
@@ -363,8 +370,8 @@ impl Downstream for Stream {
         self.shared.secured.as_ref()
     }
 
-    fn is_draining(&self) -> bool {
-        self.shared.drain.get() != Drain::No
+    fn drain(&self) -> Drain {
+        self.shared.drain.get()
     }
 
     fn requests(&self) -> u32 {

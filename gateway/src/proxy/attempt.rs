@@ -20,6 +20,7 @@ use isthmus_core::attempt::{
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::cluster::{Choice, EndpointId};
+use isthmus_core::drain::Drain;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::{BodyLength, ResponseHead, Version};
@@ -87,7 +88,7 @@ async fn attempt_all(
     let avoids = policy.ignore_previous_hosts && x.hash.is_none();
     // Held until the retry is answered, or the next one takes its place.
     let mut permit: Option<RetryPermit> = None;
-    let mut parked: Option<Parked> = None;
+    let mut parked: Option<Box<Parked>> = None;
     loop {
         let number = attempts.start();
         if number > 1 {
@@ -149,12 +150,15 @@ async fn attempt_all(
                 None => continue,
             },
             Tried::Failed(lease, failure, progress) => (lease, failure, progress),
-            Tried::Refused(cause) => return outlast(context, conn, x, attempts, parked, cause.into()).await,
+            Tried::Refused(cause) => {
+                return Box::pin(outlast(context, conn, x, attempts, parked, cause.into())).await;
+            }
             Tried::TooLate(lease, upstream, progress) => {
                 let now = clock::now();
+                let mut beside = None;
                 let hedges = parked.is_none()
                     && cluster.hedges() > 0
-                    && attempts.hedge(progress, || admit(context, cluster, now, &mut permit));
+                    && attempts.hedge(progress, || admit(context, cluster, now, &mut beside));
                 if hedges {
                     context.stats.borrow_mut().counters.hedges += 1;
                     if avoids {
@@ -163,7 +167,8 @@ async fn attempt_all(
                     // Its time was over, whatever comes of it.
                     lease.report(Signal::NoAnswer, now);
                     lease.observe(None, now);
-                    parked = Some(Parked::new(lease, upstream, x));
+                    let permit = std::mem::replace(&mut permit, beside);
+                    parked = Some(Box::new(Parked::new(lease, upstream, permit, x)));
                     // Neither is given up any more before the whole's time is over: there is no third.
                     x.timeouts.per_try = None;
                     x.try_timer.clear();
@@ -179,7 +184,7 @@ async fn attempt_all(
                         drop_answer(x, cluster, lease, upstream, sent).await;
                         let mut reply = LocalReply::from(Cause::UpstreamReset);
                         reply.flags = reply.flags.with(flags);
-                        return outlast(context, conn, x, attempts, parked, reply).await;
+                        return Box::pin(outlast(context, conn, x, attempts, parked, reply)).await;
                     }
                     Judged::PassOn(flags) => {
                         x.outcome.flags = x.outcome.flags.with(flags);
@@ -201,8 +206,8 @@ async fn attempt_all(
         };
         let now = clock::now();
         lease.observe(None, now);
-        // A connection that idled too long says nothing about its endpoint.
-        if !matches!(failure, Failure::Reset { reused: true }) {
+        // A connection that idled too long, or has had its time, says nothing about its endpoint.
+        if !matches!(failure, Failure::Reset { reused: true } | Failure::LeftOut) {
             lease.report(Signal::NoAnswer, now);
         }
         if avoids {
@@ -216,7 +221,9 @@ async fn attempt_all(
             })
         };
         match verdict {
-            Verdict::GiveUp(reply) => return outlast(context, conn, x, attempts, parked, reply).await,
+            Verdict::GiveUp(reply) => {
+                return Box::pin(outlast(context, conn, x, attempts, parked, reply)).await;
+            }
             Verdict::Retry(wait) if wait.is_zero() => {}
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
@@ -293,11 +300,14 @@ struct Parked {
     head: ResponseHead,
     host: Option<SocketAddr>,
     interim: u32,
+    /// When it is a retry: it is at work as long as this is here.
+    _permit: Option<RetryPermit>,
 }
 
 impl Parked {
-    fn new(lease: Lease, upstream: Upstream, x: &Exchange) -> Self {
+    fn new(lease: Lease, upstream: Upstream, permit: Option<RetryPermit>, x: &Exchange) -> Self {
         Self {
+            _permit: permit,
             lease,
             upstream,
             head: ResponseHead::default(),
@@ -324,7 +334,7 @@ impl Parked {
     }
 
     /// Its answer is that of the exchange.
-    fn wins(mut self, x: &mut Exchange) -> Answered {
+    fn wins(mut self: Box<Self>, x: &mut Exchange) -> Answered {
         std::mem::swap(&mut x.response, &mut self.head);
         x.outcome.upstream_host = self.host;
         x.outcome.upstream_local = self.upstream.local_addr();
@@ -337,13 +347,14 @@ impl Parked {
     }
 }
 
-/// No attempt is left but perhaps one whose own time is over: its good answer, or this reply.
+/// No attempt is left but perhaps one whose own time is over: its good answer, or this reply. Callers box it: few get
+/// here, and its state would make every request's larger.
 async fn outlast(
     context: &Context,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     attempts: &Attempts<'_>,
-    parked: Option<Parked>,
+    parked: Option<Box<Parked>>,
     reply: LocalReply,
 ) -> Result<Answered, End> {
     let Some(mut other) = parked else {
@@ -376,7 +387,7 @@ fn progress(conn: &impl Downstream, x: &Exchange, sent: bool) -> BodyProgress {
     }
 }
 
-/// Asks the cluster for a retry. The one before it has ended.
+/// Asks the cluster for a retry. The one whose permit this was has ended.
 fn admit(context: &Context, cluster: &ClusterHandle, now: Instant, permit: &mut Option<RetryPermit>) -> bool {
     *permit = None;
     *permit = cluster.begin_retry(now);
@@ -521,7 +532,7 @@ impl<'x> Timers<'x> {
     }
 }
 
-/// What ends any wait for an upstream: the client is gone, or the route's time is over.
+/// What ends any wait for an upstream: the client is gone, or the route's time is over, or the process's.
 fn interrupted<T>(
     conn: &mut impl Downstream,
     route_timer: &Timer,
@@ -529,6 +540,9 @@ fn interrupted<T>(
 ) -> Poll<Result<T, End>> {
     if conn.poll_gone(cx).is_ready() {
         return Poll::Ready(Err(End::ClientGone));
+    }
+    if conn.drain() == Drain::Cut {
+        return Poll::Ready(Err(End::Reply(Cause::Drained.into())));
     }
     route_timer
         .poll(cx)
@@ -813,6 +827,9 @@ async fn send(
             if may_be_gone && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
             }
+            if conn.drain() == Drain::Cut {
+                return Poll::Ready(Err(End::Reply(Cause::Drained.into())));
+            }
             if timers.route.poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));
             }
@@ -907,6 +924,7 @@ async fn send(
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Refused) => Failure::Refused,
+            Err(ReadError::LeftOut) => Failure::LeftOut,
             Err(ReadError::Reset) => Failure::Reset { reused: false },
             Err(ReadError::Unspeakable) if is_upgrade => {
                 Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))

@@ -18,13 +18,14 @@ mod watch;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
-use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
+use isthmus_core::drain::Drain;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::listener::{Accepts, Listener, ListenerKey, ProxyProtocol, TableOf, Upgrades};
+use isthmus_core::overload::{Bounds, Load};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
@@ -65,11 +66,21 @@ pub struct Context {
     pub kept_bytes: Rc<Cell<usize>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
+    /// What the shard takes on at most.
+    pub bounds: Bounds,
     /// The access log.
     pub log: AccessLog,
 }
 
 impl Context {
+    /// What the shard has taken on.
+    pub fn load(&self) -> Load {
+        Load {
+            requests: self.active.get(),
+            buffer_bytes: self.pool.lent_bytes() + self.kept_bytes.get() as u64,
+        }
+    }
+
     /// Whether a client's connection that has carried so many requests must end.
     fn is_last_request(&self, requests: u32) -> bool {
         let max = self.settings.requests_per_connection;

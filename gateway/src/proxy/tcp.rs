@@ -15,11 +15,13 @@ use crate::upstream::connect;
 use http::Method;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::{Choice, EndpointId};
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::tls::Offer;
+use std::cell::Cell;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,6 +43,8 @@ pub struct Client {
     pub secured: Option<Secured>,
     /// The name that it asked TLS for.
     pub server_name: Option<Box<str>>,
+    /// How far its listener is on its way out.
+    pub drain: Rc<Cell<Drain>>,
 }
 
 /// One direction.
@@ -304,7 +308,9 @@ async fn exchange(
     (idle, longest): (Duration, Duration),
     outcome: &mut Outcome,
 ) -> Option<Cause> {
-    let Client { stream, begun, .. } = client;
+    let Client {
+        stream, begun, drain, ..
+    } = client;
     let mut up = Way::new(begun);
     let mut down = Way::new(ReadBuffer::new(&context.pool));
     let silence = context.wheel.timer();
@@ -328,6 +334,7 @@ async fn exchange(
                 (Poll::Ready(Ok(Moved::All)), Poll::Ready(Ok(Moved::All))) => {
                     return Poll::Ready(Ok(Moved::All));
                 }
+                _ if drain.get() == Drain::Cut => return Poll::Ready(Err(Broke::Drained)),
                 _ if age.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Old)),
                 _ if silence.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Idle)),
                 (Poll::Ready(Ok(Moved::Turn)), _) | (_, Poll::Ready(Ok(Moved::Turn))) => {
@@ -341,7 +348,7 @@ async fn exchange(
             Ok(Moved::Turn) => executor::turn().await,
             Ok(Moved::All) => break None,
             Err(broke) => {
-                let broken = matches!(broke, Broke::Up | Broke::Down);
+                let broken = matches!(broke, Broke::Up | Broke::Down | Broke::Drained);
                 if broken {
                     stream.reset_on_close();
                     upstream.reset_on_close();
@@ -349,6 +356,7 @@ async fn exchange(
                 break Some(match broke {
                     Broke::Idle => Cause::ConnectionIdle,
                     Broke::Old => Cause::ConnectionTooOld,
+                    Broke::Drained => Cause::Drained,
                     Broke::Up => Cause::ClientGone,
                     Broke::Down => Cause::UpstreamBrokeOff,
                 });
@@ -370,4 +378,6 @@ enum Broke {
     Idle,
     /// Its age.
     Old,
+    /// The process's end.
+    Drained,
 }

@@ -4,13 +4,14 @@
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
 use crate::downstream::h2::{self, PREFACE};
-use crate::downstream::{Drain, proxy_header, tls};
+use crate::downstream::{proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
 use crate::io::spawn;
 use crate::io::stream::Stream;
 use crate::proxy::exchange::{After, Exchange};
 use crate::proxy::http;
 use crate::proxy::{Context, ListenerState, tcp};
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::Cause;
@@ -111,6 +112,7 @@ async fn begin(
         peer,
         secured,
         server_name,
+        drain: Rc::clone(&listener.drain),
     };
     let names = match serving.accepts() {
         Accepts::Http => return Begun::Http(client(stream, begun, None, None)),
@@ -260,11 +262,8 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     let opening = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
     let Some(mut conn) = opening.await else { return };
     while let Some((head, stream)) = conn.next(&context.settings).await {
-        let (here, listener) = (Rc::clone(context), Rc::clone(listener));
-        spawn::spawn(&context.tasks, async move {
-            // Boxed here, since a task is moved several times before it first runs.
-            Box::pin(serve_stream(&here, &listener, head, stream)).await;
-        });
+        let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), head, stream));
+        spawn::spawn(&context.tasks, serving);
     }
     if let Some(found) = conn.misbehaviour() {
         let (local, name) = (conn.local_addr(), conn.server_name());
@@ -274,20 +273,20 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
 }
 
 async fn serve_stream(
-    context: &Rc<Context>,
-    listener: &ListenerState,
+    context: Rc<Context>,
+    listener: Rc<ListenerState>,
     head: h2::Head,
     mut stream: h2::Stream,
 ) {
-    let mut exchange = Exchange::take(context);
-    let after = match stream.read_head(head, &mut exchange.request).await {
-        Ok(()) => http::serve(context, listener, &mut stream, &mut exchange).await,
-        Err(cause) => http::refuse(context, &mut stream, &mut exchange, cause).await,
+    let mut exchange = Exchange::take(&context);
+    let after = match stream.read_head(head, &mut exchange.request) {
+        Ok(()) => http::serve(&context, &listener, &mut stream, &mut exchange).await,
+        Err(cause) => http::refuse(&context, &mut stream, &mut exchange, cause).await,
     };
     if after == After::Abort {
         stream.reset();
     }
-    exchange.give_back(context);
+    exchange.give_back(&context);
 }
 
 enum Warm {

@@ -11,6 +11,7 @@ use isthmus_config::Source;
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
+use isthmus_core::egress::AllowedRanges;
 use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct Options {
     pub trusted: Option<TrustedRanges>,
     /// Servers of DNS, when the settings' are not to count.
     pub dns_servers: Option<DnsServers>,
+    /// Ranges that names may lead to, when the settings' are not to count.
+    pub egress_allowed: Option<AllowedRanges>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -200,6 +203,9 @@ pub fn run(mut options: Options) -> Exit {
     }
     if let Some(servers) = options.dns_servers.take() {
         settings.dns_servers = servers;
+    }
+    if let Some(allowed) = options.egress_allowed.take() {
+        settings.egress_allowed = allowed;
     }
     match load(&options) {
         Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings),

@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod cluster;
 pub mod discovery;
 pub mod dns;
+pub mod egress;
 pub mod endpoint;
 pub mod forwarded;
 pub mod grpc;

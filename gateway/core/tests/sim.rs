@@ -106,6 +106,8 @@ fn spec(limit: u32, ports: &[u16]) -> Arc<ClusterSpec> {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        tunnel: None,
+        dynamic: None,
         limits: Limits {
             connections: limit,
             pending: 8,

@@ -2,25 +2,42 @@
 
 use super::dns::Names;
 use super::publish::Publisher;
+use isthmus_core::egress::{AllowedRanges, Reach};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::Snapshot;
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Where names are used, and what is known of them.
 pub(super) struct Discovery {
     names: Names,
+    allowed: AllowedRanges,
     clusters: HashMap<Box<str>, Vec<ClusterKey>>,
 }
 
 impl Discovery {
     /// Of no cluster yet.
-    pub(super) fn new(names: Names) -> Self {
+    pub(super) fn new(names: Names, allowed: AllowedRanges) -> Self {
         Self {
             names,
+            allowed,
             clusters: HashMap::new(),
         }
+    }
+
+    /// The addresses of a name, as far as connections may go there.
+    fn addresses(&self, name: &str, reach: Reach) -> Vec<IpAddr> {
+        let mut addresses = self.names.addresses(name);
+        addresses.retain(|address| {
+            let is_allowed = reach.allows(*address, &self.allowed);
+            if !is_allowed {
+                tracing::warn!(name, %address, "a name leads where no connection may go, unless --egress-allow-cidr names it");
+            }
+            is_allowed
+        });
+        addresses
     }
 
     /// What is known of names.
@@ -43,7 +60,7 @@ impl Discovery {
                 }
             }
             let before = publisher.endpoints(key).map_or(&nothing, |set| set);
-            let set = found.endpoints(|name| self.names.addresses(name), before);
+            let set = found.endpoints(|name| self.addresses(name, found.reach), before);
             Arc::make_mut(spec).endpoints = Arc::new(set);
         }
         let names: HashSet<&str> = self.clusters.keys().map(|name| &**name).collect();
@@ -56,7 +73,7 @@ impl Discovery {
         let present = |key: &ClusterKey| {
             let before = publisher.endpoints(key)?;
             let found = before.discovery.as_ref()?;
-            let set = found.endpoints(|name| self.names.addresses(name), before);
+            let set = found.endpoints(|name| self.addresses(name, found.reach), before);
             Some((key.clone(), set))
         };
         users.iter().filter_map(present).collect()

@@ -324,6 +324,26 @@ fn loses_nothing(after: usize, code: Code, unprocessed: u32) {
 }
 
 #[test]
+fn a_request_that_meets_the_end_of_one_connection_after_the_other_is_not_lost() {
+    // More of them than a request has retries.
+    let server = Server::start(&[], |peer, event| match event {
+        Event::Head(_) if peer.number < 5 => {
+            peer.goaway(0, Code::NO_ERROR);
+            peer.close();
+        }
+        _ => echo(peer, event),
+    });
+    let gateway = before(server.address(), "").start();
+    let mut client = client_of(&gateway);
+    let stream = client.post("/");
+    client.send(&Frame::data(flag::END_STREAM, stream, b"content".as_slice()));
+    assert_eq!(answered(&mut client, stream, 200).text(), "content");
+    assert_eq!(server.connections().len(), 6);
+    no_request_active(&gateway);
+    gateway.stop();
+}
+
+#[test]
 fn a_goaway_that_says_farewell_loses_nothing() {
     loses_nothing(20, Code::NO_ERROR, 0);
 }

@@ -10,7 +10,7 @@
 
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{
-    Answer, Attempts, BodyProgress, Failure, Judged, RetryOn, RetryPolicy, Timeouts, Verdict,
+    Answer, Attempts, BodyProgress, Failure, Judged, LEFT_OUT_MAX, RetryOn, RetryPolicy, Timeouts, Verdict,
 };
 use isthmus_core::cluster::retry_budget::{
     BUDGET_INTERVAL, RequestCount, RetryBudget, RetryCounts, RetryLimits, RetryPermit,
@@ -148,15 +148,16 @@ impl World {
             return true;
         }
         let reused = self.one_in(2) && !request.attempts.needs_fresh_connection();
-        let failure = match self.random.below(8) {
+        let failure = match self.random.below(9) {
             0 => Failure::Connect(Cause::ConnectFailed),
             1 | 2 => Failure::Reset { reused },
             3 => Failure::Refused,
             4 if request.timeouts.per_try.is_some() => Failure::TryTimeout { connected: sent },
             5 => Failure::Final(Cause::UpstreamInterim),
+            6 => Failure::LeftOut,
             _ => return self.answer(request),
         };
-        let sent = sent && !matches!(failure, Failure::Connect(_) | Failure::Refused);
+        let sent = sent && !matches!(failure, Failure::Connect(_) | Failure::Refused | Failure::LeftOut);
         request.worked_on += u32::from(sent);
         let progress = BodyProgress {
             sent: progress.sent && !matches!(failure, Failure::Connect(_)),
@@ -264,10 +265,10 @@ impl World {
                 assert!(request.retries <= request.retries_max);
                 request.permit = Some(permit);
             }
-            // Only a dead pooled connection costs none.
+            // Only a dead pooled connection costs none, and those that leave it out.
             None => {
                 request.stale += 1;
-                assert!(request.stale == 1 && wait.is_zero());
+                assert!(request.stale <= 1 + LEFT_OUT_MAX && wait.is_zero());
             }
         }
         assert!(wait < most.max(ms(1)), "{wait:?}");
@@ -356,7 +357,7 @@ fn run(seed: u64) -> (u64, u64) {
         } else {
             world.end(&mut request)
         };
-        assert!(request.attempts.made() <= 2 + request.retries_max);
+        assert!(request.attempts.made() <= 2 + LEFT_OUT_MAX + request.retries_max);
         if is_default && request.method == Method::POST {
             assert!(request.worked_on <= 1, "a POST was sent twice");
         }

@@ -28,7 +28,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// What a client with prior knowledge says first (RFC 9113, 3.4).
@@ -65,6 +65,8 @@ pub struct Connection {
     found: Rc<Cell<Option<Misbehaviour>>>,
     /// Bytes that the socket has taken.
     wrote: Rc<Cell<u64>>,
+    /// Whether the task has not given way since it got a stream.
+    asks_again: Rc<Cell<bool>>,
     stuck: Stuck,
 }
 
@@ -117,7 +119,7 @@ impl Connection {
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
         let (wire, found) = Wire::to_client(Rc::clone(&socket), begun, settings.http2_limits());
-        let wrote = wire.wrote_bytes();
+        let (wrote, asks_again) = (wire.wrote_bytes(), wire.asks_again());
         let mut handshake = pin!(builder.handshake(wire));
         let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
             Poll::Ready(engine) => Poll::Ready(engine.ok()),
@@ -142,6 +144,7 @@ impl Connection {
             stage: Stage::Open,
             found,
             wrote,
+            asks_again,
             stuck: Stuck {
                 timer: wheel.timer(),
                 wrote: 0,
@@ -164,7 +167,8 @@ impl Connection {
         self.shared.secured.as_ref()?.server_name.as_deref()
     }
 
-    /// The next stream; None when there will be no more. Streams move only while this is waited for.
+    /// The next stream; None when there will be no more. Streams move only while this is waited for, and who got one
+    /// asks for the next before anything else.
     pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
         if self.stage != Stage::Parting {
             self.idle.set(settings.idle_timeout);
@@ -175,7 +179,9 @@ impl Connection {
                     self.begin_parting(found.code().into());
                 }
                 self.leave_if_due(settings);
-                match self.engine.poll_accept(cx) {
+                let accepted = self.engine.poll_accept(cx);
+                self.asks_again.set(matches!(accepted, Poll::Ready(Some(Ok(_)))));
+                match accepted {
                     Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
                     Poll::Ready(Some(Err(error))) => {
                         self.broke_off(&error);
@@ -316,7 +322,7 @@ impl Drop for Stream {
 
 impl Stream {
     /// Reads the request's head, and as much of a short body as is there.
-    pub async fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
+    pub fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
         let (parts, body) = head.into_parts();
         self.receiver = Receiver::new(body);
         into.clear();
@@ -325,11 +331,9 @@ impl Stream {
         let protocol = protocol.map(h2::ext::Protocol::as_str);
         read_request(&parts, protocol, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
         if has_body && into.upgrade.is_empty() {
-            poll_fn(|cx| {
-                self.receiver.gather(cx, WHOLE_MAX);
-                Poll::Ready(())
-            })
-            .await;
+            // Nobody waits: who goes on with the body asks for it again.
+            let mut nobody = Context::from_waker(Waker::noop());
+            self.receiver.gather(&mut nobody, WHOLE_MAX);
             // What is there as a whole has a length, whether the client has said it or not.
             if into.body == BodyLength::Chunked && self.receiver.is_done() {
                 into.body = BodyLength::None;

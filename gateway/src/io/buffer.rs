@@ -107,6 +107,11 @@ impl ReadBuffer {
         }
     }
 
+    /// Where its blocks come from.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// The unread bytes.
     pub fn data(&self) -> &[u8] {
         self.block

@@ -36,6 +36,9 @@ pub enum ReadError {
     /// The peer has said that it did nothing with the message: it can be sent again (RFC 9113, 8.7).
     #[error("the peer refused the stream")]
     Refused,
+    /// The connection takes no more messages, and the peer has not looked at this one (RFC 9113, 6.8).
+    #[error("the peer left the stream out when it ended the connection")]
+    LeftOut,
     /// The peer broke this exchange off, and not the connection (RFC 9113, 6.4).
     #[error("the peer reset the stream")]
     Reset,

@@ -5,7 +5,7 @@
 //! work as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows: what was not passed
 //! on gives the peer no room for more, and what the peer has no room for is not taken.
 
-use super::buffer::{Pool, ReadBuffer};
+use super::buffer::{Pool, ReadBuffer, SMALL};
 use super::clock;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
@@ -34,12 +34,14 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 
 /// Reads in a row of which nothing is for the library, before others have their turn.
 const READS_MAX: usize = 4;
-/// What is read when the library's room is used up by the beginning of a frame that goes before it.
+/// What is read when the library's room is used up by the beginning of a frame that goes before it. Else no more is read
+/// than it has room for: of a client's preface it asks for just that, and is asked what to do about mistakes behind it.
 const SMALL_ROOM: usize = 64;
 
 /// A stream as the protocol's library wants it.
 pub struct Wire {
     stream: Rc<Stream>,
+    pool: Pool,
     /// What was read of it before.
     begun: ReadBuffer,
     repack: Repack,
@@ -50,6 +52,11 @@ pub struct Wire {
     is_settled: Rc<Cell<bool>>,
     /// Bytes that the stream has taken.
     wrote_bytes: Rc<Cell<u64>>,
+    /// Whether the stream takes nothing any more.
+    is_broken: bool,
+    /// Whether the last read found nothing, and whether that is news enough.
+    is_dry: bool,
+    asks_again: Rc<Cell<bool>>,
     guard: Option<Guard>,
 }
 
@@ -92,12 +99,16 @@ impl Wire {
     fn new(stream: Rc<Stream>, begun: ReadBuffer, repack: Repack) -> Self {
         Self {
             stream,
+            pool: begun.pool().clone(),
             begun,
             repack,
             repacked: Vec::new(),
             given: 0,
             is_settled: Rc::default(),
             wrote_bytes: Rc::default(),
+            is_broken: false,
+            is_dry: false,
+            asks_again: Rc::default(),
             guard: None,
         }
     }
@@ -161,6 +172,21 @@ impl Wire {
         Poll::Ready(Ok(Some(passed)))
     }
 
+    /// Writes as much as the stream takes. One that has gone takes all and loses it: what its peer said before, such as
+    /// which requests it has not looked at, is still to be read, and the end behind that.
+    fn poll_pass_on(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<usize> {
+        if !self.is_broken {
+            match ready!(self.stream.poll_write(cx, parts)) {
+                Ok(written) => return Poll::Ready(written),
+                Err(_) => {
+                    self.is_broken = true;
+                    self.stream.abort();
+                }
+            }
+        }
+        Poll::Ready(parts.iter().map(|part| part.len()).sum())
+    }
+
     fn wrote(&mut self, parts: &[IoSlice<'_>], mut written: usize) {
         let Some(guard) = &mut self.guard else { return };
         let now = clock::now();
@@ -175,6 +201,12 @@ impl Wire {
     /// Tells how many bytes the stream has taken.
     pub fn wrote_bytes(&self) -> Rc<Cell<u64>> {
         Rc::clone(&self.wrote_bytes)
+    }
+
+    /// To be set while the library is asked again for what it has read, by a task that does not give way meanwhile: a
+    /// stream that had nothing to read has nothing yet, and is not asked.
+    pub fn asks_again(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.asks_again)
     }
 
     /// Tells whether all of the peer's first frame has come, which says what it can do (RFC 9113, 3.4).
@@ -195,28 +227,34 @@ impl AsyncRead for Wire {
                 this.give(into);
                 return Poll::Ready(Ok(()));
             }
+            if this.is_dry && this.asks_again.get() {
+                return Poll::Pending;
+            }
             if let Some(guard) = &this.guard
                 && guard.found.get().is_some()
             {
                 // Who waits for streams is about to say so and to leave.
                 return Poll::Pending;
             }
-            if into.remaining() <= this.repack.begun().len() {
-                let mut room = [0; SMALL_ROOM];
-                let Some(passed) = ready!(this.poll_passed(cx, &mut room))? else {
-                    return Poll::Ready(Ok(()));
-                };
-                let first = room.get(..passed).unwrap_or_default();
-                this.repacked.splice(..0, first.iter().copied());
-                continue;
-            }
-            match ready!(this.poll_passed(cx, into.initialize_unfilled()))? {
-                Some(0) => {}
-                Some(passed) => {
-                    into.advance(passed);
-                    return Poll::Ready(Ok(()));
-                }
-                None => return Poll::Ready(Ok(())),
+            // Not the library's own room, which would have to be cleared first.
+            let mut block = this.pool.lend(into.remaining() > SMALL);
+            let most = if into.remaining() > this.repack.begun().len() {
+                into.remaining().min(block.bytes.len())
+            } else {
+                SMALL_ROOM
+            };
+            let room = block.bytes.get_mut(..most).unwrap_or_default();
+            let read = this.poll_passed(cx, room);
+            this.is_dry = read.is_pending();
+            let Some(passed) = ready!(read)? else {
+                return Poll::Ready(Ok(()));
+            };
+            let passed = room.get(..passed).unwrap_or_default();
+            let (now, later) = passed.split_at(passed.len().min(into.remaining()));
+            into.put_slice(now);
+            this.repacked.splice(..0, later.iter().copied());
+            if !now.is_empty() {
+                return Poll::Ready(Ok(()));
             }
         }
         if this.repacked.is_empty() {
@@ -249,11 +287,11 @@ impl AsyncWrite for Wire {
             }
             // What does not fit the socket now comes again as the library has it, with its own code.
             let parts = [IoSlice::new(&corrected)];
-            let written = ready!(self.stream.poll_write(cx, &parts))?;
+            let written = ready!(self.poll_pass_on(cx, &parts));
             self.wrote(&parts, written);
             return Poll::Ready(Ok(written));
         }
-        let written = ready!(self.stream.poll_write(cx, parts))?;
+        let written = ready!(self.poll_pass_on(cx, parts));
         self.wrote_bytes.set(self.wrote_bytes.get() + written as u64);
         self.wrote(parts, written);
         Poll::Ready(Ok(written))
@@ -263,12 +301,16 @@ impl AsyncWrite for Wire {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_broken && ready!(self.stream.poll_flush(cx)).is_err() {
+            self.is_broken = true;
+            self.stream.abort();
+        }
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.stream.poll_flush(cx))?;
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
         self.stream.shutdown_write();
         Poll::Ready(Ok(()))
     }
@@ -276,12 +318,13 @@ impl AsyncWrite for Wire {
 
 /// How a failure of the library looks to who reads a message: whether the peer has said that it did nothing with it.
 pub fn read_error(error: h2::Error) -> ReadError {
-    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113,
-        // 6.8); the others get their answers, or fail as the connection does.
-        || (error.is_go_away() && error.is_remote());
-    if untouched {
+    if error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_reset() {
         return ReadError::Refused;
+    }
+    // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113, 6.8);
+    // the others get their answers, or fail as the connection does.
+    if error.is_go_away() && error.is_remote() {
+        return ReadError::LeftOut;
     }
     if error.is_reset() {
         return ReadError::Reset;
@@ -524,4 +567,77 @@ fn broken(error: h2::Error) -> io::Error {
     error
         .into_io()
         .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::executor::{self, Heartbeat, Settings};
+    use super::*;
+    use std::future::{Future, poll_fn};
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    /// SETTINGS, and the acknowledgement of the client's.
+    const HELLO: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
+    /// GOAWAY: no stream was looked at, and nothing is wrong.
+    const FAREWELL: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn what_an_upstream_said_before_it_went_is_heard_although_writing_fails_first() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (leave, leaves) = mpsc::channel();
+        let (left, has_left) = mpsc::channel();
+        let upstream = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&HELLO).unwrap();
+            leaves.recv().unwrap();
+            stream.write_all(&FAREWELL).unwrap();
+            // What the client has sent is not read, so that this is a reset.
+            drop(stream);
+            left.send(()).unwrap();
+        });
+        let core = executor::granted_cores().first().copied().unwrap_or(0);
+        let shard = executor::spawn_shard(
+            "wire",
+            core,
+            Settings::default(),
+            Heartbeat::default(),
+            move |_wheel| async move {
+                let stream = Stream::connect(address, Duration::from_secs(10)).await.unwrap();
+                let wire = Wire::to_server(Rc::new(stream), &Pool::default());
+                let is_settled = wire.is_settled();
+                let (mut send, mut engine) = h2::client::handshake(wire).await.unwrap();
+                poll_fn(|cx| {
+                    assert!(Pin::new(&mut engine).poll(cx).is_pending());
+                    if is_settled.get() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await;
+                leave.send(()).unwrap();
+                // The ring is not looked at as long as this thread waits.
+                has_left.recv().unwrap();
+                let request = http::Request::get("http://h.example/").body(()).unwrap();
+                let (response, _) = send.send_request(request, true).unwrap();
+                let mut response = pin!(response);
+                let mut is_over = false;
+                let answer = poll_fn(|cx| {
+                    is_over = is_over || Pin::new(&mut engine).poll(cx).is_ready();
+                    response.as_mut().poll(cx)
+                })
+                .await;
+                read_error(answer.unwrap_err())
+            },
+        );
+        let error = shard.unwrap().join().unwrap().unwrap();
+        assert!(matches!(error, ReadError::LeftOut), "{error:?}");
+        upstream.join().unwrap();
+    }
 }

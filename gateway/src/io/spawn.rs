@@ -70,6 +70,7 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
 }
 
 /// Starts a task on this shard. The runtime polls it once before this returns: hold no borrow that the task may want.
+/// It moves the future several times first: what is large comes [`boxed`].
 pub fn spawn(tasks: &Rc<Tasks>, future: impl Future<Output = ()> + 'static) {
     tasks.live.set(tasks.live.get() + 1);
     let alive = Alive(Rc::clone(tasks));
@@ -78,6 +79,12 @@ pub fn spawn(tasks: &Rc<Tasks>, future: impl Future<Output = ()> + 'static) {
         alive,
     })
     .detach();
+}
+
+/// Makes a large future where it stays. Boxed as usual it would be made elsewhere first, and then be moved.
+pub fn boxed<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    let room = Box::new_uninit();
+    Box::into_pin(Box::write(room, make()))
 }
 
 /// Starts a task of the executor itself, which no count shows. Its panic ends the shard: without it nothing would run.

@@ -87,7 +87,7 @@ async fn attempt_all(
     let avoids = policy.ignore_previous_hosts && x.hash.is_none();
     // Held until the retry is answered, or the next one takes its place.
     let mut permit: Option<RetryPermit> = None;
-    let mut parked: Option<Parked> = None;
+    let mut parked: Option<Box<Parked>> = None;
     loop {
         let number = attempts.start();
         if number > 1 {
@@ -149,7 +149,9 @@ async fn attempt_all(
                 None => continue,
             },
             Tried::Failed(lease, failure, progress) => (lease, failure, progress),
-            Tried::Refused(cause) => return outlast(context, conn, x, attempts, parked, cause.into()).await,
+            Tried::Refused(cause) => {
+                return Box::pin(outlast(context, conn, x, attempts, parked, cause.into())).await;
+            }
             Tried::TooLate(lease, upstream, progress) => {
                 let now = clock::now();
                 let hedges = parked.is_none()
@@ -163,7 +165,7 @@ async fn attempt_all(
                     // Its time was over, whatever comes of it.
                     lease.report(Signal::NoAnswer, now);
                     lease.observe(None, now);
-                    parked = Some(Parked::new(lease, upstream, x));
+                    parked = Some(Box::new(Parked::new(lease, upstream, x)));
                     // Neither is given up any more before the whole's time is over: there is no third.
                     x.timeouts.per_try = None;
                     x.try_timer.clear();
@@ -179,7 +181,7 @@ async fn attempt_all(
                         drop_answer(x, cluster, lease, upstream, sent).await;
                         let mut reply = LocalReply::from(Cause::UpstreamReset);
                         reply.flags = reply.flags.with(flags);
-                        return outlast(context, conn, x, attempts, parked, reply).await;
+                        return Box::pin(outlast(context, conn, x, attempts, parked, reply)).await;
                     }
                     Judged::PassOn(flags) => {
                         x.outcome.flags = x.outcome.flags.with(flags);
@@ -201,8 +203,8 @@ async fn attempt_all(
         };
         let now = clock::now();
         lease.observe(None, now);
-        // A connection that idled too long says nothing about its endpoint.
-        if !matches!(failure, Failure::Reset { reused: true }) {
+        // A connection that idled too long, or has had its time, says nothing about its endpoint.
+        if !matches!(failure, Failure::Reset { reused: true } | Failure::LeftOut) {
             lease.report(Signal::NoAnswer, now);
         }
         if avoids {
@@ -216,7 +218,9 @@ async fn attempt_all(
             })
         };
         match verdict {
-            Verdict::GiveUp(reply) => return outlast(context, conn, x, attempts, parked, reply).await,
+            Verdict::GiveUp(reply) => {
+                return Box::pin(outlast(context, conn, x, attempts, parked, reply)).await;
+            }
             Verdict::Retry(wait) if wait.is_zero() => {}
             Verdict::Retry(wait) => pause(context, conn, x, wait).await?,
         }
@@ -324,7 +328,7 @@ impl Parked {
     }
 
     /// Its answer is that of the exchange.
-    fn wins(mut self, x: &mut Exchange) -> Answered {
+    fn wins(mut self: Box<Self>, x: &mut Exchange) -> Answered {
         std::mem::swap(&mut x.response, &mut self.head);
         x.outcome.upstream_host = self.host;
         x.outcome.upstream_local = self.upstream.local_addr();
@@ -337,13 +341,14 @@ impl Parked {
     }
 }
 
-/// No attempt is left but perhaps one whose own time is over: its good answer, or this reply.
+/// No attempt is left but perhaps one whose own time is over: its good answer, or this reply. Callers box it: few get
+/// here, and its state would make every request's larger.
 async fn outlast(
     context: &Context,
     conn: &mut impl Downstream,
     x: &mut Exchange,
     attempts: &Attempts<'_>,
-    parked: Option<Parked>,
+    parked: Option<Box<Parked>>,
     reply: LocalReply,
 ) -> Result<Answered, End> {
     let Some(mut other) = parked else {
@@ -907,6 +912,7 @@ async fn send(
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
             Err(ReadError::Refused) => Failure::Refused,
+            Err(ReadError::LeftOut) => Failure::LeftOut,
             Err(ReadError::Reset) => Failure::Reset { reused: false },
             Err(ReadError::Unspeakable) if is_upgrade => {
                 Failure::Final(Cause::UpstreamHead(HeadError::Upgrade))

@@ -127,8 +127,8 @@ pub struct Exchange {
 
 /// The largest header section whose buffer is kept.
 const KEPT_BYTES: usize = 8 * 1024;
-/// Ended exchanges of HTTP/2 whose buffers a shard keeps.
-const EXCHANGES_KEPT: usize = 128;
+/// Ended exchanges of HTTP/2 whose buffers a shard keeps: the streams of a few busy connections.
+const EXCHANGES_KEPT: usize = 512;
 
 impl Exchange {
     /// Forgets the exchange before; `started` is when the new one began.

@@ -277,11 +277,8 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     let opening = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
     let Some(mut conn) = opening.await else { return };
     while let Some((head, stream)) = conn.next(&context.settings).await {
-        let (here, listener) = (Rc::clone(context), Rc::clone(listener));
-        spawn::spawn(&context.tasks, async move {
-            // Boxed here, since a task is moved several times before it first runs.
-            Box::pin(serve_stream(&here, &listener, head, stream)).await;
-        });
+        let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), head, stream));
+        spawn::spawn(&context.tasks, serving);
     }
     if let Some(found) = conn.misbehaviour() {
         let (local, name) = (conn.local_addr(), conn.server_name());
@@ -291,20 +288,20 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
 }
 
 async fn serve_stream(
-    context: &Rc<Context>,
-    listener: &ListenerState,
+    context: Rc<Context>,
+    listener: Rc<ListenerState>,
     head: h2::Head,
     mut stream: h2::Stream,
 ) {
-    let mut exchange = Exchange::take(context);
-    let after = match stream.read_head(head, &mut exchange.request).await {
-        Ok(()) => http::serve(context, listener, &mut stream, &mut exchange).await,
-        Err(cause) => http::refuse(context, &mut stream, &mut exchange, cause).await,
+    let mut exchange = Exchange::take(&context);
+    let after = match stream.read_head(head, &mut exchange.request) {
+        Ok(()) => http::serve(&context, &listener, &mut stream, &mut exchange).await,
+        Err(cause) => http::refuse(&context, &mut stream, &mut exchange, cause).await,
     };
     if after == After::Abort {
         stream.reset();
     }
-    exchange.give_back(context);
+    exchange.give_back(&context);
 }
 
 enum Warm {

@@ -123,7 +123,7 @@ impl Connection {
                 Poll::Pending
             }
             State::Failed(cause) => Poll::Ready(Err(*cause)),
-            // One that has gone meanwhile refuses the stream, which says more.
+            // One that has gone meanwhile leaves the stream out, which says more.
             State::Ready(_) | State::Retired => Poll::Ready(Ok(())),
         }
     }
@@ -150,7 +150,7 @@ impl Connection {
         let mut send = match &*self.state.borrow() {
             // A handle of its own, since one handle waits for its last stream to be opened.
             State::Ready(send) => send.clone(),
-            _ => return Err(ReadError::Refused),
+            _ => return Err(ReadError::LeftOut),
         };
         if !head.upgrade.is_empty() && !send.is_extended_connect_protocol_enabled() {
             return Err(ReadError::Unspeakable);
@@ -158,7 +158,7 @@ impl Connection {
         // A connection that takes no stream has not seen the request, whatever is wrong with it.
         let (response, stream) = send
             .send_request(request, ended)
-            .map_err(|_| ReadError::Refused)?;
+            .map_err(|_| ReadError::LeftOut)?;
         let length = match head.body {
             // What comes in HTTP/2 may have trailers behind a body of known length.
             BodyLength::Known(length) if head.version != Version::Http2 => Some(length),

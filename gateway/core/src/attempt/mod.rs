@@ -40,6 +40,8 @@ pub enum Failure {
     },
     /// The upstream has said that it did nothing with the request (RFC 9113, 8.7).
     Refused,
+    /// The connection takes no more requests, and this one came too late to be looked at (RFC 9113, 6.8).
+    LeftOut,
     /// The attempt's own time is over; `connected` when it had a connection by then.
     TryTimeout {
         /// See above.
@@ -53,11 +55,15 @@ impl Failure {
     const fn cause(self) -> Cause {
         match self {
             Self::Connect(cause) | Self::Final(cause) => cause,
-            Self::Reset { .. } | Self::Refused => Cause::UpstreamReset,
+            Self::Reset { .. } | Self::Refused | Self::LeftOut => Cause::UpstreamReset,
             Self::TryTimeout { .. } => Cause::PerTryTimeout,
         }
     }
 }
+
+/// So many times a request moves from a connection that leaves it out to the next one at no cost: connections are allowed
+/// to end, and a busy request may meet the end of several, but an upstream that ends all of them must not keep it going.
+pub const LEFT_OUT_MAX: u32 = 5;
 
 /// What to do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +111,7 @@ pub struct Attempts<'p> {
     made: u32,
     retries: u32,
     stale: bool,
+    left_out: u32,
 }
 
 impl<'p> Attempts<'p> {
@@ -131,6 +138,7 @@ impl<'p> Attempts<'p> {
             made: 0,
             retries: 0,
             stale: false,
+            left_out: 0,
         }
     }
 
@@ -186,8 +194,13 @@ impl<'p> Attempts<'p> {
                 let on = RetryOn::CONNECT_FAILURE.with(RetryOn::RESET_BEFORE_REQUEST);
                 self.on.retries_no_answer() || self.on.has_any(on)
             }
+            // Nothing has failed yet, so it costs no retry, nor a wait.
+            Failure::LeftOut if replayable && self.left_out < LEFT_OUT_MAX => {
+                self.left_out += 1;
+                return Verdict::Retry(Duration::ZERO);
+            }
             // It is safe to send it again whatever it is.
-            Failure::Refused => {
+            Failure::Refused | Failure::LeftOut => {
                 self.on.retries_no_answer()
                     || self.on.has_any(RetryOn::REFUSED_STREAM)
                     || unsent_on(RetryOn::RESET_BEFORE_REQUEST)
@@ -582,6 +595,27 @@ mod tests {
                     "{failure:?} {progress:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_request_that_connections_leave_out_moves_on_at_no_cost_for_a_while() {
+        let mut random = Random::from_seed(1);
+        for policy in [RetryPolicy::default(), RetryPolicy::off()] {
+            let mut post = attempts(&policy, &Method::POST);
+            for _ in 0..LEFT_OUT_MAX {
+                let verdict = post.failed(Failure::LeftOut, SENT, &mut random, || panic!("a retry"));
+                assert_eq!(verdict, Verdict::Retry(Duration::ZERO));
+            }
+            for _ in 0..policy.retries {
+                let verdict = post.failed(Failure::LeftOut, SENT, &mut random, || true);
+                assert!(matches!(verdict, Verdict::Retry(_)));
+            }
+            let verdict = post.failed(Failure::LeftOut, SENT, &mut random, || true);
+            assert!(matches!(verdict, Verdict::GiveUp(_)), "{verdict:?}");
+            let verdict =
+                attempts(&policy, &Method::POST).failed(Failure::LeftOut, STREAMED, &mut random, || true);
+            assert!(matches!(verdict, Verdict::GiveUp(_)), "its body is gone");
         }
     }
 

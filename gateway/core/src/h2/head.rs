@@ -231,7 +231,10 @@ pub fn write_fields(fields: &HeaderList) -> HeaderMap {
         }
         let name = name_of(id, name);
         // The codecs and the compiler let nothing else in.
-        if let (Some(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+        if let (Some(name), Ok(mut value)) = (name, HeaderValue::from_bytes(value)) {
+            // The library enters every field into the table that the peer keeps (RFC 7541, 2.3.2) and looks through all
+            // values of a name there, but for those that it is told never to enter.
+            value.set_sensitive(id.is_ever_new());
             map.append(name, value);
         }
     }

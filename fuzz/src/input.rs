@@ -73,7 +73,6 @@ impl<'a> Input<'a> {
                 header_count: 1 + self.below(12),
                 trailer_bytes: 8 + self.below(80),
                 chunk_line_bytes: 8 + self.below(40),
-                connect: false,
                 ..Settings::default()
             }
         };

@@ -12,7 +12,6 @@ fn limits() -> MessageLimits {
         header_count: 12,
         trailer_bytes: 80,
         chunk_line_bytes: 40,
-        connect: false,
         ..Settings::default()
     };
     settings.message_limits()

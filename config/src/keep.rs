@@ -52,6 +52,13 @@ impl LastGood {
         }
     }
 
+    /// Each document: what it defines, its file, and its text.
+    pub fn documents(&self) -> impl Iterator<Item = (&[String], &str, &str)> {
+        self.documents
+            .iter()
+            .map(|kept| (kept.resources.as_slice(), kept.file.as_str(), kept.text.as_str()))
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.documents.is_empty()

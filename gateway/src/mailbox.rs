@@ -10,6 +10,7 @@
 use atomic_waker::AtomicWaker;
 use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::cluster::outlier::Change;
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{Bell, ClusterShared};
@@ -138,7 +139,7 @@ pub struct TlsSet {
 /// To a shard.
 #[derive(Debug)]
 pub enum ToShard {
-    /// Serve this version. New listeners come with this shard's socket, bound and not yet listening.
+    /// Serve this version. New listeners come with this shard's sockets, bound and perhaps not yet listening.
     Apply {
         /// The version.
         publication: Arc<Publication>,
@@ -161,13 +162,9 @@ pub enum ToShard {
     },
     /// Send [`ToControl::Stats`].
     CollectStats,
-    /// Announce the end of connections in their answers; with `stop_accepting` close the listeners and the connections
-    /// that wait, too. Then answered by
-    /// [`ToControl::Drained`] when the last connection has ended.
-    Drain {
-        /// Whether new connections are refused from now on.
-        stop_accepting: bool,
-    },
+    /// Let connections end as far as this says, and close the listeners. Answered by [`ToControl::Drained`] when the
+    /// last connection has ended.
+    Drain(Drain),
     /// End now.
     Stop,
 }
@@ -230,7 +227,10 @@ pub enum ToControl {
     /// Endpoints were ejected, or are back: all shards know already.
     Ejected(Vec<(ClusterKey, Change)>),
     /// The last connection has ended after a drain.
-    Drained,
+    Drained {
+        /// How many did not end in time.
+        cut: u64,
+    },
 }
 
 /// The sending end.

@@ -1,7 +1,7 @@
 //! The wiring: from options to a running process, in one function.
 
 use crate::access_log::{self, Format, Target};
-use crate::control::{self, Ended, Files, ShardLink};
+use crate::control::{self, Ended, Files, Inherited, ShardLink};
 use crate::io::executor::{self, Heartbeat};
 use crate::io::{clock, uring};
 use crate::mailbox;
@@ -88,11 +88,12 @@ pub(crate) fn colored(is_terminal: bool) -> bool {
 
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run, unless an earlier one has
 /// left a set that can be served in the place of what has them.
-fn load(options: &Options) -> Result<(Outcome, Files), Exit> {
+fn load(options: &Options, passed: Option<String>) -> Result<(Outcome, Files), Exit> {
     let mut files = Files::new(
         options.paths.clone(),
         options.compile.clone(),
         options.state_dir.clone(),
+        passed,
     );
     let can_degrade = files.has_last_good();
     let (outcome, sources) = files
@@ -120,13 +121,14 @@ fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), 
         let hints = hints.len();
         tracing::info!(hints, "`isthmus check` has hints about these resources");
     }
-    let errors = told
+    let mut found = told
         .iter()
-        .filter(|found| found.severity == diagnostic::Severity::Error)
-        .count();
-    if errors > 0 && !can_degrade {
+        .filter(|found| found.severity == diagnostic::Severity::Error);
+    let first = found.next();
+    let errors = usize::from(first.is_some()) + found.count();
+    if let Some(first) = first.filter(|_| !can_degrade) {
         return Err(Exit::Configuration(format!(
-            "the configuration has {errors} error(s)"
+            "the configuration has {errors} error(s), the first: {first}"
         )));
     }
     if errors > 0 {
@@ -134,6 +136,12 @@ fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), 
             errors,
             left_behind = outcome.quarantined.len(),
             "the configuration has errors: what was good before is served in the place of what has them"
+        );
+    }
+    if outcome.compiled.resources == 0 && errors == 0 {
+        tracing::warn!(
+            "no resource was found, so nothing is served until there is one: of a directory, files that end in .yaml, .yml or \
+             .json are read"
         );
     }
     for (kind, count) in &outcome.compiled.passed_over {
@@ -191,7 +199,22 @@ pub(crate) fn load_process(
 }
 
 /// Runs the gateway on files until it is told to end.
-pub fn run(mut options: Options) -> Exit {
+pub fn run(options: Options) -> Exit {
+    let inherited = match Inherited::find() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            return Exit::Environment(format!("what an older process passes cannot be taken: {error}"));
+        }
+    };
+    let parent = inherited.parent();
+    let exit = run_files(options, inherited);
+    if let (Some(parent), Some(why)) = (parent, exit.status().1) {
+        parent.fail(why);
+    }
+    exit
+}
+
+fn run_files(mut options: Options, mut inherited: Inherited) -> Exit {
     let process = load_process(options.mesh_config.as_ref(), options.settings.as_ref());
     let (mesh, mut settings) = match process {
         Ok(process) => process,
@@ -207,8 +230,8 @@ pub fn run(mut options: Options) -> Exit {
     if let Some(allowed) = options.egress_allowed.take() {
         settings.egress_allowed = allowed;
     }
-    match load(&options) {
-        Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings),
+    match load(&options, inherited.take_written()) {
+        Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings, inherited),
         Err(exit) => exit,
     }
 }
@@ -217,12 +240,18 @@ pub fn run(mut options: Options) -> Exit {
 pub fn run_sources(options: Options, sources: &[Source]) -> Exit {
     let outcome = keep::compile(sources.to_vec(), &options.compile, &LastGood::default());
     match tell(&outcome, sources, false) {
-        Ok(()) => run_compiled(options, outcome, None, &Settings::default()),
+        Ok(()) => run_compiled(options, outcome, None, &Settings::default(), Inherited::default()),
         Err(exit) => exit,
     }
 }
 
-fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, settings: &Settings) -> Exit {
+fn run_compiled(
+    options: Options,
+    mut outcome: Outcome,
+    files: Option<Files>,
+    settings: &Settings,
+    inherited: Inherited,
+) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
     }
@@ -290,7 +319,7 @@ fn run_compiled(options: Options, mut outcome: Outcome, files: Option<Files>, se
             options.control,
             settings.clone(),
             (outcome, files),
-            store,
+            (store, inherited),
             (links, bells),
             (metrics, seed(count)),
             log,

@@ -3,13 +3,17 @@
 use crate::client::{Client, Response, get};
 use crate::deadline::{SOON, eventually, within};
 use crate::resources;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, set_child_subreaper, setrlimit,
+    waitpid,
+};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -252,8 +256,10 @@ impl Builder {
             .stderr(output);
         let child = spawn(&mut command, &self.forbidden);
         Gateway {
-            child,
-            status: None,
+            process: Process {
+                kind: Kind::Child(child),
+                status: None,
+            },
             folder: self.folder,
             ready: Value::Null,
         }
@@ -303,11 +309,69 @@ pub struct Exit {
     pub folder: PathBuf,
 }
 
+/// A process of a gateway; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    kind: Kind,
+    status: Option<ExitStatus>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Child(Child),
+    /// A child of a child, which becomes this process's own when its parent ends.
+    Adopted(Pid),
+}
+
+impl Process {
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        match &self.kind {
+            Kind::Child(child) => child.id(),
+            Kind::Adopted(pid) => pid.as_raw_nonzero().get().unsigned_abs(),
+        }
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = match &mut self.kind {
+                Kind::Child(child) => child.try_wait().expect("a child of this process"),
+                // As long as its parent runs it is not this process's to wait for.
+                Kind::Adopted(pid) => waitpid(Some(*pid), WaitOptions::NOHANG)
+                    .ok()
+                    .flatten()
+                    .map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
+            };
+        }
+        self.status
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        within(deadline, || self.try_wait())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a process id"), signal).expect("the process runs");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.try_wait().is_none() {
+            self.signal(Signal::KILL);
+            let _status = self.wait(SOON);
+        }
+    }
+}
+
 /// A running gateway; killed when dropped.
 #[derive(Debug)]
 pub struct Gateway {
-    child: Child,
-    status: Option<ExitStatus>,
+    process: Process,
     folder: TempDir,
     ready: Value,
 }
@@ -451,7 +515,7 @@ impl Gateway {
 
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// The folder with its files.
@@ -575,11 +639,45 @@ impl Gateway {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a process id");
-        kill_process(pid, signal).expect("the process runs");
+        self.process.signal(signal);
+    }
+
+    /// `isthmus COMMAND --admin ... ARGS`: whether it succeeded, and what it said.
+    pub fn command(&self, command: &str, args: &[&str]) -> (bool, String) {
+        let admin = self.ready["admin"].as_str().expect("an address");
+        let said = Command::new(binary())
+            .args([command, "--admin", admin])
+            .args(args)
+            .output()
+            .expect("the gateway's binary runs");
+        let text = [said.stdout, said.stderr].concat();
+        (said.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Has a newer process take its place; answers the older one, which drains.
+    pub fn upgrade(&mut self) -> Process {
+        set_child_subreaper(Some(rustix::process::getpid()))
+            .expect("orphans become children of this process");
+        let (done, said) = self.command("upgrade", &["-o", "json"]);
+        assert!(done, "{said}\n{}", self.log());
+        let told: Value = serde_json::from_str(&said).expect("JSON");
+        let pid = told["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        self.adopt(pid.expect("the id of a process"))
+    }
+
+    /// Takes this process for the gateway's; answers the one before it.
+    pub fn adopt(&mut self, pid: i32) -> Process {
+        let newer = Process {
+            kind: Kind::Adopted(Pid::from_raw(pid).expect("the id of a process")),
+            status: None,
+        };
+        std::mem::replace(&mut self.process, newer)
+    }
+
+    /// What the ready file says now.
+    pub fn ready_file(&self) -> Value {
+        let text = fs::read(self.folder.path().join("ready.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     /// Waits for its end.
@@ -590,10 +688,7 @@ impl Gateway {
 
     /// Its exit status, if it has ended.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().expect("a child of this process");
-        }
-        self.status
+        self.process.try_wait()
     }
 
     /// Asks it to end (SIGTERM) and asserts that it exits with 0 and never panicked.
@@ -608,10 +703,6 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        if self.try_wait().is_none() {
-            let _gone = self.child.kill();
-            let _status = self.child.wait();
-        }
         if thread::panicking() {
             println!("--- what the gateway wrote:\n{}", self.log());
         }

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail their test, and clippy knows only test functions as tests"
 )]
 
+mod admin_resources;
 mod balancing;
 mod bookinfo;
 mod browser;
@@ -39,4 +40,5 @@ mod tls;
 mod tls_hello;
 mod tls_keys;
 mod tls_upstream;
+mod upgrade;
 mod websocket;

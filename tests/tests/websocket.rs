@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 /// SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441, 3).
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
@@ -454,10 +455,14 @@ fn silence_ends_in_time() {
     gateway.stop();
 }
 
+/// Going away, as a server says it, and a client's answer, masked by zeros.
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+const SO_IT_IS: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+
 #[test]
-fn a_drain_lets_a_websocket_go_on_until_its_time_is_over() {
+fn a_drain_lets_a_websocket_go_on_and_says_goodbye_before_its_time_is_over() {
     let server = Server::start(WEBSOCKET, &["serve"]);
-    for (timeout, leaves) in [("2s", false), ("60s", true)] {
+    for (timeout, leaves, answers) in [("2s", false, true), ("2s", false, false), ("60s", true, false)] {
         let mut gateway = before(server.address(), false)
             .arg("--drain-timeout")
             .arg(timeout)
@@ -472,11 +477,66 @@ fn a_drain_lets_a_websocket_go_on_until_its_time_is_over() {
         // A ping of an empty message, masked by zeros, and its answer.
         client.send([0x89, 0x80, 0, 0, 0, 0]);
         assert_eq!(client.exactly(2), [0x8a, 0]);
-        if leaves {
+        if !leaves {
+            assert_eq!(client.exactly(4), GOING_AWAY);
+        }
+        if answers {
+            client.send(SO_IT_IS);
+            client.assert_closed();
+        }
+        if leaves || answers {
             drop(client);
         }
         let status = gateway.wait(SOON);
         assert!(status.success(), "{status}");
         assert!(!gateway.log().contains("panicked"));
+        // Whoever does not answer is cut, and that is told.
+        let is_cut = !leaves && !answers;
+        let line = gateway.access_line("/drain");
+        assert_eq!(line.line.contains("drain_timeout"), is_cut, "{line:?}");
+        let told = gateway.log();
+        assert!(told.contains(&format!("cut={}", u8::from(is_cut))), "{told}");
     }
+}
+
+/// How fast a slow upstream sends. A pace, not a synchronisation.
+const PACE: Duration = Duration::from_millis(10);
+
+#[test]
+fn a_goodbye_comes_between_two_frames() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut gateway = before(listener.local_addr().unwrap(), false)
+        .arg("--drain-timeout")
+        .arg("3s")
+        .start();
+    let mut client = gateway.client();
+    client.send(wish("/slow"));
+    let (mut upstream, _) = listener.accept().unwrap();
+    let mut request = [0; 4096];
+    let _length = upstream.read(&mut request).unwrap();
+    let agreed = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{AGREED}\r\n");
+    upstream.write_all(agreed.as_bytes()).unwrap();
+    assert_eq!(client.head().unwrap().1, 101);
+    gateway.signal(Signal::TERM);
+    // A message whose end comes when everybody has been told for long, and one behind it that comes too late.
+    const LENGTH: u16 = 285;
+    let [high, low] = LENGTH.to_be_bytes();
+    upstream.write_all(&[0x82, 126, high, low]).unwrap();
+    for _ in 1..LENGTH {
+        upstream.write_all(&[0x88]).unwrap();
+        thread::sleep(PACE);
+    }
+    upstream.write_all(&[0x88, 0x81, 1, b'x']).unwrap();
+    assert_eq!(
+        client.exactly(4 + usize::from(LENGTH))[..4],
+        [0x82, 126, high, low]
+    );
+    assert_eq!(client.exactly(4), GOING_AWAY);
+    client.send(SO_IT_IS);
+    let mut answer = [0; 8];
+    upstream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, SO_IT_IS, "the client's word goes on to the upstream");
+    client.assert_closed();
+    drop(client);
+    assert!(gateway.wait(SOON).success());
 }

@@ -9,15 +9,17 @@
 //! are found that are known by name; [`message`] and [`header`] are
 //! one HTTP message, whatever its version; [`h1`] turns bytes into messages and back, and [`h2`] watches over bytes that
 //! a library makes messages of; [`grpc`] is what calls need beyond HTTP; [`listener`], [`route`] and [`snapshot`] are what
-//! an operator's resources mean, [`source`] which clients rules are about; [`cluster`] picks endpoints and keeps connections; [`attempt`] decides about timeouts and
-//! retries; [`reply`] is everything that can stop a request on its way; [`limits`] names every bound, [`tls`] is what
-//! resources ask of TLS, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
+//! an operator's resources mean, and [`source`] which clients rules are about; [`cluster`] picks endpoints and keeps
+//! connections; [`attempt`] decides about timeouts and retries; [`reply`] is everything that can stop a request on its
+//! way, and [`drain`] how a process leaves; [`limits`] names every bound, [`tls`] is what resources ask of TLS,
+//! [`websocket`] knows where frames end, [`shared`] holds the only values that shards share, and [`stats`] what is counted.
 #![forbid(unsafe_code)]
 
 pub mod attempt;
 pub mod cluster;
 pub mod discovery;
 pub mod dns;
+pub mod drain;
 pub mod egress;
 pub mod endpoint;
 pub mod forwarded;
@@ -42,3 +44,4 @@ pub mod source;
 pub mod stats;
 pub mod substitution;
 pub mod tls;
+pub mod websocket;

@@ -142,6 +142,8 @@ pub enum Cause {
     StreamIdle,
     /// The client went away before its answer was complete.
     ClientGone,
+    /// The process ends, and the time for it is over.
+    Drained,
     /// The authority is that of a server with another certificate or policy than this connection's.
     Misdirected,
     /// No server of the port has the name that the client asked TLS for.
@@ -186,7 +188,8 @@ impl Cause {
             | Self::ConnectTimeout
             | Self::UpstreamReset
             | Self::UpstreamBrokeOff
-            | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Overflow
+            | Self::Drained => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout | Self::PerTryTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestHead(error) => error.status(),
@@ -228,7 +231,7 @@ impl Cause {
             }
             Self::HeaderTimeout | Self::BodyTimeout => Flags::DT,
             Self::StreamIdle => Flags::SI,
-            Self::ClientGone => Flags::DC,
+            Self::ClientGone | Self::Drained => Flags::DC,
             Self::Misdirected => Flags::NR,
             Self::NoChain => Flags::NFCF,
             Self::UpstreamTls(_) | Self::TunnelRefused | Self::NameUnknown | Self::AddressRefused => {
@@ -268,6 +271,7 @@ impl Cause {
             Self::BodyTimeout => "request_body_timeout",
             Self::StreamIdle => "stream_idle_timeout",
             Self::ClientGone => "downstream_remote_disconnect",
+            Self::Drained => "drain_timeout",
             Self::Misdirected => "misdirected_request",
             Self::NoChain => "filter_chain_not_found",
             Self::NoKeys => "downstream_transport_failure{no_certificate}",
@@ -307,6 +311,7 @@ impl Cause {
             Self::HeaderTimeout | Self::BodyTimeout => "the request did not arrive in time (DT)\n",
             Self::StreamIdle => "the exchange stood still for too long (SI)\n",
             Self::ClientGone => "the client went away (DC)\n",
+            Self::Drained => "the gateway ends (DC)\n",
             Self::Misdirected => "this connection is not for this authority: open another (NR)\n",
             Self::UpstreamTls(_) => "the upstream could not be reached securely (UF)\n",
             Self::NameUnknown => "the upstream's name cannot be resolved (UF)\n",
@@ -349,6 +354,7 @@ impl Cause {
             Self::BodyTimeout => "body_timeout",
             Self::StreamIdle => "stream_idle",
             Self::ClientGone => "client_gone",
+            Self::Drained => "drained",
             Self::Misdirected => "misdirected",
             Self::NoChain => "no_filter_chain",
             Self::NoKeys => "no_keys",

@@ -34,6 +34,20 @@ pub(super) fn get(admin: &AdminAddress, path: &str) -> Result<String> {
 
 /// Asks the admin API, which answers in HTTP/1.0 when it is asked in it: a body that ends with the connection.
 pub(super) fn ask(method: &str, admin: &AdminAddress, path: &str, patience: Duration) -> Result<String> {
+    match ask_status(method, admin, path, patience)? {
+        (200, body) => Ok(body),
+        (400, body) => bail!("{}", body.trim_end()),
+        (status, _) => bail!("{admin}{path}: status {status}: is it the admin address?"),
+    }
+}
+
+/// The same, whatever the status of the answer is.
+pub(super) fn ask_status(
+    method: &str,
+    admin: &AdminAddress,
+    path: &str,
+    patience: Duration,
+) -> Result<(u16, String)> {
     let nobody = || format!("no gateway answers at {admin}: name its admin address with --admin");
     match admin {
         AdminAddress::Tcp(address) => {
@@ -55,7 +69,7 @@ fn exchange(
     host: &str,
     admin: &AdminAddress,
     path: &str,
-) -> Result<String> {
+) -> Result<(u16, String)> {
     write!(
         stream,
         "{method} {path} HTTP/1.0\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n"
@@ -65,14 +79,9 @@ fn exchange(
         .read_to_string(&mut answer)
         .with_context(|| format!("{admin} does not answer"))?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
-    let status = head.lines().next().unwrap_or("");
-    if status.contains(" 400 ") {
-        bail!("{}", body.trim_end());
-    }
-    if !status.contains(" 200 ") {
-        bail!("{admin}{path}: {status}: is it the admin address?");
-    }
-    Ok(body.to_owned())
+    let line = head.lines().next().unwrap_or("");
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.context("the answer is no HTTP")?, body.to_owned()))
 }
 
 /// The same as JSON.

@@ -9,6 +9,7 @@ mod reload;
 mod screen;
 mod secrets;
 mod tables;
+mod upgrade;
 
 use crate::access_log::{Format, Target};
 use crate::control;
@@ -64,6 +65,22 @@ enum Command {
                       answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
     )]
     Reload(admin::Args),
+    /// Have a running gateway start a newer process, which takes its place without losing a connection.
+    #[command(
+        after_help = "The gateway starts its own binary, or another one, with its own arguments, and hands it the ports. When the\n\
+                      new process serves, the old one drains and ends. The new one has another process id.\n\nExit status: 0 the \
+                      new process serves, 1 the old one goes on, and why is told, 3 no gateway\nanswers.\n\nExamples:\n  \
+                      isthmus upgrade\n  isthmus upgrade --admin unix:/run/isthmus/admin.sock --binary ./isthmus-2"
+    )]
+    Upgrade(upgrade::UpgradeArgs),
+    /// Close the ports of a running gateway for good and let its connections end; it stays, and is not ready.
+    #[command(after_help = "Example:\n  isthmus drain && kill -TERM $(pidof isthmus)")]
+    Drain(admin::Args),
+    /// Ask a running gateway whether it is ready.
+    #[command(
+        after_help = "Exit status: 0 ready, 1 not ready, 3 no gateway answers.\n\nExample:\n  isthmus healthcheck"
+    )]
+    Healthcheck(admin::Args),
     /// Show the certificates of a running gateway, when they expire, and which cannot be loaded.
     #[command(after_help = "Example:\n  isthmus secrets --admin 127.0.0.1:15000")]
     Secrets(admin::Args),
@@ -374,6 +391,9 @@ pub fn main() -> ExitCode {
         Command::Check(args) => return check::run(&args),
         Command::Diff(args) => return diff::run(&args),
         Command::Reload(args) => return reload::run(&args),
+        Command::Upgrade(args) => return upgrade::run(&args),
+        Command::Drain(args) => return upgrade::drain(&args),
+        Command::Healthcheck(args) => return upgrade::check_health(&args),
         Command::Secrets(args) => return secrets::run(&args),
         Command::Listeners(args) => return tables::run(&args, tables::What::Listeners),
         Command::Routes(args) => return tables::run_routes(&args),

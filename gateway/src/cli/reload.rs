@@ -32,8 +32,14 @@ pub(super) fn run(args: &admin::Args) -> ExitCode {
 /// The answer in words, and whether everything is served as it is written.
 fn tell(status: &Value) -> Result<(String, bool)> {
     let mut out = String::new();
-    let served = &status["served"];
+    let (mut served, last) = (&status["served"], &status["last_change"]);
     writeln!(out, "version {} is served", served["version"])?;
+    if last["version"].as_u64() < served["version"].as_u64() && !last.is_null() {
+        // The files are watched: who asks after a change may come second.
+        let since = last["since"].as_str().unwrap_or("");
+        writeln!(out, "nothing new since version {}, at {since}:", last["version"])?;
+        served = last;
+    }
     for kind in ["listeners", "hosts", "clusters"] {
         let changes = &served["changes"][kind];
         writeln!(
@@ -78,5 +84,27 @@ mod tests {
              clusters: 0 added, 0 changed, 0 removed\n\
              x.yaml:3:5: Gateway a/b: syntax: no; its last good version is served\n"
         );
+    }
+
+    #[test]
+    fn a_load_that_the_watcher_has_done_already_is_told() {
+        let changes = |hosts| {
+            let none = serde_json::json!({"added": 0, "changed": 0, "removed": 0});
+            serde_json::json!({"listeners": none, "hosts": {"added": hosts, "changed": 0, "removed": 0}, "clusters": none})
+        };
+        let status = serde_json::json!({
+            "served": {"version": 8, "changes": changes(0)},
+            "last_change": {"version": 7, "since": "2026-11-26T05:00:00.000Z", "changes": changes(3)},
+            "quarantined": [], "failed_ports": [], "unreadable": null,
+        });
+        let (text, is_whole) = tell(&status).unwrap();
+        assert!(is_whole);
+        assert!(
+            text.starts_with(
+                "version 8 is served\nnothing new since version 7, at 2026-11-26T05:00:00.000Z:\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("hosts: 3 added"), "{text}");
     }
 }

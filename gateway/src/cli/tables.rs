@@ -374,6 +374,9 @@ fn status(args: &admin::Args) -> Result<Shown> {
     ] {
         line(name, &cell(&found[key]));
     }
+    for held in items(&found["left_behind"]) {
+        line("not as written", &cell(held));
+    }
     let uptime = std::time::Duration::from_secs(found["uptime_seconds"].as_u64().unwrap_or(0));
     line("up for", &humantime::format_duration(uptime).to_string());
     let shards = items(&found["shards"]);

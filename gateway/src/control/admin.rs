@@ -3,7 +3,8 @@
 //! Health is on a port of its own because load balancers see it: it says nothing else. Admin listens on loopback; what
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
-use super::{Collected, Event, Request, StartError, explain as live, report};
+use super::upgrade::Order;
+use super::{Collected, Event, Request, explain as live, report, resources};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -12,15 +13,14 @@ use axum::routing::{get, post};
 use isthmus_config::explain::Asked;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-type Events = mpsc::Sender<Event>;
+pub(super) type Events = mpsc::Sender<Event>;
 
 /// Where the admin API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,39 +66,21 @@ impl AdminAddress {
     }
 }
 
-async fn serve(what: &'static str, address: SocketAddr, router: Router) -> Result<SocketAddr, StartError> {
-    let refused = |error| StartError::Server {
-        what,
-        address: address.to_string(),
-        error,
-    };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
-    let bound = listener.local_addr().map_err(refused)?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the {what} server ended");
-        }
-    });
-    Ok(bound)
-}
-
-pub(super) async fn serve_status(address: SocketAddr, events: Events) -> Result<SocketAddr, StartError> {
-    let router = Router::new()
+pub(super) fn status_router(events: Events) -> Router {
+    Router::new()
         .route("/healthz/ready", get(healthz))
         .route("/healthz/live", get(|| async { "live\n" }))
-        .with_state(events);
-    serve("status", address, router).await
+        .with_state(events)
 }
 
-pub(super) async fn serve_metrics(address: SocketAddr, events: Events) -> Result<SocketAddr, StartError> {
-    let router = Router::new()
+pub(super) fn metrics_router(events: Events) -> Router {
+    Router::new()
         .route("/stats/prometheus", get(prometheus))
-        .with_state(events);
-    serve("metrics", address, router).await
+        .with_state(events)
 }
 
-pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Result<AdminAddress, StartError> {
-    let router = Router::new()
+pub(super) fn admin_router(events: Events) -> Router {
+    Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
         .route("/clusters", get(clusters))
@@ -113,35 +95,17 @@ pub(super) async fn serve_admin(address: &AdminAddress, events: Events) -> Resul
         .route("/configuration", get(configuration))
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
-        .with_state(events);
-    match address {
-        AdminAddress::Tcp(tcp) => serve("admin", *tcp, router).await.map(AdminAddress::Tcp),
-        AdminAddress::Unix(path) => {
-            let refused = |error| StartError::Server {
-                what: "admin",
-                address: address.to_string(),
-                error,
-            };
-            // Somebody who still answers there keeps it.
-            if std::os::unix::net::UnixStream::connect(path).is_err() {
-                address.remove();
-            }
-            let listener = UnixListener::bind(path).map_err(refused)?;
-            fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(refused)?;
-            tokio::task::spawn_local(async move {
-                if let Err(error) = axum::serve(listener, router).await {
-                    tracing::error!(%error, "the admin server ended");
-                }
-            });
-            Ok(address.clone())
-        }
-    }
+        .route("/upgrade", post(upgrade))
+        .merge(resources::routes())
+        .with_state(events)
 }
 
 async fn index() -> &'static str {
     "GET  /listeners\nGET  /clusters[?format=json]\nGET  /config_dump\nGET  /dns\nGET  /certs\nGET  /stats/prometheus\nGET  /ready\n\
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
-     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n"
+     [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
+     POST /upgrade[?binary=PATH][&timeout=DURATION]\n\
+     GET  /v1/resources[?format=yaml]\nPUT  /v1/resources[?dryRun=true]\nDELETE /v1/resources[?dryRun=true]\n"
 }
 
 async fn text(events: &Events, request: Request) -> Option<String> {
@@ -156,11 +120,11 @@ async fn collect(events: &Events) -> Option<Collected> {
     answered.await.ok()
 }
 
-fn ending() -> Response {
+pub(super) fn ending() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n").into_response()
 }
 
-fn json(text: String) -> Response {
+pub(super) fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
@@ -318,9 +282,43 @@ async fn drain_listeners(State(events): State<Events>, headers: HeaderMap) -> Re
     "draining\n".into_response()
 }
 
+/// Starts a newer process, and answers once it serves or has failed.
+async fn upgrade(
+    State(events): State<Events>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = refuse_browsers(&headers) {
+        return refused;
+    }
+    let mut order = Order::default();
+    for (key, value) in query {
+        match (key.as_str(), humantime::parse_duration(&value)) {
+            ("binary", _) => order.binary = Some(value.into()),
+            ("timeout", Ok(patience)) => order.patience = patience,
+            ("timeout", Err(error)) => {
+                return (StatusCode::BAD_REQUEST, format!("timeout: {error}\n")).into_response();
+            }
+            _ => {
+                let text = format!("`{key}` is not one of binary, timeout\n");
+                return (StatusCode::BAD_REQUEST, text).into_response();
+            }
+        }
+    }
+    let (answer, answered) = oneshot::channel();
+    if events.send(Event::Upgrade(order, answer)).await.is_err() {
+        return ending();
+    }
+    match answered.await {
+        Ok(Ok(told)) => json(told),
+        Ok(Err(why)) => (StatusCode::CONFLICT, format!("{why}\n")).into_response(),
+        Err(_) => ending(),
+    }
+}
+
 /// A page in an operator's browser may send a POST to loopback; it cannot hide its Origin, nor (by DNS rebinding) make
 /// Host an address.
-fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())

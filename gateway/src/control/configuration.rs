@@ -1,10 +1,11 @@
 //! What control knows about the configuration that is served: its version, what stays behind, and who waits to hear.
 
 use super::source::{Answer, Times};
+use crate::io::clock;
 use isthmus_config::keep::Quarantined;
 use isthmus_core::snapshot::{Changes, Difference};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often a port that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ pub(super) struct Configuration {
     times: Times,
     /// The version that every shard serves.
     served: Option<Applied>,
+    /// The last version that changed anything, and since when it is served.
+    changed: Option<(Applied, SystemTime)>,
     coming: Option<(Applied, Instant)>,
     /// Who asked for a load, until its version is served.
     waiting: Vec<Answer>,
@@ -102,6 +105,9 @@ impl Configuration {
         let (mut applied, sent) = self.coming.take_if(|(coming, _)| coming.version == version)?;
         applied.publish = now.saturating_duration_since(sent);
         self.served = Some(applied);
+        if applied.difference != Difference::default() {
+            self.changed = Some((applied, clock::wall()));
+        }
         let waiting = std::mem::take(&mut self.waiting);
         self.answer(waiting);
         Some(applied)
@@ -123,33 +129,41 @@ impl Configuration {
     /// `ready`, and what is not as the files say.
     pub(super) fn readiness(&self) -> String {
         let mut text = "ready".to_owned();
-        let mut add = |line: String| {
-            text.push('\n');
+        for line in self.degraded() {
+            text.push_str("\ndegraded: ");
             text.push_str(&line);
-        };
-        for held in &self.quarantined {
-            add(format!("degraded: {held}"));
-        }
-        for port in &self.ports {
-            add(format!("degraded: {port}"));
-        }
-        if let Some(error) = &self.unreadable {
-            add(format!("degraded: {error}"));
         }
         text
+    }
+
+    /// What is not served as the files say, and why.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        let held = self.quarantined.iter().map(ToString::to_string);
+        let others = self.ports.iter().chain(&self.unreadable).cloned();
+        held.chain(others).collect()
     }
 
     /// `/configuration`.
     pub(super) fn status(&self) -> Value {
         let counts = |changes: Changes| json!({"added": changes.added, "changed": changes.changed, "removed": changes.removed});
+        let changes = |of: Difference| {
+            json!({
+                "listeners": counts(of.listeners),
+                "hosts": counts(of.hosts),
+                "clusters": counts(of.clusters),
+            })
+        };
+        let changed = self.changed.map(|(changed, since)| {
+            json!({
+                "version": changed.version,
+                "since": humantime::format_rfc3339_millis(since).to_string(),
+                "changes": changes(changed.difference),
+            })
+        });
         let served = self.served.map(|served| {
             json!({
                 "version": served.version,
-                "changes": {
-                    "listeners": counts(served.difference.listeners),
-                    "hosts": counts(served.difference.hosts),
-                    "clusters": counts(served.difference.clusters),
-                },
+                "changes": changes(served.difference),
                 "seconds": {
                     "read": served.times.read.as_secs_f64(),
                     "compile": served.times.compile.as_secs_f64(),
@@ -159,6 +173,7 @@ impl Configuration {
         });
         json!({
             "served": served,
+            "last_change": changed,
             "quarantined": self.quarantined,
             "failed_ports": self.ports,
             "unreadable": self.unreadable,

@@ -55,8 +55,8 @@ impl Control {
             Life::Starting => "starting",
             Life::Serving if self.listeners_drained => "listeners drained",
             Life::Serving => "serving",
-            Life::Leaving(_) => "leaving",
-            Life::Draining(_) | Life::Over => "draining",
+            Life::Leaving => "leaving",
+            Life::Draining | Life::Over => "draining",
         };
         let current = self.publisher.current();
         let snapshot = current.map(|publication| &publication.snapshot);
@@ -88,10 +88,11 @@ impl Control {
             "files": self.written.sources.len(),
             "findings": self.written.diagnostics.len(),
             "certificate_errors": self.keys.store().errors().count(),
+            "left_behind": self.configuration.degraded(),
             "addresses": {
-                "admin": self.addresses.admin.to_string(),
-                "status": self.addresses.status.to_string(),
-                "metrics": self.addresses.metrics.to_string(),
+                "admin": self.servers.admin().address().to_string(),
+                "status": self.servers.status().address().to_string(),
+                "metrics": self.servers.metrics().address().to_string(),
             },
             "shards": shards,
             "now": gauges,

@@ -1,5 +1,6 @@
-//! The process's listening sockets: bound here, one for each shard, before any shard serves.
+//! The process's listening sockets: bound here, one for each shard, before any shard serves; or taken over as they are.
 
+use super::upgrade::Inherited;
 use crate::io::socket;
 use isthmus_core::limits::CongestionControl;
 use isthmus_core::listener::ListenerKey;
@@ -52,6 +53,14 @@ pub enum ListenerError {
         /// What to do about it.
         mend: &'static str,
     },
+    /// There is no other descriptor for a socket.
+    #[error("port {port} of a Gateway cannot be shared out: {error}; raise the limit of open files")]
+    Share {
+        /// As the Gateway names it.
+        port: u16,
+        /// Why not.
+        error: std::io::Error,
+    },
     /// The kernel does not have the congestion control of the settings, or does not allow it.
     #[error(
         "congestionControl: {name} cannot be used ({error}); \
@@ -70,7 +79,15 @@ pub(super) struct Listeners {
     bind_address: IpAddr,
     port_map: PortMap,
     congestion_control: CongestionControl,
-    open: BTreeMap<ListenerKey, SocketAddr>,
+    open: BTreeMap<ListenerKey, Open>,
+    /// Sockets that this process was started with.
+    inherited: Inherited,
+}
+
+struct Open {
+    address: SocketAddr,
+    /// The shards have them, too; here they are for a process that takes this one's place.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Listeners {
@@ -78,12 +95,14 @@ impl Listeners {
         bind_address: IpAddr,
         port_map: PortMap,
         congestion_control: CongestionControl,
+        inherited: Inherited,
     ) -> Self {
         Self {
             bind_address,
             port_map,
             congestion_control,
             open: BTreeMap::new(),
+            inherited,
         }
     }
 
@@ -103,29 +122,40 @@ impl Listeners {
             if self.open.contains_key(key) {
                 continue;
             }
-            match self.open_one(key, shards) {
-                Ok((address, bound)) => {
-                    for (of_shard, socket) in sockets.iter_mut().zip(bound) {
-                        of_shard.push((key.clone(), socket));
+            let opened = self.open_one(key, shards).and_then(|open| {
+                let shared = share(&open.sockets, shards).map_err(|error| ListenerError::Share {
+                    port: key.port,
+                    error,
+                })?;
+                Ok((open, shared))
+            });
+            match opened {
+                Ok((open, shared)) => {
+                    for (shard, socket) in shared {
+                        if let Some(of_shard) = sockets.get_mut(shard) {
+                            of_shard.push((key.clone(), socket));
+                        }
                     }
-                    self.open.insert(key.clone(), address);
+                    self.open.insert(key.clone(), open);
                 }
                 Err(error) => failed.push(error),
             }
         }
+        self.inherited.close_unclaimed();
         (sockets, failed)
     }
 
-    fn open_one(
-        &self,
-        key: &ListenerKey,
-        shards: usize,
-    ) -> Result<(SocketAddr, Vec<OwnedFd>), ListenerError> {
+    fn open_one(&mut self, key: &ListenerKey, shards: usize) -> Result<Open, ListenerError> {
         let address = SocketAddr::new(
             key.bind.unwrap_or(self.bind_address),
             self.port_map.port(key.port),
         );
-        let (address, bound) = bind(address, shards).map_err(|error| {
+        let passed = self.inherited.listener(key, address);
+        let opened = match passed.first() {
+            Some(&(address, _)) => Ok((address, passed.into_iter().map(|(_, socket)| socket).collect())),
+            None => bind(address, shards),
+        };
+        let (address, sockets) = opened.map_err(|error| {
             let mend = match error.kind() {
                 std::io::ErrorKind::AddrInUse => {
                     "something else listens there: end it, or give another port with --port-map"
@@ -144,7 +174,7 @@ impl Listeners {
             }
         })?;
         if let Some(name) = &self.congestion_control.0 {
-            for socket in &bound {
+            for socket in &sockets {
                 socket::set_congestion_control(socket, name).map_err(|error| {
                     ListenerError::CongestionControl {
                         name: name.clone(),
@@ -153,7 +183,22 @@ impl Listeners {
                 })?;
             }
         }
-        Ok((address, bound))
+        Ok(Open { address, sockets })
+    }
+
+    /// Every socket, for a process that is to take this one's place.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&ListenerKey, &OwnedFd)> {
+        self.open
+            .iter()
+            .flat_map(|(key, open)| open.sockets.iter().map(move |socket| (key, socket)))
+    }
+
+    /// Accepts no more, as far as it is up to this process; the shards have the sockets still.
+    pub(super) fn let_go(&mut self) {
+        for open in self.open.values_mut() {
+            open.sockets.clear();
+        }
+        self.inherited = Inherited::default();
     }
 
     /// Ports of the port map that no open listener has.
@@ -169,8 +214,22 @@ impl Listeners {
 
     /// Each listener and where it listens.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&ListenerKey, &SocketAddr)> {
-        self.open.iter()
+        self.open.iter().map(|(key, open)| (key, &open.address))
     }
+}
+
+/// Which shard accepts from which sockets. As a rule there is one for each; a process with another number of shards, or
+/// a supervisor, may have left fewer, which are shared, or more: none may be without anybody, because the kernel
+/// spreads connections over all of them.
+fn share(sockets: &[OwnedFd], shards: usize) -> std::io::Result<Vec<(usize, OwnedFd)>> {
+    let shards = shards.max(1);
+    let mut shared = Vec::new();
+    for at in 0..sockets.len().max(shards) {
+        if let Some(socket) = sockets.get(at % sockets.len().max(1)) {
+            shared.push((at % shards, socket.try_clone()?));
+        }
+    }
+    Ok(shared)
 }
 
 fn bind(address: SocketAddr, shards: usize) -> std::io::Result<(SocketAddr, Vec<OwnedFd>)> {
@@ -192,6 +251,18 @@ fn bind(address: SocketAddr, shards: usize) -> std::io::Result<(SocketAddr, Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_socket_has_a_shard_and_every_shard_a_socket() {
+        let (_, sockets) = bind("127.0.0.1:0".parse().unwrap(), 4).unwrap();
+        for (given, shards) in [(4, 4), (4, 3), (2, 4), (1, 3), (3, 1)] {
+            let shared = share(&sockets[..given], shards).unwrap();
+            assert_eq!(shared.len(), given.max(shards));
+            for shard in 0..shards {
+                assert!(shared.iter().any(|(of, _)| *of == shard), "{given} for {shards}");
+            }
+        }
+    }
 
     #[test]
     fn port_maps_are_read() {

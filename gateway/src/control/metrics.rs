@@ -64,6 +64,8 @@ pub struct Metrics {
     handle: PrometheusHandle,
     total: std::cell::RefCell<ShardStats>,
     namespaces: std::cell::RefCell<Namespaces>,
+    /// Clusters that have gauges: which limits, and whether endpoints were ejected.
+    shown: std::cell::RefCell<ClusterMap<(Vec<Limit>, bool)>>,
     /// Microseconds from a change of a cluster's endpoints until every shard had it.
     endpoints: std::cell::RefCell<Option<Histogram<u32>>>,
 }
@@ -77,6 +79,7 @@ impl Default for Metrics {
             handle,
             total: std::cell::RefCell::default(),
             namespaces: std::cell::RefCell::default(),
+            shown: std::cell::RefCell::default(),
             endpoints: std::cell::RefCell::new(Histogram::new(2).ok()),
         }
     }
@@ -194,9 +197,23 @@ impl Metrics {
             metrics::describe_gauge!("isthmus_cluster_limit", "A limit of a cluster.");
             metrics::describe_gauge!("isthmus_cluster_used", "How much of a cluster's limit is used.");
             metrics::describe_gauge!("isthmus_ejected", "Endpoints of a cluster that are ejected.");
+            let mut shown = self.shown.borrow_mut();
+            // What is gone has nothing; a series cannot be taken back.
+            for (key, (limits, ejects)) in shown.extract_if(|key, _| !clusters.contains_key(key)) {
+                if ejects {
+                    metrics::gauge!("isthmus_ejected", "cluster" => key.to_string()).set(0.0);
+                }
+                for limit in limits {
+                    let labels = [("cluster", key.to_string()), ("limit", limit.label().to_owned())];
+                    metrics::gauge!("isthmus_cluster_limit", &labels).set(0.0);
+                    metrics::gauge!("isthmus_cluster_used", &labels).set(0.0);
+                }
+            }
             for (key, shared) in clusters {
+                let (limits, ejects) = shown.entry(key.clone()).or_default();
                 // Those that never had one ejected have no series.
                 if shared.ejections.epoch() > 0 {
+                    *ejects = true;
                     metrics::gauge!("isthmus_ejected", "cluster" => key.to_string())
                         .set(f64::from(shared.ejections.count()));
                 }
@@ -206,6 +223,9 @@ impl Metrics {
                     let can_wait = limit == Limit::Pending && shared.connections.is_limited();
                     if !budget.is_limited() && !can_wait {
                         continue;
+                    }
+                    if !limits.contains(&limit) {
+                        limits.push(limit);
                     }
                     let labels = [("cluster", key.to_string()), ("limit", limit.label().to_owned())];
                     metrics::gauge!("isthmus_cluster_limit", &labels).set(f64::from(budget.limit()));

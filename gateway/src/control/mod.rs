@@ -11,16 +11,22 @@ mod dns;
 mod endpoints;
 mod explain;
 mod keys;
+mod life;
 mod listeners;
 mod metrics;
 mod publish;
 mod report;
+mod resources;
+mod servers;
 mod source;
+mod systemd;
+mod upgrade;
 
 pub use admin::AdminAddress;
 pub use listeners::{ListenerError, PortMap};
 pub use metrics::Metrics;
 pub use source::Files;
+pub use upgrade::{Inherited, Parent};
 
 use crate::access_log;
 use crate::io::clock;
@@ -37,6 +43,7 @@ use isthmus_config::Secrets;
 use isthmus_config::diagnostic::Severity;
 use isthmus_config::explain::{Asked, Explanation};
 use isthmus_config::keep::Outcome;
+use isthmus_core::drain::{Drain, Plan};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
@@ -46,6 +53,7 @@ use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
 use listeners::Listeners;
 use publish::Publisher;
+use servers::{NAMES as SERVERS, Servers};
 use source::{Answer, Loaded, Set, Watch};
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -54,8 +62,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use systemd::Systemd;
 use tokio::sync::{mpsc, oneshot};
+use upgrade::{Asker, Order, Successor, Upgrading};
 
 /// How often control looks after its shards.
 const TICK: Duration = Duration::from_millis(100);
@@ -63,6 +72,9 @@ const TICK: Duration = Duration::from_millis(100);
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shard that has not ticked for so long is reported: a hundred ticks.
 const STALL: Duration = Duration::from_secs(1);
+/// How long connections that were cut may take to leave their lines in the access log, and shards to end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const SHARDS_END: Duration = Duration::from_secs(5);
 /// Most new warnings that one load of the resources logs; `isthmus check` has them all.
 const WARNINGS_LOGGED: usize = 20;
 
@@ -157,6 +169,16 @@ enum Event {
     /// Somebody asks for a look.
     Reload(Answer),
     Signal(Signal),
+    /// Somebody asks for a newer process.
+    Upgrade(Order, Asker),
+    /// The newer process is ready, or has failed.
+    HandedOver(Result<Box<Successor>, String>),
+    /// The older process has spoken: whether this one goes on.
+    TakenOver(bool),
+    /// A load that a signal asked for has ended.
+    Reloaded,
+    /// The admin API asks for the documents, or brings some.
+    Resources(resources::Ask),
 }
 
 /// What an HTTP server asks the actor for.
@@ -177,6 +199,7 @@ enum Signal {
     Interrupt,
     Hangup,
     User1,
+    User2,
 }
 
 struct Shard {
@@ -188,6 +211,8 @@ struct Shard {
     applied: u64,
     secured: u64,
     drained: bool,
+    /// Connections that did not end in time.
+    cut: u64,
 }
 
 struct Collection {
@@ -202,10 +227,10 @@ struct Collection {
 enum Life {
     Starting,
     Serving,
-    /// TERM has come; connections are still accepted until then.
-    Leaving(Instant),
-    /// Connections end, by themselves or then.
-    Draining(Instant),
+    /// TERM has come; connections are still accepted.
+    Leaving,
+    /// Connections end.
+    Draining,
     Over,
 }
 
@@ -226,8 +251,21 @@ struct Control {
     life: Life,
     collecting: Option<Collection>,
     ended: Ended,
-    addresses: Addresses,
+    servers: Servers,
     listeners_drained: bool,
+    /// The way out, once it is taken.
+    plan: Option<Plan>,
+    /// How far along it the shards know themselves to be.
+    drain: Drain,
+    /// An upgrade that is under way.
+    upgrading: Option<Upgrading>,
+    /// The process whose place this one takes, until it is told that this one is ready.
+    parent: Option<Arc<Parent>>,
+    /// Whether another process serves in the place of this one.
+    is_replaced: bool,
+    /// Whether the admin socket is that one's now.
+    left_admin: bool,
+    systemd: Systemd,
     /// What the published snapshot was made from.
     written: Written,
     settings: Settings,
@@ -239,30 +277,23 @@ struct Control {
     ready_written: Option<tokio::task::JoinHandle<()>>,
 }
 
-#[derive(Debug, Clone)]
-struct Addresses {
-    admin: AdminAddress,
-    status: SocketAddr,
-    metrics: SocketAddr,
-}
-
 /// Runs the process: opens the ports, publishes the snapshot, and obeys signals until the end. Must be called inside a
 /// local task set of a current-thread runtime.
 pub async fn run(
     options: Options,
     settings: Settings,
     (outcome, files): (Outcome, Option<Files>),
-    keys: Store,
+    (keys, mut inherited): (Store, Inherited),
     (links, bells): (Vec<ShardLink>, Arc<Bells>),
     (metrics, seed): (Metrics, u64),
     log: access_log::Writer,
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
-    let addresses = Addresses {
-        admin: admin::serve_admin(&options.admin, events.clone()).await?,
-        status: admin::serve_status(options.status, events.clone()).await?,
-        metrics: admin::serve_metrics(options.metrics, events.clone()).await?,
-    };
+    let mut servers = Servers::open(&options, &mut inherited, &events)?;
+    let parent = inherited.parent();
+    if parent.is_none() {
+        servers.serve()?;
+    }
     let mut shards = Vec::new();
     for (index, link) in links.into_iter().enumerate() {
         let (events, mut from) = (events.clone(), link.inbox);
@@ -282,9 +313,10 @@ pub async fn run(
             applied: 0,
             secured: 0,
             drained: false,
+            cut: 0,
         });
     }
-    spawn_signals(&events)?;
+    life::spawn_signals(&events)?;
     let watch = files
         .map(|files| Watch::start(files, events.clone()))
         .transpose()?;
@@ -294,6 +326,7 @@ pub async fn run(
         options.bind_address,
         options.port_map.clone(),
         congestion_control.clone(),
+        inherited,
     );
     if let Some(name) = &congestion_control.0 {
         tracing::info!("connections of clients use the congestion control {name}");
@@ -314,8 +347,15 @@ pub async fn run(
         life: Life::Starting,
         collecting: None,
         ended: Ended::Asked,
-        addresses,
+        servers,
         listeners_drained: false,
+        plan: None,
+        drain: Drain::No,
+        upgrading: None,
+        parent,
+        is_replaced: false,
+        left_admin: false,
+        systemd: Systemd::from_env(),
         events,
         ports_opened: false,
         ready_written: None,
@@ -347,26 +387,6 @@ pub async fn run(
         }
     }
     Ok(control.stop())
-}
-
-fn spawn_signals(events: &mpsc::Sender<Event>) -> std::io::Result<()> {
-    let signals = [
-        (SignalKind::terminate(), Signal::Terminate),
-        (SignalKind::interrupt(), Signal::Interrupt),
-        (SignalKind::hangup(), Signal::Hangup),
-        (SignalKind::user_defined1(), Signal::User1),
-    ];
-    for (kind, meaning) in signals {
-        let (mut stream, events) = (signal(kind)?, events.clone());
-        tokio::task::spawn_local(async move {
-            while stream.recv().await.is_some() {
-                if events.send(Event::Signal(meaning)).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    Ok(())
 }
 
 impl Control {
@@ -403,6 +423,9 @@ impl Control {
     /// Takes what the files say now: it is applied when its names are known.
     fn take_load(&mut self, loaded: Loaded, answers: Vec<Answer>) {
         if !self.takes_versions() {
+            if let Some(upgrading) = &mut self.upgrading {
+                upgrading.missed_load = true;
+            }
             return self.configuration.answer(answers);
         }
         let set = match loaded {
@@ -490,7 +513,9 @@ impl Control {
 
     /// Whether another version may be served: not by a process that is about to end, or whose ports are closed for good.
     fn takes_versions(&self) -> bool {
-        !self.listeners_drained && matches!(self.life, Life::Starting | Life::Serving)
+        !self.listeners_drained
+            && self.upgrading.is_none()
+            && matches!(self.life, Life::Starting | Life::Serving)
     }
 
     fn ports_failed(&mut self, failed: &[ListenerError]) {
@@ -583,7 +608,7 @@ impl Control {
                     Request::Certificates => report::certificates(self.keys.store()),
                     Request::Ready => {
                         let serves = self.life == Life::Serving && !self.listeners_drained;
-                        if serves {
+                        if serves || self.is_replaced {
                             self.configuration.readiness()
                         } else {
                             String::new()
@@ -602,7 +627,7 @@ impl Control {
                     "the listeners are drained on request: no traffic is accepted until a restart"
                 );
                 self.listeners_drained = true;
-                self.drain_shards(true);
+                self.leave(Plan::staying(clock::now(), self.options.drain_delay));
                 let _asker_gone = answer.send(());
             }
             Event::Loaded(loaded, answers) => self.take_load(loaded, answers),
@@ -629,6 +654,12 @@ impl Control {
                 None => self.configuration.answer(vec![answer]),
             },
             Event::Signal(signal) => self.handle_signal(signal),
+            Event::Upgrade(order, asker) => self.begin_upgrade(order, Some(asker)),
+            Event::HandedOver(ended) => self.handed_over(ended),
+            Event::TakenOver(true) => self.speak_up(),
+            Event::TakenOver(false) => self.life = Life::Over,
+            Event::Resources(ask) => self.ask_for_resources(ask),
+            Event::Reloaded => self.systemd.ready("serving"),
         }
     }
 
@@ -691,73 +722,12 @@ impl Control {
                     self.metrics.count_ejection(cluster, change.ejected.is_some());
                 }
             }
-            ToControl::Drained => {
+            ToControl::Drained { cut } => {
                 if let Some(shard) = self.shards.get_mut(index) {
                     shard.drained = true;
+                    shard.cut = cut;
                 }
             }
-        }
-    }
-
-    /// Traffic is accepted: says so.
-    fn announce(&mut self) {
-        self.life = Life::Serving;
-        let (rings, flagged) = crate::io::uring::flagged_rings();
-        if flagged < rings {
-            tracing::warn!(
-                rings,
-                flagged,
-                "rings run without cooperative task running: kernel 5.19 or newer is faster"
-            );
-        }
-        self.metrics.set_rings(rings, flagged);
-        for port in self.listeners.unused_mappings() {
-            tracing::warn!(port, "--port-map names a port that no Gateway has");
-        }
-        if self.listeners.iter().next().is_none() {
-            tracing::warn!("no port is open: the resources have no Gateway with a server that can be served");
-        }
-        let listeners: Vec<String> = self
-            .listeners
-            .iter()
-            .map(|(_, address)| address.to_string())
-            .collect();
-        tracing::info!(
-            shards = self.shards.len(),
-            rings,
-            flagged,
-            listeners = listeners.join(" "),
-            admin = %self.addresses.admin,
-            status = %self.addresses.status,
-            metrics = %self.addresses.metrics,
-            "serving"
-        );
-        self.write_ready_file();
-    }
-
-    fn write_ready_file(&mut self) {
-        if let Some(path) = self.options.ready_file.clone() {
-            let addresses = self.addresses.clone();
-            let ready = report::ready_file(
-                &self.listeners,
-                &addresses.admin,
-                addresses.status,
-                addresses.metrics,
-            );
-            // A busy disk may take its time, and the process must not wait for it.
-            let before = self.ready_written.take();
-            let events = self.events.clone();
-            self.ready_written = Some(tokio::task::spawn_local(async move {
-                if let Some(before) = before {
-                    let _either_way = before.await;
-                }
-                let shown = path.clone();
-                let written = tokio::task::spawn_blocking(move || write_whole(&path, &ready)).await;
-                if let Ok(Err(error)) = written {
-                    let text = format!("the ready file {} cannot be written: {error}", shown.display());
-                    let _ended = events.send(Event::ReadyFailed(text)).await;
-                }
-            }));
         }
     }
 
@@ -830,52 +800,11 @@ impl Control {
             .render(gauges, held, version, self.shards.len(), self.log.losses())
     }
 
-    fn drain_shards(&mut self, stop_accepting: bool) {
-        for shard in &mut self.shards {
-            shard.outbox.send(ToShard::Drain { stop_accepting });
-        }
-    }
-
-    fn handle_signal(&mut self, signal: Signal) {
-        match (signal, self.life) {
-            (Signal::Terminate, Life::Starting | Life::Serving) => {
-                self.drain_shards(false);
-                tracing::info!(delay = ?self.options.drain_delay, timeout = ?self.options.drain_timeout, "draining");
-                self.life = Life::Leaving(clock::now() + self.options.drain_delay);
-                self.tick();
-            }
-            (Signal::Terminate | Signal::Interrupt, _) => {
-                tracing::info!("ending now");
-                self.life = Life::Over;
-            }
-            (Signal::Hangup, _) => {
-                self.log.reopen();
-                match &self.watch {
-                    Some(watch) => watch.reload(None),
-                    None => {
-                        tracing::warn!("the resources do not come from files: there is nothing to load again")
-                    }
-                }
-            }
-            (Signal::User1, _) => self.log.reopen(),
-        }
-    }
-
     fn tick(&mut self) {
         let now = clock::now();
-        match self.life {
-            Life::Leaving(until) if now >= until => {
-                self.drain_shards(true);
-                self.life = Life::Draining(now + self.options.drain_timeout);
-            }
-            Life::Draining(until) => {
-                let drained = self.shards.iter().all(|shard| shard.drained);
-                if drained || now >= until {
-                    tracing::info!(drained, "ended");
-                    self.life = Life::Over;
-                }
-            }
-            _ => {}
+        self.go_on(now);
+        if !self.shards.iter().any(|shard| shard.stalled) {
+            self.systemd.ping(now);
         }
         if self
             .collecting
@@ -905,7 +834,17 @@ impl Control {
             shard.outbox.send(ToShard::Stop);
             shard.outbox.flush();
         }
+        // A shard that stands still must not keep the process for ever.
+        let until = clock::now() + SHARDS_END;
+        while clock::now() < until && self.shards.iter().any(|shard| !shard.thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         for (index, shard) in self.shards.into_iter().enumerate() {
+            if !shard.thread.is_finished() {
+                tracing::error!(shard = index, "the shard does not end: the process does");
+                self.ended = Ended::ShardDied;
+                continue;
+            }
             match shard.thread.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(failure)) if failure.is::<executor::BuildError>() => {
@@ -923,7 +862,9 @@ impl Control {
                 }
             }
         }
-        self.addresses.admin.remove();
+        if !self.left_admin {
+            self.servers.admin().address().remove();
+        }
         self.log.stop();
         self.ended
     }
@@ -944,13 +885,4 @@ fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Metrics) {
         metrics.count_stall();
         tracing::error!(shard = index, "the shard stands still");
     }
-}
-
-/// Writes a file so that a reader sees all of it or none.
-fn write_whole(path: &std::path::Path, text: &str) -> std::io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    std::fs::write(&new, text)?;
-    std::fs::rename(new, path)
 }

@@ -23,14 +23,15 @@ fn listener_list(listeners: &Listeners) -> Vec<Value> {
 pub(super) fn ready_file(
     listeners: &Listeners,
     admin: &AdminAddress,
-    status: SocketAddr,
-    metrics: SocketAddr,
+    status: &AdminAddress,
+    metrics: &AdminAddress,
 ) -> String {
     json!({
         "listeners": listener_list(listeners),
         "admin": admin.to_string(),
         "status": status.to_string(),
         "metrics": metrics.to_string(),
+        "process": std::process::id(),
     })
     .to_string()
 }

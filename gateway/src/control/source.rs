@@ -6,7 +6,10 @@
 //! gets is the effective set ([`keep`]): documents without errors, and the last good versions of the others.
 
 use super::Event;
+use super::resources::{Ask, Effective};
 use crate::io::clock;
+use axum::http::StatusCode;
+use isthmus_config::diagnostic::{Diagnostic, Severity};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::{Options, Source};
 use isthmus_core::snapshot::content_hash;
@@ -16,6 +19,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc as events, oneshot};
 
@@ -29,6 +33,10 @@ const POLL: Duration = Duration::from_secs(5);
 const READS_MAX: usize = 3;
 /// The last good set, in the folder of `--state-dir`.
 const STATE_FILE: &str = ".last-good.json";
+/// What came by the admin API, in the same folder.
+const WRITTEN_FILE: &str = ".resources.yaml";
+/// How diagnostics name it.
+pub(super) const WRITTEN: &str = "/v1/resources";
 
 /// What a load has brought.
 #[derive(Debug)]
@@ -55,6 +63,40 @@ pub(super) struct Times {
     pub(super) compile: Duration,
 }
 
+/// Another text of what comes by the admin API.
+pub(super) struct Writing {
+    /// The text; nothing of the one before it is kept.
+    pub(super) text: String,
+    /// Only says what would come of it.
+    pub(super) dry_run: bool,
+    /// What is to be said about it.
+    pub(super) verdict: oneshot::Sender<Verdict>,
+    /// Answered once every shard serves it, when it is taken.
+    pub(super) applied: Answer,
+}
+
+/// What is said about a text.
+pub(super) enum Verdict {
+    /// It was not looked at.
+    Refused(StatusCode, String),
+    /// It was.
+    Judged {
+        /// What `check` says about it, with all files beside it.
+        found: Vec<Diagnostic>,
+        /// Whether it is on its way to the shards.
+        is_taken: bool,
+    },
+}
+
+impl Verdict {
+    pub(super) fn has_errors(found: &[Diagnostic]) -> bool {
+        found.iter().any(|found| found.severity == Severity::Error)
+    }
+}
+
+/// The text that came by the admin API; a process that takes this one's place gets it from control.
+type Written = Arc<Mutex<String>>;
+
 /// Who wants to hear what became of a load.
 pub(super) type Answer = oneshot::Sender<String>;
 
@@ -63,6 +105,8 @@ enum Command {
     Look,
     /// Load whether or not anything has changed.
     Reload(Option<Answer>),
+    /// The admin API asks.
+    Ask(Ask),
 }
 
 /// Files of resources, and what was last applied of them.
@@ -72,18 +116,28 @@ pub struct Files {
     options: Options,
     state_dir: Option<PathBuf>,
     last: LastGood,
+    written: Written,
     content: u64,
 }
 
 impl Files {
-    /// Files that have not been read yet. With a folder for the state, the last good set is taken from there.
-    pub fn new(paths: Vec<PathBuf>, options: Options, state_dir: Option<PathBuf>) -> Self {
+    /// Files that have not been read yet. With a folder for the state, the last good set is taken from there, and what
+    /// came by the admin API, unless an older process has passed that on.
+    pub fn new(
+        paths: Vec<PathBuf>,
+        options: Options,
+        state_dir: Option<PathBuf>,
+        passed: Option<String>,
+    ) -> Self {
         let last = state_dir.as_deref().map(read_state).unwrap_or_default();
+        let kept = || state_dir.as_deref().map(read_written).unwrap_or_default();
+        let written = passed.unwrap_or_else(kept);
         Self {
             paths,
             options,
             state_dir,
             last,
+            written: Arc::new(Mutex::new(written)),
             content: 0,
         }
     }
@@ -95,13 +149,85 @@ impl Files {
 
     /// Reads and compiles the files; answers also what was read.
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
-        let sources = read(&self.paths)?;
+        let sources = self.sources()?;
         if sources.is_empty() && !self.last.is_empty() {
             let text = "there is no file of resources, and the state folder has some that were served";
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
         }
         self.content = content_of(&sources);
         Ok((self.compile(sources.clone()), sources))
+    }
+
+    /// The files, and what came by the admin API behind them.
+    fn sources(&self) -> std::io::Result<Vec<Source>> {
+        let mut sources = read(&self.paths)?;
+        let text = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if !text.trim().is_empty() {
+            sources.push(Source {
+                name: WRITTEN.to_owned(),
+                text: text.clone(),
+            });
+        }
+        Ok(sources)
+    }
+
+    fn set_written(&self, text: String) -> String {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *written, text)
+    }
+
+    /// Answers the admin API; what control is to be told comes out.
+    fn answer(&mut self, ask: Ask) -> Option<Event> {
+        match ask {
+            Ask::Effective(answer) => {
+                let documents = self.last.documents().map(|(resources, file, text)| Effective {
+                    resources: resources.to_vec(),
+                    file: file.to_owned(),
+                    text: text.to_owned(),
+                });
+                let _asker_gone = answer.send(documents.collect());
+                None
+            }
+            Ask::Write(write) => self.write(write),
+        }
+    }
+
+    fn write(&mut self, write: Writing) -> Option<Event> {
+        let begun = clock::now();
+        let before = self.set_written(write.text);
+        let sources = match self.sources() {
+            Ok(sources) => sources,
+            Err(error) => {
+                self.set_written(before);
+                let why = format!("the files cannot be read: {error}");
+                let refused = Verdict::Refused(StatusCode::SERVICE_UNAVAILABLE, why);
+                let _asker_gone = write.verdict.send(refused);
+                return None;
+            }
+        };
+        let read = clock::now();
+        let options = Options {
+            proofs: true,
+            ..self.options.clone()
+        };
+        let judged = isthmus_config::compile(&sources, &options).diagnostics;
+        let found: Vec<Diagnostic> = judged.into_iter().filter(|found| found.file == WRITTEN).collect();
+        let is_taken = !write.dry_run && !Verdict::has_errors(&found);
+        if !is_taken {
+            self.set_written(before);
+        }
+        let _asker_gone = write.verdict.send(Verdict::Judged { found, is_taken });
+        if !is_taken {
+            return None;
+        }
+        self.content = content_of(&sources);
+        let outcome = self.compile(sources);
+        let times = Times {
+            read: read - begun,
+            compile: clock::now() - read,
+        };
+        let set = Set { outcome, times };
+        Some(Event::Loaded(Loaded::Set(Box::new(set)), vec![write.applied]))
     }
 
     fn compile(&mut self, sources: Vec<Source>) -> Outcome {
@@ -119,14 +245,21 @@ impl Files {
     /// Keeps the set that is applied for a later start.
     pub fn save(&self) {
         let Some(folder) = &self.state_dir else { return };
-        if let Err(error) = write_state(folder, &self.last) {
+        let written = self
+            .written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let kept = write_state(folder, STATE_FILE, || Ok(serde_json::to_vec(&self.last)?))
+            .and_then(|()| write_state(folder, WRITTEN_FILE, || Ok(written.into_bytes())));
+        if let Err(error) = kept {
             tracing::error!(folder = %folder.display(), %error, "the last good configuration cannot be kept");
         }
     }
 
     fn look(&mut self, forced: bool) -> Loaded {
         let begun = clock::now();
-        let sources = match read(&self.paths) {
+        let sources = match self.sources() {
             Ok(sources) => sources,
             Err(error) => return Loaded::Unreadable(error.to_string()),
         };
@@ -187,10 +320,27 @@ fn read_state(folder: &Path) -> LastGood {
     })
 }
 
+fn read_written(folder: &Path) -> String {
+    let path = folder.join(WRITTEN_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::error!(path = %path.display(), %error, "what came by the admin API cannot be read");
+            }
+            String::new()
+        }
+    }
+}
+
 /// Secrets are among the documents, so only the owner may read the file; a crash leaves the old one or the new one.
-fn write_state(folder: &Path, last: &LastGood) -> std::io::Result<()> {
+fn write_state(
+    folder: &Path,
+    name: &str,
+    content: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let new = folder.join(format!("{STATE_FILE}.new"));
+    let new = folder.join(format!("{name}.new"));
     // One that a crash has left may be readable by others.
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -201,14 +351,15 @@ fn write_state(folder: &Path, last: &LastGood) -> std::io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&new)?;
-    file.write_all(&serde_json::to_vec(last)?)?;
+    file.write_all(&content()?)?;
     file.sync_all()?;
-    std::fs::rename(&new, folder.join(STATE_FILE))
+    std::fs::rename(&new, folder.join(name))
 }
 
 /// The thread that looks after the files.
 pub(super) struct Watch {
     commands: mpsc::Sender<Command>,
+    written: Written,
 }
 
 impl Watch {
@@ -227,11 +378,27 @@ impl Watch {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, poll = ?POLL, "changes of files are not told: they are polled for"))
             .ok();
-        let watch = Self { commands };
+        let watch = Self {
+            commands,
+            written: Arc::clone(&files.written),
+        };
         std::thread::Builder::new()
             .name("configuration".to_owned())
             .spawn(move || look_after(files, watcher, &inbox, &events))?;
         Ok(watch)
+    }
+
+    /// Passes on what the admin API asks.
+    pub(super) fn ask(&self, ask: Ask) {
+        let _ended = self.commands.send(Command::Ask(ask));
+    }
+
+    /// What came by the admin API.
+    pub(super) fn written(&self) -> String {
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Loads the files again; who asks is answered once every shard has applied what came of it.
@@ -257,8 +424,15 @@ fn look_after(
         };
         let mut answers: Vec<Answer> = Vec::new();
         let mut forced = false;
+        let mut asks = Vec::new();
         match command {
             Ok(Command::Look) => {}
+            Ok(Command::Ask(ask)) => {
+                if !tell(files.answer(ask), &files, events) {
+                    return;
+                }
+                continue;
+            }
             Ok(Command::Reload(answer)) => {
                 forced = true;
                 answers.extend(answer);
@@ -277,6 +451,7 @@ fn look_after(
         while !forced && clock::now() - begun < QUIET_MAX {
             match inbox.recv_timeout(QUIET) {
                 Ok(Command::Look) => {}
+                Ok(Command::Ask(ask)) => asks.push(ask),
                 Ok(Command::Reload(answer)) => {
                     forced = true;
                     answers.extend(answer);
@@ -287,9 +462,13 @@ fn look_after(
         }
         // Those that are here already are answered by the same load.
         while let Ok(command) = inbox.try_recv() {
-            if let Command::Reload(answer) = command {
-                forced = true;
-                answers.extend(answer);
+            match command {
+                Command::Reload(answer) => {
+                    forced = true;
+                    answers.extend(answer);
+                }
+                Command::Ask(ask) => asks.push(ask),
+                Command::Look => {}
             }
         }
         seen = stamps(&files.paths);
@@ -301,7 +480,22 @@ fn look_after(
         if is_set {
             files.save();
         }
+        for ask in asks {
+            if !tell(files.answer(ask), &files, events) {
+                return;
+            }
+        }
     }
+}
+
+/// Hands over what an answer to the admin API has brought; answers whether anybody is there.
+fn tell(brought: Option<Event>, files: &Files, events: &events::Sender<Event>) -> bool {
+    let Some(event) = brought else { return true };
+    if events.blocking_send(event).is_err() {
+        return false;
+    }
+    files.save();
+    true
 }
 
 fn watch(watcher: &mut Option<notify::RecommendedWatcher>, paths: &[PathBuf]) {

@@ -4,13 +4,14 @@
 //! were pipelined wait in the buffer, so answers keep their order. Between requests the connection is cold: it holds
 //! no buffer and no message, only what it takes to wait.
 
+use super::Downstream;
 use super::h2::PREFACE;
 use super::tls::Secured;
-use super::{Downstream, Drain};
 use crate::io::buffer::ReadBuffer;
 use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;
 use crate::io::timer::{Timer, Wheel};
+use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::HeadError;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::HeaderList;
@@ -106,7 +107,10 @@ impl Connection {
                 Poll::Pending => {}
             }
             // A draining process closes connections between requests (RFC 9112, 9.5).
-            if self.drain.get() == Drain::Closing {
+            // One that is new has its first request on the way.
+            let drain = self.drain.get();
+            let is_new = self.requests == 0 && !drain.closes_all_waiting();
+            if drain.is_announced() && !is_new && drain.closes_waiting(drain::slot(self.peer)) {
                 return Poll::Ready(Next::Closed);
             }
             self.phase.poll(cx).map(|()| late)
@@ -216,8 +220,8 @@ impl Downstream for Connection {
         self.secured.as_ref()
     }
 
-    fn is_draining(&self) -> bool {
-        self.drain.get() != Drain::No
+    fn drain(&self) -> Drain {
+        self.drain.get()
     }
 
     fn requests(&self) -> u32 {

@@ -4,8 +4,8 @@
 //! streams come in and go out, in as few system calls as the socket allows. A [`Stream`] is one exchange, and
 //! independent of its neighbours: the connection's end reaches it as the end of its client.
 
+use super::Downstream;
 use super::tls::{self, Secured};
-use super::{Downstream, Drain};
 use crate::io::buffer::ReadBuffer;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
+use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h2::head::{read_request, write_interim, write_response};
 use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
@@ -241,11 +242,13 @@ impl Connection {
         let drain = self.shared.drain.get();
         let max = settings.requests_per_connection;
         let is_used_up = max > 0 && self.shared.requests.get() >= max;
-        if (drain != Drain::No || is_used_up) && self.stage == Stage::Open {
+        let is_told = drain.is_announced() && drain.closes_streams(drain::slot(self.shared.peer));
+        if (is_told || is_used_up) && self.stage == Stage::Open {
             self.stage = Stage::Leaving;
             self.engine.graceful_shutdown();
         }
-        if drain == Drain::Closing && !self.is_busy() {
+        // Until then a client that was told ends the connection itself, when what crossed it has been served.
+        if drain.closes_all_waiting() && !self.is_busy() {
             self.begin_parting(Reason::NO_ERROR);
         }
     }
@@ -367,8 +370,8 @@ impl Downstream for Stream {
         self.shared.secured.as_ref()
     }
 
-    fn is_draining(&self) -> bool {
-        self.shared.drain.get() != Drain::No
+    fn drain(&self) -> Drain {
+        self.shared.drain.get()
     }
 
     fn requests(&self) -> u32 {

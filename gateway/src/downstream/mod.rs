@@ -10,6 +10,7 @@ pub mod tls;
 
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::timer::Timer;
+use isthmus_core::drain::Drain;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::HeaderList;
 use isthmus_core::message::ResponseHead;
@@ -32,8 +33,8 @@ pub trait Downstream {
     fn local_addr(&self) -> Option<SocketAddr>;
     /// What is known about the client, when its TLS ends here.
     fn secured(&self) -> Option<&Secured>;
-    /// Whether the process drains: answers then announce the connection's end.
-    fn is_draining(&self) -> bool;
+    /// How far the process, or the listener, is on its way out.
+    fn drain(&self) -> Drain;
     /// Requests that the connection has carried, the present one included.
     fn requests(&self) -> u32;
     /// The deadline of whatever the exchange waits for now.
@@ -77,6 +78,11 @@ pub trait Downstream {
     /// How many bytes are queued and not written.
     fn queued(&self) -> usize;
 
+    /// Whether answers announce the connection's end.
+    fn is_draining(&self) -> bool {
+        self.drain().is_announced()
+    }
+
     /// `http` or `https`.
     fn scheme(&self) -> &'static str {
         if self.secured().is_some() { "https" } else { "http" }
@@ -86,17 +92,4 @@ pub trait Downstream {
     fn policy(&self) -> Option<&Arc<ServerTls>> {
         self.secured().map(|secured| &secured.policy)
     }
-}
-
-/// How far the process is on its way out, as connections see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Drain {
-    /// It stays.
-    #[default]
-    No,
-    /// It is about to leave: answers announce their connection's end, and connections that wait are left alone, so
-    /// that a client does not lose a request which crosses a close.
-    Announced,
-    /// It leaves: connections that wait are closed, too.
-    Closing,
 }

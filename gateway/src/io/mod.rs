@@ -4,13 +4,15 @@
 //! runtime can be replaced and the unsafe code be read in one sitting. [`executor`] builds a shard's thread,
 //! [`spawn`] starts tasks on it, [`clock`] and [`timer`] tell it the time, [`buffer`] lends it memory, [`socket`] and
 //! [`stream`] are the network, with [`tls`] between a stream and its user; [`h1`] and [`h2`] move messages of
-//! HTTP/1.1 and HTTP/2 over a stream.
+//! HTTP/1.1 and HTTP/2 over a stream. [`inherit`] and [`handover`] are about sockets of other processes.
 
 pub mod buffer;
 pub mod clock;
 pub mod executor;
 pub mod h1;
 pub mod h2;
+pub mod handover;
+pub mod inherit;
 pub mod socket;
 pub mod spawn;
 pub mod stream;

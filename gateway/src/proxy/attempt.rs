@@ -20,6 +20,7 @@ use isthmus_core::attempt::{
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::cluster::{Choice, EndpointId};
+use isthmus_core::drain::Drain;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::{BodyLength, ResponseHead, Version};
@@ -526,7 +527,7 @@ impl<'x> Timers<'x> {
     }
 }
 
-/// What ends any wait for an upstream: the client is gone, or the route's time is over.
+/// What ends any wait for an upstream: the client is gone, or the route's time is over, or the process's.
 fn interrupted<T>(
     conn: &mut impl Downstream,
     route_timer: &Timer,
@@ -534,6 +535,9 @@ fn interrupted<T>(
 ) -> Poll<Result<T, End>> {
     if conn.poll_gone(cx).is_ready() {
         return Poll::Ready(Err(End::ClientGone));
+    }
+    if conn.drain() == Drain::Cut {
+        return Poll::Ready(Err(End::Reply(Cause::Drained.into())));
     }
     route_timer
         .poll(cx)
@@ -817,6 +821,9 @@ async fn send(
                 sending != Sending::Streaming || (request.version == Version::Http2 && conn.has_unread());
             if may_be_gone && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
+            }
+            if conn.drain() == Drain::Cut {
+                return Poll::Ready(Err(End::Reply(Cause::Drained.into())));
             }
             if timers.route.poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Reply(Cause::UpstreamTimeout.into())));

@@ -7,9 +7,11 @@ use super::tee::Tee;
 use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, MessageWriter, ReadError};
 use crate::upstream::Upstream;
+use isthmus_core::drain;
 use isthmus_core::h1::BodyError;
 use isthmus_core::header::HeaderList;
 use isthmus_core::reply::{Cause, LocalReply};
+use isthmus_core::websocket::{Frames, GOING_AWAY};
 use std::task::{Context as TaskContext, Poll};
 
 /// How far the request is on its way to one upstream.
@@ -150,6 +152,61 @@ pub(super) fn drop_whole_body(conn: &mut impl Downstream) {
     }
 }
 
+/// A tunnel of WebSocket, which can be told that the process ends.
+pub(super) struct Farewell {
+    frames: Frames,
+    slot: u8,
+    /// Bytes of the word that are on their way.
+    said: usize,
+}
+
+impl Farewell {
+    pub(super) fn new(conn: &impl Downstream) -> Self {
+        Self {
+            frames: Frames::default(),
+            slot: drain::slot(conn.peer()),
+            said: 0,
+        }
+    }
+
+    fn is_due(&self, conn: &impl Downstream) -> bool {
+        self.said > 0 || (conn.drain().ends_tunnel(self.slot) && !self.frames.is_closing())
+    }
+}
+
+/// The same for a tunnel of WebSocket. When it is to end, the client is told so between two frames, as a server would
+/// that goes away: its answer goes to the upstream, and both sides close.
+pub(super) fn poll_websocket(
+    conn: &mut impl Downstream,
+    upstream: &mut Upstream,
+    trailers: &mut HeaderList,
+    finished: &mut bool,
+    turn: &mut usize,
+    farewell: &mut Farewell,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<Moved, Broken>> {
+    loop {
+        if !*finished && farewell.is_due(conn) && farewell.frames.is_between() {
+            while let Some(rest) = GOING_AWAY.get(farewell.said..).filter(|rest| !rest.is_empty()) {
+                match conn.poll_write(cx, rest) {
+                    Poll::Ready(Ok(used)) => farewell.said += used,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            conn.finish(trailers);
+            *finished = true;
+        }
+        let was_between = farewell.frames.is_between();
+        let moved = poll_response(conn, upstream, trailers, finished, turn, Some(&mut *farewell), cx);
+        // A frame may have ended that the word waited for.
+        let may_speak = !*finished && farewell.is_due(conn) && farewell.frames.is_between() && !was_between;
+        if !may_speak {
+            return moved;
+        }
+    }
+}
+
 /// Moves the response's body towards the client; Ready when all of it is written, or broken off.
 pub(super) fn poll_response_body(
     conn: &mut impl Downstream,
@@ -157,6 +214,18 @@ pub(super) fn poll_response_body(
     trailers: &mut HeaderList,
     finished: &mut bool,
     turn: &mut usize,
+    cx: &mut TaskContext<'_>,
+) -> Poll<Result<Moved, Broken>> {
+    poll_response(conn, upstream, trailers, finished, turn, None, cx)
+}
+
+fn poll_response(
+    conn: &mut impl Downstream,
+    upstream: &mut Upstream,
+    trailers: &mut HeaderList,
+    finished: &mut bool,
+    turn: &mut usize,
+    mut farewell: Option<&mut Farewell>,
     cx: &mut TaskContext<'_>,
 ) -> Poll<Result<Moved, Broken>> {
     loop {
@@ -169,9 +238,18 @@ pub(super) fn poll_response_body(
         match upstream.poll_data(cx) {
             Poll::Ready(Ok(Chunk::Data(_))) if *turn == 0 => return Poll::Ready(Ok(Moved::Turn)),
             Poll::Ready(Ok(Chunk::Data(there))) => {
-                let data = upstream.data().get(..there).unwrap_or(&[]);
+                let mut data = upstream.data().get(..there).unwrap_or(&[]);
+                if let Some(farewell) = farewell.as_deref().filter(|farewell| farewell.is_due(conn)) {
+                    if farewell.frames.is_between() {
+                        return Poll::Ready(Ok(Moved::Turn));
+                    }
+                    data = data.get(..farewell.frames.in_frame(data)).unwrap_or(data);
+                }
                 match conn.poll_write(cx, data) {
                     Poll::Ready(Ok(used)) => {
+                        if let Some(farewell) = &mut farewell {
+                            farewell.frames.follow(data.get(..used).unwrap_or(data));
+                        }
                         upstream.take(used);
                         *turn = turn.saturating_sub(used);
                         conn.phase().extend();

@@ -5,6 +5,7 @@ use super::{Context, local};
 use crate::downstream::Downstream;
 use crate::io::clock;
 use http::StatusCode;
+use isthmus_core::drain::Drain;
 use isthmus_core::header::HeaderOperations;
 use isthmus_core::message::Version;
 use isthmus_core::reply::{Cause, Flags, LocalReply};
@@ -80,6 +81,9 @@ async fn hold_up(context: &Context, conn: &mut impl Downstream, time: Duration) 
                 return Poll::Ready(ControlFlow::Continue(()));
             }
             timer.set(left);
+        }
+        if conn.drain() == Drain::Cut {
+            return Poll::Ready(ControlFlow::Break(()));
         }
         conn.poll_gone(cx).map(ControlFlow::Break)
     })

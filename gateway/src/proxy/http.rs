@@ -6,7 +6,8 @@
 
 use super::attempt::{Answered, attempt, reusable};
 use super::body::{
-    Broken, End, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
+    Broken, End, Farewell, Moved, Sending, TURN_BYTES, drop_whole_body, poll_request, poll_response_body,
+    poll_websocket,
 };
 use super::exchange::{After, Exchange};
 use super::fields;
@@ -20,6 +21,7 @@ use crate::io::{clock, executor};
 use crate::upstream::Upstream;
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Overrides, Timeouts};
+use isthmus_core::drain::Drain;
 use isthmus_core::forwarded;
 use isthmus_core::grpc;
 use isthmus_core::h1::HeadError;
@@ -559,6 +561,8 @@ async fn pass_on(
         limit = 0;
         x.route_timer.clear();
     }
+    // Boxed: most exchanges have none.
+    let mut farewell = (tunnel && x.request.upgrade == "websocket").then(|| Box::new(Farewell::new(conn)));
     let idle = context.settings.stream_idle_timeout;
     conn.phase().set(idle);
     let Exchange {
@@ -596,7 +600,12 @@ async fn pass_on(
             }
         }
         let was_finished = finished;
-        let moved = poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx);
+        let moved = match &mut farewell {
+            Some(farewell) => {
+                poll_websocket(conn, &mut upstream, trailers, &mut finished, down, farewell, cx)
+            }
+            None => poll_response_body(conn, &mut upstream, trailers, &mut finished, down, cx),
+        };
         if finished && !was_finished {
             // Later they may be the request's.
             outcome.grpc_status = trailers.get(HeaderId::GrpcStatus).map(grpc::Status::parse);
@@ -611,6 +620,9 @@ async fn pass_on(
         }
         if !tunnel && sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
+        }
+        if conn.drain() == Drain::Cut {
+            return Poll::Ready(Err(Broken::Upstream(Cause::Drained)));
         }
         if route_timer.poll(cx).is_ready() {
             return Poll::Ready(Err(Broken::Upstream(Cause::UpstreamTimeout)));

@@ -17,6 +17,7 @@ use crate::io::timer::Timer;
 use crate::io::{clock, executor, spawn};
 use bytes::{Buf, Bytes};
 use isthmus_core::attempt::{RetryPolicy, Timeouts};
+use isthmus_core::drain::Drain;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::HeaderList;
 use isthmus_core::message::ResponseHead;
@@ -252,8 +253,8 @@ impl Downstream for Source {
         None
     }
 
-    fn is_draining(&self) -> bool {
-        false
+    fn drain(&self) -> Drain {
+        Drain::No
     }
 
     fn requests(&self) -> u32 {

@@ -18,11 +18,11 @@ mod watch;
 
 use crate::access_log::AccessLog;
 use crate::clusters::Clusters;
-use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
+use isthmus_core::drain::Drain;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::listener::{
     Accepts, ChainAction, ForwardPort, Listener, ListenerKey, ProxyProtocol, TableOf, TcpRoute, Upgrades,

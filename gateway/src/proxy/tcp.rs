@@ -16,11 +16,13 @@ use crate::upstream::tunnel;
 use http::{Method, StatusCode};
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
+use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::tls::Offer;
+use std::cell::Cell;
 use std::future::Future;
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -45,6 +47,8 @@ pub struct Client {
     pub server_name: Option<Box<str>>,
     /// The target that it asked this proxy for, with its port, and waits for an answer (CONNECT).
     pub asked: Option<Box<str>>,
+    /// How far its listener is on its way out.
+    pub drain: Rc<Cell<Drain>>,
 }
 
 /// One direction.
@@ -396,7 +400,9 @@ async fn exchange(
     (idle, longest): (Duration, Duration),
     outcome: &mut Outcome,
 ) -> Option<Cause> {
-    let Client { stream, begun, .. } = client;
+    let Client {
+        stream, begun, drain, ..
+    } = client;
     let mut up = Way::new(begun);
     let mut down = Way::new(answered);
     let silence = context.wheel.timer();
@@ -420,6 +426,7 @@ async fn exchange(
                 (Poll::Ready(Ok(Moved::All)), Poll::Ready(Ok(Moved::All))) => {
                     return Poll::Ready(Ok(Moved::All));
                 }
+                _ if drain.get() == Drain::Cut => return Poll::Ready(Err(Broke::Drained)),
                 _ if age.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Old)),
                 _ if silence.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Idle)),
                 (Poll::Ready(Ok(Moved::Turn)), _) | (_, Poll::Ready(Ok(Moved::Turn))) => {
@@ -433,7 +440,7 @@ async fn exchange(
             Ok(Moved::Turn) => executor::turn().await,
             Ok(Moved::All) => break None,
             Err(broke) => {
-                let broken = matches!(broke, Broke::Up | Broke::Down);
+                let broken = matches!(broke, Broke::Up | Broke::Down | Broke::Drained);
                 if broken {
                     stream.reset_on_close();
                     upstream.reset_on_close();
@@ -441,6 +448,7 @@ async fn exchange(
                 break Some(match broke {
                     Broke::Idle => Cause::ConnectionIdle,
                     Broke::Old => Cause::ConnectionTooOld,
+                    Broke::Drained => Cause::Drained,
                     Broke::Up => Cause::ClientGone,
                     Broke::Down => Cause::UpstreamBrokeOff,
                 });
@@ -462,4 +470,6 @@ enum Broke {
     Idle,
     /// Its age.
     Old,
+    /// The process's end.
+    Drained,
 }

@@ -25,6 +25,8 @@ const REST: Duration = Duration::from_millis(50);
 pub(super) struct Limits {
     max: u64,
     open: Rc<Cell<u64>>,
+    /// Sockets that are accepted from: what waits on one that closes is still taken.
+    sockets: Rc<Cell<u64>>,
     /// Accepting tasks that wait for a connection to end.
     waiting: Rc<RefCell<Vec<Waker>>>,
 }
@@ -40,12 +42,18 @@ impl Limits {
         Self {
             max: max as u64,
             open: Rc::default(),
+            sockets: Rc::default(),
             waiting: Rc::default(),
         }
     }
 
     pub(super) fn connections(&self) -> u64 {
         self.open.get()
+    }
+
+    /// Whether there is no connection, and none to come.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.open.get() == 0 && self.sockets.get() == 0
     }
 
     fn count(&self) -> Counted {
@@ -96,12 +104,30 @@ impl Drop for Guard {
     }
 }
 
+/// Counts a socket that is accepted from, as long as it lives.
+struct Accepting(Rc<Cell<u64>>);
+
+impl Accepting {
+    fn new(count: &Rc<Cell<u64>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
 /// Starts accepting from a socket.
 pub(super) fn start(shard: &Rc<Shard>, bound: OwnedFd, state: Rc<ListenerState>) -> Guard {
     let stop = Rc::new(Stop::default());
     let (shard, stopped) = (Rc::clone(shard), Rc::clone(&stop));
     let tasks = Rc::clone(&shard.context.tasks);
+    let sockets = Accepting::new(&shard.accepting.sockets);
     spawn::spawn(&tasks, async move {
+        let _sockets = sockets;
         let mut accepting = pin!(accept_all(&shard, &bound, &state));
         poll_fn(|cx| {
             if stopped.stopped.get() {

@@ -4,13 +4,14 @@
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
 use crate::downstream::h2::{self, PREFACE};
-use crate::downstream::{Drain, proxy_header, tls};
+use crate::downstream::{proxy_header, tls};
 use crate::io::buffer::ReadBuffer;
 use crate::io::spawn;
 use crate::io::stream::Stream;
 use crate::proxy::exchange::{After, Exchange};
 use crate::proxy::http;
 use crate::proxy::{Context, ListenerState, tcp};
+use isthmus_core::drain::Drain;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
@@ -114,6 +115,7 @@ async fn begin(
         secured,
         server_name,
         asked: None,
+        drain: Rc::clone(&listener.drain),
     };
     let names = match serving.accepts() {
         Accepts::Http => return Begun::Http(client(stream, begun, None, None)),
@@ -262,6 +264,7 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
                     secured,
                     server_name,
                     asked: Some(target),
+                    drain: Rc::clone(&listener.drain),
                 };
                 return Box::pin(tcp::serve(context, client, &route)).await;
             }

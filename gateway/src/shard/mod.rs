@@ -5,7 +5,6 @@ mod connection;
 
 use crate::access_log::{AccessLog, AccessLogSender};
 use crate::clusters::Clusters;
-use crate::downstream::Drain;
 use crate::io::buffer::Pool;
 use crate::io::spawn::{self, Tasks};
 use crate::io::timer::Wheel;
@@ -13,6 +12,7 @@ use crate::io::{clock, socket};
 use crate::mailbox::TlsSet;
 use crate::mailbox::{Bells, Inbox, Outbox, Publication, ToControl, ToShard};
 use crate::proxy::{Context, ListenerState, Serving};
+use isthmus_core::drain::Drain;
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
 use isthmus_core::random::Random;
@@ -55,8 +55,9 @@ pub struct Start {
 /// A listener of this shard.
 struct Listening {
     state: Rc<ListenerState>,
-    /// Dropped when the listener goes: the accepting task sees it and ends.
-    _accepting: accept::Guard,
+    /// Dropped when the listener goes: the accepting tasks see it and end. There are several when a process with more
+    /// shards has left its sockets to this one.
+    _accepting: Vec<accept::Guard>,
 }
 
 struct Shard {
@@ -68,6 +69,8 @@ struct Shard {
     publications: RefCell<Vec<Arc<Publication>>>,
     drain: Cell<Drain>,
     drained_sent: Cell<bool>,
+    /// Connections that had not ended when the time for it was over.
+    cut: Cell<u64>,
     /// Listeners that no resource has any more, whose connections may still be there, and since when.
     leaving: RefCell<Vec<(Weak<ListenerState>, Instant)>>,
 }
@@ -99,6 +102,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         publications: RefCell::default(),
         drain: Cell::default(),
         drained_sent: Cell::new(false),
+        cut: Cell::new(0),
         leaving: RefCell::default(),
     });
     let housekeeping = Rc::clone(&shard);
@@ -140,7 +144,7 @@ pub async fn run(start: Start, wheel: Wheel) {
                 shard.send(ToControl::Secured { number });
             }
             ToShard::CollectStats => shard.send_stats(),
-            ToShard::Drain { stop_accepting } => shard.drain(stop_accepting),
+            ToShard::Drain(drain) => shard.drain(drain),
             ToShard::Stop => break,
         }
     }
@@ -167,7 +171,10 @@ impl Shard {
             .reconcile(publication, tls, &self.context.random);
         *self.context.sources.borrow_mut() = Arc::clone(&publication.snapshot.sources);
         self.context.scratch.borrow_mut().clear();
-        let mut sockets: HashMap<ListenerKey, OwnedFd> = sockets.into_iter().collect();
+        let mut bound: HashMap<ListenerKey, Vec<OwnedFd>> = HashMap::new();
+        for (key, socket) in sockets {
+            bound.entry(key).or_default().push(socket);
+        }
         let mut before = std::mem::take(&mut *self.listeners.borrow_mut());
         let mut next = HashMap::new();
         for listener in &publication.snapshot.listeners {
@@ -178,10 +185,10 @@ impl Shard {
                 next.insert(key.clone(), known);
                 continue;
             }
-            let Some(bound) = sockets.remove(key) else {
+            let Some(bound) = bound.remove(key) else {
                 continue;
             };
-            if let Err(error) = socket::listen(&bound) {
+            if let Err(error) = bound.iter().try_for_each(socket::listen) {
                 self.send(ToControl::ListenFailed {
                     listener: key.clone(),
                     error: error.to_string(),
@@ -193,12 +200,13 @@ impl Shard {
                 serving: RefCell::new(Rc::new(Serving::new(listener, tls, None))),
                 drain: Rc::new(Cell::new(self.drain.get())),
             });
-            let guard = accept::start(self, bound, Rc::clone(&state));
+            let start = |socket| accept::start(self, socket, Rc::clone(&state));
+            let accepting = bound.into_iter().map(start).collect();
             next.insert(
                 key.clone(),
                 Listening {
                     state,
-                    _accepting: guard,
+                    _accepting: accepting,
                 },
             );
         }
@@ -261,6 +269,10 @@ impl Shard {
 
     /// Closes what still waits on listeners that are gone since long.
     fn close_dismissed(&self, now: Instant) {
+        if self.drain.get().is_announced() {
+            // They end with the process, which has its own pace.
+            return;
+        }
         let mut closed = false;
         self.leaving.borrow_mut().retain(|(state, since)| {
             let Some(state) = state.upgrade() else {
@@ -268,7 +280,7 @@ impl Shard {
             };
             let is_over = now.saturating_duration_since(*since) >= FAREWELL;
             if is_over {
-                state.drain.set(Drain::Closing);
+                state.drain.set(Drain::CLOSING);
                 closed = true;
             }
             !is_over
@@ -278,31 +290,32 @@ impl Shard {
         }
     }
 
-    fn drain(&self, stop_accepting: bool) {
-        let drain = if stop_accepting {
-            Drain::Closing
-        } else {
-            Drain::Announced
-        };
+    fn drain(&self, drain: Drain) {
         self.drain.set(drain);
+        if drain == Drain::Cut {
+            self.cut.set(self.accepting.connections());
+        }
         for listening in self.listeners.borrow().values() {
             listening.state.drain.set(drain);
         }
         for (state, _) in &*self.leaving.borrow() {
             state.upgrade().inspect(|state| state.drain.set(drain));
         }
-        if stop_accepting {
-            self.listeners.borrow_mut().clear();
-        }
+        let going = std::mem::take(&mut *self.listeners.borrow_mut());
+        let states = going.values().map(|listening| Rc::downgrade(&listening.state));
+        // Their connections hear of each step.
+        let now = clock::now();
+        self.leaving.borrow_mut().extend(states.map(|state| (state, now)));
+        drop(going);
         self.context.wheel.wake_all();
         self.report_drained();
     }
 
     fn report_drained(&self) {
-        let stopped = self.drain.get() == Drain::Closing && self.listeners.borrow().is_empty();
-        if stopped && self.accepting.connections() == 0 && !self.drained_sent.replace(true) {
+        let stopped = self.drain.get().is_announced() && self.listeners.borrow().is_empty();
+        if stopped && self.accepting.is_at_rest() && !self.drained_sent.replace(true) {
             self.context.log.flush();
-            self.send(ToControl::Drained);
+            self.send(ToControl::Drained { cut: self.cut.get() });
         }
     }
 

@@ -4,7 +4,8 @@
 //! with one worker on core 0; the load and the upstream share core 1; the proxies are loaded one after the other in an
 //! order that rotates from round to round, and a proxy's CPU time per request is divided by the others' of the same
 //! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends through a [`channel`], [`measure`] reads
-//! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`] measures the gateway alone.
+//! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`] and [`uneven`] measure
+//! latencies instead.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
@@ -18,6 +19,7 @@ mod proxy;
 mod report;
 mod scenario;
 mod steady;
+mod uneven;
 
 use anyhow::{Context, Result, bail};
 use channel::Dialer;
@@ -72,6 +74,9 @@ struct Arguments {
     /// three times as long as in quiet
     #[arg(long)]
     attacks: bool,
+    /// Measure instead what balancers make of one slow upstream among ten
+    #[arg(long)]
+    uneven: bool,
     /// With --micro: let the figures be those that later ones are compared with
     #[arg(long, requires = "micro")]
     keep: bool,
@@ -107,6 +112,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         pin(1)?;
         let time = Duration::from_secs(if arguments.smoke { 1 } else { 10 });
         return attack::measure(&arguments.gateway, &arguments.out, time, !arguments.smoke);
+    }
+    if arguments.uneven {
+        pin(1)?;
+        return uneven::measure(&arguments.gateway, &arguments.out, arguments.smoke);
     }
     if arguments.micro {
         return micro::measure(&arguments.out, Path::new(KNOWN), arguments.keep);

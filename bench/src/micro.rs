@@ -10,10 +10,14 @@ use crate::scenario::Scenario;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use isthmus_core::attempt::{Answer, Attempts, Judged, RetryPolicy};
 use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
 use isthmus_core::cluster::locality::{Locality, Spread};
-use isthmus_core::cluster::retry_budget::RetryLimits;
+use isthmus_core::cluster::outlier::{OutlierPolicy, Signal};
+use isthmus_core::cluster::retry_budget::{
+    BUDGET_INTERVAL, BUDGET_MIN, BUDGET_PER_MILLION, RetryBudget, RetryLimits,
+};
 use isthmus_core::cluster::{Acquired, Choice, Cluster, ClusterSpec, ConnId};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::forwarded::{self, Downstream};
@@ -31,7 +35,7 @@ use isthmus_core::random::Random;
 use isthmus_core::route::{
     Action, DirectResponse, PathMatch, Route, RouteMatch, RouteTable, Scratch, TextMatch, VirtualHost,
 };
-use isthmus_core::shared::ClusterShared;
+use isthmus_core::shared::{Bell, ClusterShared, Limits};
 use isthmus_core::tls::{ClientAuth, KeySource, Parameters, ServerTls};
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +48,10 @@ use std::time::{Duration, Instant};
 /// What a case may cost more than it did before it is an error.
 const TOLERANCE: f64 = 1.1;
 const REPETITIONS: [usize; 2] = [500, 1_500];
+/// What a request may cost with every policy configured, beside one with none.
+const POLICY_COST: f64 = 1.05;
+const WITHOUT_POLICY: &str = "all of a tiny exchange through a cluster, without I/O: no policy";
+const WITH_POLICY: &str = "all of a tiny exchange through a cluster, without I/O: every policy";
 
 /// A request as a browser sends it.
 const REQUEST: &[u8] = b"GET /service-00000/items?page=2 HTTP/1.1\r\nHost: host-00000.example.com\r\nUser-Agent: \
@@ -186,10 +194,16 @@ const CASES: &[Case] = &[
         },
     ),
     ("all of a tiny exchange, without I/O", |times| {
-        exchange(&prefixes(1), TINY_REQUEST, times)
+        exchange(&prefixes(1), TINY_REQUEST, times, |_, _| {})
     }),
     ("all of a browser's exchange, without I/O", |times| {
-        exchange(&prefixes(1), REQUEST, times)
+        exchange(&prefixes(1), REQUEST, times, |_, _| {})
+    }),
+    (WITHOUT_POLICY, |times| {
+        exchange_through(cluster(), &RetryPolicy::off(), times)
+    }),
+    (WITH_POLICY, |times| {
+        exchange_through(guarded(), &RetryPolicy::default(), times)
     }),
 ];
 
@@ -452,8 +466,100 @@ fn acquire_among(spec: ClusterSpec, times: usize) {
     }
 }
 
-/// What a request goes through on its way and back, but for sockets, timers and logs.
-fn exchange(table: &RouteTable, bytes: &[u8], times: usize) {
+/// A thousand endpoints in three localities with everything that a DestinationRule can say to protect them.
+fn guarded() -> ClusterSpec {
+    ClusterSpec {
+        limits: Limits {
+            connections: 10_000,
+            pending: 1_000,
+            requests: 10_000,
+        },
+        outlier: Some(OutlierPolicy {
+            consecutive_5xx: 5,
+            consecutive_gateway: 5,
+            consecutive_local: 5,
+            split: true,
+            codes: Box::default(),
+            interval: Duration::from_secs(10),
+            base: Duration::from_secs(30),
+            max_percent: 10,
+        }),
+        retries: RetryLimits {
+            budget: Some(RetryBudget {
+                per_million: BUDGET_PER_MILLION,
+                min: BUDGET_MIN,
+                interval: BUDGET_INTERVAL,
+            }),
+            ..RetryLimits::default()
+        },
+        ..placed(BalancerKind::LeastRequest, Spread::Even, None)
+    }
+}
+
+#[derive(Debug)]
+struct Silent;
+
+impl Bell for Silent {
+    fn ring(&self, _shard: usize) {}
+}
+
+/// A request and its answer, with what decides where it goes, whether it may, and what its answer says about its
+/// endpoint. Connections to the endpoints are there already.
+fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
+    let (mut random, now) = (Random::from_seed(1), Instant::now());
+    let addresses = spec.endpoints.endpoints.iter().map(|endpoint| endpoint.address);
+    let shared = ClusterShared::for_shards(spec.limits, 4, Arc::new(Silent), now);
+    let shared = Arc::new(shared.with_endpoints(addresses));
+    let mut cluster = Cluster::new(Arc::new(spec), shared, now, &mut random);
+    let choice = Choice {
+        hash: None,
+        avoid: &[],
+        now,
+    };
+    let mut permits = Vec::new();
+    for at in 0..4_000 {
+        if let Acquired::Open { endpoint, permit, .. } = cluster.acquire(choice, true, &mut random) {
+            permits.push(permit);
+            cluster.release(endpoint, Some(ConnId(at)), now);
+        }
+    }
+    let mut draws = Random::from_seed(2);
+    exchange(&prefixes(1), TINY_REQUEST, times, |request, response| {
+        let counts = &cluster.shared().retries;
+        let counted = counts.begin_request(&cluster.spec().retries, now);
+        let mut attempts = Attempts::new(policy, None, &request.method, request.is_call());
+        black_box((attempts.replays_bodies(false), attempts.start()));
+        assert!(cluster.is_turn(None));
+        let admitted = cluster.admit();
+        let fresh = attempts.needs_fresh_connection();
+        let Acquired::Use { conn, endpoint, .. } = cluster.acquire(choice, fresh, &mut random) else {
+            return;
+        };
+        black_box(cluster.record(endpoint, Signal::Status(response.status.as_u16()), now));
+        let answer = Answer {
+            status: response.status,
+            headers: &response.headers,
+            replayable: true,
+            left: None,
+            wait_max: Duration::from_secs(10),
+        };
+        let judged = attempts.answered(answer, &mut draws, || false);
+        assert!(matches!(judged, Judged::PassOn(_)));
+        let conn = (!cluster.is_turn_over(now)).then_some(conn);
+        black_box(cluster.release(endpoint, conn, now));
+        cluster.call_first();
+        drop((admitted, counted));
+    });
+}
+
+/// What a request goes through on its way and back, but for sockets, timers and logs. `through` is told of both heads
+/// once they are there.
+fn exchange(
+    table: &RouteTable,
+    bytes: &[u8],
+    times: usize,
+    mut through: impl FnMut(&RequestHead, &ResponseHead),
+) {
     let (limits, mut random) = (limits(), Random::from_seed(1));
     let (mut request, mut response) = (RequestHead::default(), ResponseHead::default());
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
@@ -474,6 +580,7 @@ fn exchange(table: &RouteTable, bytes: &[u8], times: usize) {
         out.clear();
         encode::request_head(&request, false, &mut out);
         parse_response(black_box(RESPONSE), &limits, &mut response);
+        through(&request, &response);
         response.headers.set(HeaderId::Server, b"isthmus");
         response.headers.set(HeaderId::XEnvoyUpstreamServiceTime, b"0");
         out.clear();
@@ -501,6 +608,7 @@ pub(crate) fn measure(out: &Path, known: &Path, keep: bool) -> Result<()> {
         .filter_map(|(name, count)| Some((name, count.parse().ok()?)))
         .collect();
     let (mut table, mut worse) = (String::new(), Vec::new());
+    let mut counted: BTreeMap<&str, f64> = BTreeMap::new();
     println!("| instructions of | now | before |\n|---|---|---|");
     for (name, _) in CASES {
         let [few, many] = REPETITIONS;
@@ -509,9 +617,18 @@ pub(crate) fn measure(out: &Path, known: &Path, keep: bool) -> Result<()> {
         let shown = known.map_or("-".to_owned(), |known| format!("{known:.0}"));
         println!("| {name} | {each:.0} | {shown} |");
         table.push_str(&format!("{name}\t{each:.0}\n"));
+        counted.insert(*name, each);
         if known.is_some_and(|known| each > known * TOLERANCE) || (known.is_none() && !keep) {
             worse.push(format!("{name}: {each:.0} instructions, {shown} before"));
         }
+    }
+    if let (Some(without), Some(with)) = (counted.get(WITHOUT_POLICY), counted.get(WITH_POLICY)) {
+        let cost = with / without;
+        println!("\nEvery policy costs {:.1} % beside none.", (cost - 1.0) * 100.0);
+        ensure!(
+            cost <= POLICY_COST,
+            "that is more than {POLICY_COST} times as much"
+        );
     }
     fs::create_dir_all(out)?;
     fs::write(out.join("instructions.tsv"), &table)?;

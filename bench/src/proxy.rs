@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 /// The gateway's ready file, in its folder.
-const READY: &str = "ready.json";
+pub(crate) const READY: &str = "ready.json";
 
 /// Where things are.
 #[derive(Debug)]
@@ -349,7 +349,7 @@ fn answer_all(mut client: TcpStream, answer: &[u8]) {
 }
 
 /// The address in the gateway's ready file, once it is whole.
-fn listening(text: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn listening(text: &[u8]) -> Option<SocketAddr> {
     let ready: Value = serde_json::from_slice(text).ok()?;
     ready["listeners"][0]["address"].as_str()?.parse().ok()
 }
@@ -446,11 +446,23 @@ spec:
         }
     }
     fs::write(resources.join("all.yaml"), text)?;
-    let mut command = Command::new(setup.gateway);
+    let mut command = gateway_command(setup.gateway, &resources, &setup.folder.join(READY));
+    command.arg("--access-log");
+    if scenario.features {
+        command.arg(setup.folder.join("access.log"));
+    } else {
+        command.arg("off");
+    }
+    Ok(command)
+}
+
+/// Runs the gateway on one shard, with ports that the kernel chooses; where its access log goes is left to the caller.
+pub(crate) fn gateway_command(gateway: &Path, resources: &Path, ready: &Path) -> Command {
+    let mut command = Command::new(gateway);
     command
         .arg("run")
         .arg("-f")
-        .arg(&resources)
+        .arg(resources)
         .args([
             "--shards",
             "1",
@@ -468,14 +480,8 @@ spec:
             "127.0.0.1:0",
         ])
         .args(["--port-map", "80=0", "--ready-file"])
-        .arg(setup.folder.join(READY));
-    command.arg("--access-log");
-    if scenario.features {
-        command.arg(setup.folder.join("access.log"));
-    } else {
-        command.arg("off");
-    }
-    Ok(command)
+        .arg(ready);
+    command
 }
 
 fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {

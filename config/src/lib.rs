@@ -22,6 +22,7 @@ mod registry;
 mod report;
 mod resource;
 mod sarif;
+pub mod services;
 pub mod settings;
 mod validate;
 pub mod view;
@@ -34,6 +35,7 @@ pub use sarif::to_sarif;
 use diagnostic::{Diagnostic, Severity};
 use isthmus_core::cluster::locality::Locality;
 use isthmus_core::snapshot::Snapshot;
+use services::Services;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,6 +110,8 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// Where its routes were written.
     pub origins: Origins,
+    /// What instances that register themselves need to know.
+    pub services: Services,
     /// Secrets among the documents, by namespace and name: their values by key.
     pub secrets: Secrets,
     /// Everything that is worth saying, in the order of the files.
@@ -148,11 +152,12 @@ impl Compiled {
 pub fn compile(sources: &[Source], options: &Options) -> Compiled {
     let mut report = report::Report::new(sources, options.lenient);
     let resources = resource::read_all(&mut report);
-    let (snapshot, origins) = compile::compile(&resources, options, &mut report);
+    let (snapshot, origins, services) = compile::compile(&resources, options, &mut report);
     let documents = report.outcome(&resources.named);
     Compiled {
         snapshot,
         origins,
+        services,
         secrets: secrets(&resources),
         diagnostics: report.finish(),
         passed_over: resources.passed_over,

@@ -48,7 +48,10 @@ impl Service<'_> {
 /// One port of a service.
 #[derive(Debug)]
 pub(crate) struct Port<'a> {
+    pub(crate) name: &'a str,
     pub(crate) number: u16,
+    /// The port of endpoints that say none.
+    pub(crate) target: u16,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Found)>,
     /// Each name among them is one endpoint, however many addresses it has (DNS_ROUND_ROBIN).
@@ -134,7 +137,9 @@ impl<'a> Registry<'a> {
                     .iter()
                     .filter_map(|entry| endpoint(entry, &port.name, target, false));
                 Some(Port {
+                    name: &port.name,
                     number: u16::try_from(port.number).ok()?,
+                    target: u16::try_from(target).unwrap_or(0),
                     protocol: Protocol::of_service_port(&port.name, &port.app_protocol, &port.transport),
                     endpoints: of_slices.chain(of_workloads).collect(),
                     is_logical: false,
@@ -198,7 +203,9 @@ impl<'a> Registry<'a> {
                     .filter_map(|entry| endpoint(entry, &port.name, target, resolves));
                 let own = itself(host, target).filter(|_| is_its_own_name);
                 Some(Port {
+                    name: &port.name,
                     number: u16::try_from(port.number).ok()?,
+                    target: u16::try_from(target).unwrap_or(0),
                     protocol: Protocol::parse(&port.protocol),
                     endpoints: endpoints.chain(own).collect(),
                     is_logical: is_open || spec.resolution == Resolution::DnsRoundRobin,
@@ -278,7 +285,7 @@ impl<'a> Registry<'a> {
 }
 
 /// Where a workload is: what is written, else what its labels say (Istio `GetLocalityLabel`).
-fn locality(written: &str, labels: &BTreeMap<String, String>) -> Box<str> {
+pub(crate) fn locality(written: &str, labels: &BTreeMap<String, String>) -> Box<str> {
     if !written.is_empty() {
         return written.into();
     }

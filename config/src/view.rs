@@ -410,7 +410,7 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         "outlier_detection": outlier.as_ref().map(outliers),
         "retries": retry_limits(retries),
         "endpoints": endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
-        "discovery": endpoints.discovery.as_ref().map(|found| discovery(found)),
+        "discovery": endpoints.discovery.as_ref().filter(|found| !found.names.is_empty()).map(|found| discovery(found)),
     })
 }
 

@@ -108,7 +108,8 @@ impl Drop for Place {
             at.ok().and_then(|at| waiting.remove(at))
         };
         handle.cluster.borrow_mut().leave(self.id);
-        handle.stir();
+        // A connection that it was called for is for others now, perhaps of another shard.
+        handle.answer_bell();
     }
 }
 
@@ -766,7 +767,9 @@ impl ClusterHandle {
     /// Picks an endpoint for a connection of bytes, which waits for no other and is refused when there are as many as
     /// there may be.
     pub fn start_bytes(self: &Rc<Self>, choice: Choice<'_>, random: &RefCell<Random>) -> Start {
-        loop {
+        // What comes back is for those that wait.
+        let mut may_look = self.cluster.borrow().is_turn(None);
+        while may_look {
             let acquired = self
                 .cluster
                 .borrow_mut()
@@ -780,17 +783,15 @@ impl ClusterHandle {
                 Acquired::Overflow => {
                     // Idle connections of requests to the same port.
                     let victim = self.cluster.borrow_mut().give_up_idle();
-                    match victim {
-                        Some(victim) => self.close_victim(victim),
-                        None => {
-                            self.cluster.borrow_mut().forget_pick();
-                            return Start::Refuse(self.refuse(Limit::Connections));
-                        }
-                    }
+                    victim.into_iter().for_each(|victim| self.close_victim(victim));
+                    // The permit of one that is shared comes back when it has ended: for the next client.
+                    may_look = matches!(victim, Some(Victim::Idle(_)));
                 }
                 Acquired::NoEndpoint | Acquired::Use { .. } => return Start::Refuse(Cause::NoEndpoint),
             }
         }
+        self.cluster.borrow_mut().forget_pick();
+        Start::Refuse(self.refuse(Limit::Connections))
     }
 }
 

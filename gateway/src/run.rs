@@ -13,6 +13,7 @@ use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
 use isthmus_core::egress::AllowedRanges;
 use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
+use isthmus_core::overload::Bounds;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -261,6 +262,12 @@ fn run_compiled(
         .unwrap_or_else(executor::granted_parallelism)
         .max(1);
     let connections_max = connections_per_shard(settings, raise_open_files(), count);
+    let bounds = Bounds::new(
+        settings.requests_per_shard,
+        settings.buffer_bytes_per_shard,
+        granted_memory(),
+        count as u64,
+    );
 
     let log = match access_log::Writer::start(&options.access_log, options.access_log_format) {
         Ok(log) => log,
@@ -281,6 +288,7 @@ fn run_compiled(
             bells: std::sync::Arc::clone(&bells),
             settings: settings.clone(),
             connections_max,
+            bounds,
             seed: seed(index),
             inbox: from_control,
             outbox: to_control,
@@ -369,6 +377,18 @@ fn raise_open_files() -> u64 {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(_) => limit.current.unwrap_or(u64::MAX),
     }
+}
+
+/// The memory that the process may use, in bytes: the machine's, or what its cgroup grants (version 2) when that is less.
+fn granted_memory() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    });
+    let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let cgroup = cgroup.and_then(|text| text.trim().parse::<u64>().ok());
+    machine.into_iter().chain(cgroup).min()
 }
 
 /// How many downstream connections a shard may have. Without a setting it is its share of what open files allow, with

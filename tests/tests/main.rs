@@ -29,6 +29,8 @@ mod h2_pool;
 mod limits;
 mod mirror;
 mod nginx_upstream;
+mod overload;
+mod registration;
 mod reload;
 mod resilience;
 mod retries;

@@ -5,27 +5,24 @@ use super::Context;
 use crate::Defaults;
 use crate::resource::destination_rule::Blocks;
 use crate::resource::load_balancer::{ConsistentHash, HttpCookie, LoadBalancer, LocalitySetting};
+use crate::services::Level;
 use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{
     HashCookie, HashKey, Hashing, MAGLEV_SIZE, RING_SIZE, RING_SIZE_MAX, TableKind,
 };
-use isthmus_core::cluster::locality::{Nearness, Spread, ZONE_AWARE_ENDPOINTS};
+use isthmus_core::cluster::locality::{Spread, ZONE_AWARE_ENDPOINTS};
 use isthmus_core::cluster::warmup::{MINIMUM_PERCENT, Warmup};
 use isthmus_core::header::FieldName;
-use std::collections::BTreeMap;
-
-/// How near an endpoint is that has these labels and is there; between levels there may be gaps.
-pub(super) type Level<'a> = Box<dyn Fn(&BTreeMap<String, String>, &str) -> u32 + 'a>;
 
 /// Compiles how a cluster with these blocks chooses among endpoints, and how near each of them is. `own` is what the
 /// rule's annotation asks for. `fails_over` says whether anything finds out that an endpoint is not available: without
 /// it, load would stay where nobody answers.
-pub(super) fn compile<'a>(
-    blocks: &'a Blocks,
+pub(super) fn compile(
+    blocks: &Blocks,
     own: Option<BalancerKind>,
     fails_over: bool,
-    context: &'a Context<'_>,
-) -> (BalancerSpec, Level<'a>) {
+    context: &Context<'_>,
+) -> (BalancerSpec, Level) {
     let options = context.options;
     let (spread, level) = place(blocks.load_balancer.as_ref(), fails_over, context);
     let none = LoadBalancer::default();
@@ -49,22 +46,11 @@ pub(super) fn compile<'a>(
 }
 
 /// How load is divided among localities, and the level of each endpoint.
-fn place<'a>(
-    written: Option<&'a LoadBalancer>,
-    fails_over: bool,
-    context: &'a Context<'_>,
-) -> (Spread, Level<'a>) {
+fn place(written: Option<&LoadBalancer>, fails_over: bool, context: &Context<'_>) -> (Spread, Level) {
     let options = context.options;
-    let levels = |failover: &'a [(String, String)], priority: &'a [String]| -> Level<'a> {
-        let nearness = Nearness {
-            own: &options.locality,
-            labels: &options.labels,
-            failover,
-            priority,
-        };
-        Box::new(move |labels, locality| nearness.level(labels, locality))
+    let levels = |failover: &[(String, String)], priority: &[String]| {
+        Level::by_nearness(&options.locality, &options.labels, failover, priority)
     };
-    let one = || -> Level<'a> { Box::new(|_, _| 0) };
     if let Some(setting) = written.and_then(|written| written.zone_aware.as_ref())
         && setting.enabled != Some(false)
     {
@@ -78,14 +64,14 @@ fn place<'a>(
         let asked = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
         return match asked && fails_over {
             true => (spread, levels(&setting.failover, &setting.failover_priority)),
-            false => (spread, one()),
+            false => (spread, Level::default()),
         };
     }
     // A rule's setting replaces the mesh's as a whole.
     let setting = written.and_then(|written| written.locality.as_ref());
     let setting = setting.unwrap_or(&options.mesh.locality);
     if !setting.is_on() {
-        return (Spread::Even, one());
+        return (Spread::Even, Level::default());
     }
     let LocalitySetting {
         distribute,
@@ -95,11 +81,11 @@ fn place<'a>(
     } = setting;
     if !distribute.is_empty() {
         let rules = distribute.iter().map(|(from, to)| (from.as_str(), &to[..]));
-        return (Spread::distribute(&options.locality, rules), one());
+        return (Spread::distribute(&options.locality, rules), Level::default());
     }
     match fails_over {
         true => (Spread::Even, levels(failover, failover_priority)),
-        false => (Spread::Even, one()),
+        false => (Spread::Even, Level::default()),
     }
 }
 

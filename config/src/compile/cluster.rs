@@ -6,6 +6,7 @@ use crate::mesh::MeshConfig;
 use crate::registry::{Found, Port, Service, itself};
 use crate::resource::Written;
 use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
+use crate::services::{Level, Services};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::locality::close_ranks;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
@@ -15,23 +16,25 @@ use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::name::{ClusterKey, ClusterMap, HostPattern};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
 use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-/// Compiles the clusters of all services. Of several services with one name the first has its ports.
-pub(crate) fn compile(context: &Context<'_>) -> ClusterMap<Arc<ClusterSpec>> {
-    let mut clusters = ClusterMap::default();
+/// Compiles the clusters of all services, and what instances that register themselves need to know of them. Of several
+/// services with one name the first has its ports.
+pub(crate) fn compile(context: &Context<'_>) -> (ClusterMap<Arc<ClusterSpec>>, Services) {
+    let (mut clusters, mut services) = (ClusterMap::default(), Services::default());
     for service in context.registry.services() {
-        add(service, &service.host, context, &mut clusters);
+        add(service, &service.host, context, &mut clusters, &mut services);
     }
     // Hosts that a wildcard covers and a rule names.
     for (host, namespace) in named_hosts(context) {
         if context.registry.find_exactly(&host, namespace).is_none()
             && let Some(service) = context.registry.find_covering(&host, namespace)
         {
-            add(service, &host, context, &mut clusters);
+            add(service, &host, context, &mut clusters, &mut services);
         }
     }
-    clusters
+    (clusters, services)
 }
 
 /// Adds the clusters of a service for its host, or for one that it covers.
@@ -40,6 +43,7 @@ fn add(
     host: &str,
     context: &Context<'_>,
     clusters: &mut ClusterMap<Arc<ClusterSpec>>,
+    services: &mut Services,
 ) {
     let rule = context.rules.find(host, service.namespace);
     // Datagrams are not routed.
@@ -53,8 +57,12 @@ fn add(
                 .map(|rule| rule.blocks(port.number, subset))
                 .unwrap_or_default();
             let own = rule.and_then(|rule| rule.balancer);
-            let spec = cluster((service, host), port, subset, (&blocks, own), context);
-            clusters.entry(spec.key.clone()).or_insert_with(|| Arc::new(spec));
+            let (spec, level) = cluster((service, host), port, subset, (&blocks, own), context);
+            if let Entry::Vacant(place) = clusters.entry(spec.key.clone()) {
+                let labels = subset.map(|subset| &subset.labels);
+                services.add(&spec.key, (port.name, port.target), labels, level);
+                place.insert(Arc::new(spec));
+            }
         }
     }
 }
@@ -84,7 +92,7 @@ fn cluster(
     subset: Option<&Subset>,
     (blocks, own): (&Blocks, Option<BalancerKind>),
     context: &Context<'_>,
-) -> ClusterSpec {
+) -> (ClusterSpec, Level) {
     let options = context.options;
     let taken = port
         .endpoints
@@ -99,7 +107,7 @@ fn cluster(
         .then(|| itself(host, port.dynamic.map_or(0, i128::from)))
         .flatten();
     let endpoints = endpoints(taken.chain(&one), port, &level);
-    ClusterSpec {
+    let spec = ClusterSpec {
         key: ClusterKey::outbound(port.number, subset.map_or("", |subset| &subset.name), host),
         dynamic: port.dynamic.filter(|_| !is_one).map(|number| Dynamic {
             covers: HostPattern::parse(host),
@@ -133,14 +141,15 @@ fn cluster(
         max_connection_duration: pool
             .and_then(|pool| pool.max_connection_duration)
             .unwrap_or_default(),
-    }
+    };
+    (spec, level)
 }
 
 /// The endpoints of a cluster, with their levels; those that are known by name have no addresses yet.
 fn endpoints<'a>(
     taken: impl Iterator<Item = &'a (&'a BTreeMap<String, String>, Found)>,
     port: &Port<'_>,
-    level: &balancer::Level<'_>,
+    level: &Level,
 ) -> EndpointSet {
     let mut discovery = Discovery {
         is_logical: port.is_logical,
@@ -150,21 +159,22 @@ fn endpoints<'a>(
     for (labels, found) in taken {
         match found {
             Found::Address(endpoint) => discovery.fixed.push(Endpoint {
-                level: level(labels, &endpoint.locality),
+                level: level.of(labels, &endpoint.locality),
                 ..endpoint.clone()
             }),
             Found::Name(named) => discovery.names.push(NamedEndpoint {
-                level: level(labels, &named.locality),
+                level: level.of(labels, &named.locality),
                 ..named.clone()
             }),
         }
     }
-    if discovery.names.is_empty() {
+    // Who comes later needs to know how near those are that are here.
+    if discovery.names.is_empty() && !level.differs() {
         let mut fixed = discovery.fixed;
         close_ranks(&mut fixed);
         return EndpointSet::new(fixed);
     }
-    Arc::new(discovery).endpoints(|_| Vec::new(), &EndpointSet::default())
+    Arc::new(discovery).endpoints(|_| Vec::new(), &[], &EndpointSet::default())
 }
 
 /// How requests are spoken to a port (Istio's `setUpstreamProtocol`, `applyConnectionPool` and `shouldH2Upgrade` for a

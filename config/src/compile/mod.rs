@@ -26,6 +26,7 @@ use crate::registry::Registry;
 use crate::report::Report;
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Resources, Written};
+use crate::services::Services;
 use delegate::Delegates;
 use isthmus_core::snapshot::Snapshot;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub(crate) fn compile(
     resources: &Resources,
     options: &Options,
     report: &mut Report<'_>,
-) -> (Snapshot, Origins) {
+) -> (Snapshot, Origins, Services) {
     let context = Context {
         options,
         registry: Registry::new(resources, options),
@@ -55,10 +56,11 @@ pub(crate) fn compile(
         clients: source::Clients::new(resources),
     };
     let listeners = listener::compile(resources, &context, report);
+    let (clusters, services) = cluster::compile(&context);
     let snapshot = Snapshot {
         version: options.version,
         listeners: listeners.listeners,
-        clusters: cluster::compile(&context),
+        clusters,
         sources: Arc::new(context.clients.sources.clone()),
     };
     let origins = Origins {
@@ -88,5 +90,5 @@ pub(crate) fn compile(
         facts: &listeners.facts,
     };
     crate::analyze::analyze(&view, report);
-    (snapshot, origins)
+    (snapshot, origins, services)
 }

@@ -139,13 +139,17 @@ pub(super) fn outcome(kind: &str, text: impl Into<String>) -> Outcome {
     }
 }
 
+fn has_names(spec: &ClusterSpec) -> bool {
+    let found = spec.endpoints.discovery.as_ref();
+    found.is_some_and(|found| !found.names.is_empty())
+}
+
 /// Why a cluster answers nothing, whatever the state of its endpoints is.
 fn unservable(spec: Option<&ClusterSpec>) -> Option<Cause> {
     match spec {
         None => Some(Cause::NoCluster),
-        Some(spec) if spec.endpoints.endpoints.is_empty() && spec.endpoints.discovery.is_none() => {
-            Some(Cause::NoEndpoint)
-        }
+        // What is known by name has its endpoints where it is looked up.
+        Some(spec) if spec.endpoints.endpoints.is_empty() && !has_names(spec) => Some(Cause::NoEndpoint),
         Some(_) => None,
     }
 }

@@ -42,11 +42,24 @@ pub struct NamedEndpoint {
 }
 
 impl Discovery {
-    /// The endpoints when the names have these addresses, each in the order of its answer. `before` is the cluster's
-    /// present set: an endpoint that is a name stays the same one whatever its addresses are.
+    /// How the endpoints of a set are found: one that is known as a whole may get others beside those that it has.
+    pub fn of(set: &EndpointSet) -> Arc<Self> {
+        let fixed = || {
+            Arc::new(Self {
+                fixed: set.endpoints.clone(),
+                ..Self::default()
+            })
+        };
+        set.discovery.as_ref().map_or_else(fixed, Arc::clone)
+    }
+
+    /// The endpoints when the names have these addresses, each in the order of its answer, and `registered` have come by
+    /// themselves, whose levels may have gaps. `before` is the cluster's present set: an endpoint that is a name stays the
+    /// same one whatever its addresses are.
     pub fn endpoints<'a>(
         self: &Arc<Self>,
         addresses_of: impl Fn(&str) -> Vec<IpAddr> + 'a,
+        registered: &[Endpoint],
         before: &EndpointSet,
     ) -> EndpointSet {
         let mut all = self.fixed.clone();
@@ -58,6 +71,7 @@ impl Discovery {
                 named.add_each(addresses, &mut all);
             }
         }
+        all.extend_from_slice(registered);
         close_ranks(&mut all);
         EndpointSet {
             discovery: Some(Arc::clone(self)),
@@ -158,7 +172,7 @@ mod tests {
             "b" => ips(&["10.0.0.3"]),
             _ => Vec::new(),
         };
-        let set = found.endpoints(answers, &EndpointSet::default());
+        let set = found.endpoints(answers, &[], &EndpointSet::default());
         let all: Vec<_> = set
             .endpoints
             .iter()
@@ -181,10 +195,21 @@ mod tests {
             answer
         };
         assert_eq!(
-            found.endpoints(turned, &set),
+            found.endpoints(turned, &[], &set),
             set,
             "the order of an answer is nothing new"
         );
+    }
+
+    #[test]
+    fn endpoints_that_come_by_themselves_stand_beside_those_that_are_written() {
+        let written = EndpointSet::new([Endpoint::new(([10, 0, 0, 1], 80).into())]);
+        let found = Discovery::of(&written);
+        let come = [Endpoint::new(([10, 0, 0, 2], 80).into())];
+        let both = found.endpoints(|_| Vec::new(), &come, &written);
+        assert_eq!(both.endpoints.len(), 2);
+        let again = Discovery::of(&both).endpoints(|_| Vec::new(), &[], &both);
+        assert_eq!(again.endpoints, written.endpoints);
     }
 
     #[test]
@@ -194,7 +219,7 @@ mod tests {
             ..Discovery::default()
         });
         let answers = |_: &str| ips(&["fd00::1", "10.0.0.1", "fd00::2"]);
-        let set = found.endpoints(answers, &EndpointSet::default());
+        let set = found.endpoints(answers, &[], &EndpointSet::default());
         let targets: Vec<String> = set
             .endpoints
             .iter()
@@ -217,10 +242,10 @@ mod tests {
             is_logical: true,
             ..Discovery::default()
         });
-        let none = found.endpoints(|_| Vec::new(), &EndpointSet::default());
+        let none = found.endpoints(|_| Vec::new(), &[], &EndpointSet::default());
         assert_eq!(none.endpoints, []);
-        let first = found.endpoints(|_| ips(&["10.0.0.2", "10.0.0.1"]), &none);
-        let second = found.endpoints(|_| ips(&["10.0.0.7", "fd00::7"]), &first);
+        let first = found.endpoints(|_| ips(&["10.0.0.2", "10.0.0.1"]), &[], &none);
+        let second = found.endpoints(|_| ips(&["10.0.0.7", "fd00::7"]), &[], &first);
         let [one] = &second.endpoints[..] else {
             panic!("{second:?}")
         };

@@ -32,6 +32,7 @@ pub mod limits;
 pub mod listener;
 pub mod message;
 pub mod name;
+pub mod overload;
 pub mod path;
 pub mod protocol;
 pub mod proxy_protocol;

@@ -6,6 +6,7 @@
 use crate::grpc;
 use crate::h1::{BodyError, HeadError};
 use crate::h2::Misbehaviour;
+use crate::overload::Shed;
 use crate::tls::HandshakeFailure;
 use http::StatusCode;
 use std::fmt;
@@ -56,6 +57,8 @@ flags! {
     DI = 14;
     /// The request was aborted on purpose.
     FI = 15;
+    /// The gateway itself has too much to do.
+    OM = 16;
 }
 
 impl Flags {
@@ -126,6 +129,8 @@ pub enum Cause {
     PerTryTimeout,
     /// A limit of the cluster is reached.
     Overflow,
+    /// The shard has as much to do as it may.
+    Overload(Shed),
     /// The request's head is refused.
     RequestHead(HeadError),
     /// The request's path cannot be normalized.
@@ -189,6 +194,7 @@ impl Cause {
             | Self::UpstreamReset
             | Self::UpstreamBrokeOff
             | Self::Overflow
+            | Self::Overload(_)
             | Self::Drained => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout | Self::PerTryTimeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
@@ -226,6 +232,7 @@ impl Cause {
             Self::UpstreamHead(_) | Self::UpstreamBody(_) | Self::UpstreamInterim => Flags::UPE,
             Self::UpstreamTimeout | Self::PerTryTimeout => Flags::UT,
             Self::Overflow => Flags::UO,
+            Self::Overload(_) => Flags::OM,
             Self::RequestHead(_) | Self::RequestPath | Self::RequestBody(_) | Self::RequestTooLarge => {
                 Flags::DPE
             }
@@ -263,6 +270,7 @@ impl Cause {
             Self::UpstreamTimeout => "upstream_response_timeout",
             Self::PerTryTimeout => "upstream_per_try_timeout",
             Self::Overflow => "upstream_reset_before_response_started{overflow}",
+            Self::Overload(_) => "overload",
             Self::RequestHead(error) => error.detail(),
             Self::RequestPath => "path_normalization_failed",
             Self::RequestBody(_) => "http1.body_error",
@@ -304,6 +312,7 @@ impl Cause {
             }
             Self::UpstreamTimeout | Self::PerTryTimeout => "the upstream did not answer in time (UT)\n",
             Self::Overflow => "the upstream is overloaded (UO)\n",
+            Self::Overload(_) => "the gateway is overloaded (OM)\n",
             Self::RequestHead(_) => "the request is not valid (DPE)\n",
             Self::RequestPath => "the request's path is not valid (DPE)\n",
             Self::RequestBody(_) => "the request's body is not valid (DPE)\n",
@@ -348,6 +357,8 @@ impl Cause {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::PerTryTimeout => "per_try_timeout",
             Self::Overflow => "overflow",
+            Self::Overload(Shed::Requests) => "overload_requests",
+            Self::Overload(Shed::Buffers) => "overload_buffers",
             Self::RequestPath => "path",
             Self::RequestTooLarge => "request_too_large",
             Self::HeaderTimeout => "header_timeout",

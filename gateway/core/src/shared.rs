@@ -141,19 +141,24 @@ impl Budget {
             return Some(self.permit());
         }
         // Others may hold permits for connections that nobody uses.
-        if let Some(bell) = &self.bell {
-            let others = (0..self.claims.len()).filter(|other| *other != shard);
-            others.for_each(|other| bell.ring(other));
-        }
+        self.ring((0..self.claims.len()).filter(|other| *other != shard));
         None
     }
 
-    /// A request of `shard` waits no more. When its permit is already on its way, the shard gets it all the same, for
-    /// another of its requests or to give it back.
-    pub fn leave(&self, shard: usize) {
-        if self.claims.get(shard).is_some_and(Claim::withdraw) {
+    fn ring(&self, shards: impl Iterator<Item = usize>) {
+        if let Some(bell) = &self.bell {
+            shards.for_each(|shard| bell.ring(shard));
+        }
+    }
+
+    /// A request of `shard` waits no more. False when its permit is already on its way: the shard gets it all the same,
+    /// for another of its requests, whose claim then is to be withdrawn in its place, or to give it back.
+    pub fn leave(&self, shard: usize) -> bool {
+        let left = self.claims.get(shard).is_some_and(Claim::withdraw);
+        if left {
             self.free_place();
         }
+        left
     }
 
     fn free_place(&self) {
@@ -230,9 +235,7 @@ impl Budget {
             self.free_place();
             self.turn.store(shard as u32, Ordering::Relaxed);
             claim.granted.fetch_add(1, Ordering::AcqRel);
-            if let Some(bell) = &self.bell {
-                bell.ring(shard);
-            }
+            self.ring(std::iter::once(shard));
             return true;
         }
         false
@@ -245,6 +248,10 @@ impl Budget {
                 return;
             }
             self.held.fetch_sub(1, Ordering::AcqRel);
+            if is_over && self.is_wanted() {
+                // A smaller limit has taken it from those that wait: another idle connection is to go.
+                self.ring(0..self.claims.len());
+            }
             // Who has begun to wait in between has looked before that, or finds the permit by itself. Whoever takes it
             // before this does will look here in turn.
             if !self.is_wanted() || !self.take() {
@@ -680,6 +687,22 @@ mod tests {
         assert_eq!(budget.held(), 2);
         let granted: Vec<_> = budget.take_grants(1).collect();
         assert_eq!(granted.len(), 1);
+    }
+
+    #[test]
+    fn who_waits_while_a_smaller_limit_takes_a_permit_has_the_shards_look_again() {
+        let bell = Arc::new(Rings::default());
+        let budget = Budget::for_shards(2, 2, &Budget::new(9), Arc::clone(&bell) as Arc<dyn Bell>);
+        let held = [budget.acquire(), budget.acquire()];
+        assert!(matches!(budget.wait(1), Waiting::Yes));
+        budget.set_limit(1);
+        bell.0.lock().unwrap().clear();
+        let [one, other] = held;
+        drop(one);
+        assert_eq!(budget.take_grants(1).count(), 0);
+        assert!(bell.0.lock().unwrap().contains(&0), "who may hold another");
+        drop(other);
+        assert_eq!(budget.take_grants(1).count(), 1);
     }
 
     #[test]

@@ -152,6 +152,8 @@ counters! {
     tls_handshakes = "tls_handshakes_total";
     /// Times that accepting failed (out of file descriptors, mostly).
     accept_errors = "accept_errors_total";
+    /// Times that accepting rested because buffers were at their bound.
+    accept_rests = "accept_rests_total";
     /// Upstream connections opened.
     upstream_connects = "upstream_connects_total";
     /// Upstream connections that could not be opened.
@@ -205,6 +207,8 @@ gauges! {
     tasks = "tasks";
     /// Buffers that are in use.
     buffers_in_use = "buffers_in_use";
+    /// Bytes of buffers that are in use, and of bodies that are kept to be sent again.
+    buffer_bytes = "buffer_bytes";
 }
 
 /// All that one shard has counted since it was last asked, and its gauges now.

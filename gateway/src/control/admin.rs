@@ -4,7 +4,7 @@
 //! changes something is POST, and refuses requests that a browser was lured to send.
 
 use super::upgrade::Order;
-use super::{Collected, Event, Request, explain as live, report, resources};
+use super::{Collected, Event, Request, explain as live, registration_api, report, resources};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -56,6 +56,14 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    /// Whether nobody but this machine can reach it.
+    pub(super) fn is_private(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// Takes a socket out of the file system that a process has left there, and nothing else of that name.
     pub(super) fn remove(&self) {
         if let Self::Unix(path) = self
@@ -79,7 +87,8 @@ pub(super) fn metrics_router(events: Events) -> Router {
         .with_state(events)
 }
 
-pub(super) fn admin_router(events: Events) -> Router {
+/// `is_private` is whether nobody but this machine can ask.
+pub(super) fn admin_router(events: Events, is_private: bool) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
@@ -96,6 +105,7 @@ pub(super) fn admin_router(events: Events) -> Router {
         .route("/reload", post(reload))
         .route("/drain_listeners", post(drain_listeners))
         .route("/upgrade", post(upgrade))
+        .merge(registration_api::routes(is_private))
         .merge(resources::routes())
         .with_state(events)
 }
@@ -105,6 +115,7 @@ async fn index() -> &'static str {
      GET  /status\nGET  /explain?url=URL[&method=METHOD][&header=NAME: VALUE]...[&port=PORT][&gateway=NAMESPACE/NAME]\
      [&sni=NAME][&source=IP][&identity=URI]\nGET  /configuration\nPOST /reload\nPOST /drain_listeners\n\
      POST /upgrade[?binary=PATH][&timeout=DURATION]\n\
+     GET  /v1/endpoints[/SERVICE[/INSTANCE]]\nPUT, DELETE /v1/endpoints/SERVICE/INSTANCE\n\
      GET  /v1/resources[?format=yaml]\nPUT  /v1/resources[?dryRun=true]\nDELETE /v1/resources[?dryRun=true]\n"
 }
 
@@ -328,4 +339,25 @@ pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let foreign = headers.contains_key(header::ORIGIN);
     (foreign || !is_local)
         .then(|| (StatusCode::FORBIDDEN, "refused: Host or Origin is foreign\n").into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_and_a_sockets_owner_are_private() {
+        for (address, is_private) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("unix:/run/a", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+        ] {
+            let parsed: AdminAddress = address.parse().unwrap();
+            assert_eq!(parsed.is_private(), is_private, "{address}");
+        }
+    }
 }

@@ -1,7 +1,12 @@
-//! Discovery: what DNS answers becomes endpoints of the clusters that have the name.
+//! Discovery: what DNS answers, and the instances that register themselves, become endpoints of clusters.
+//!
+//! What has changed is noted ([`Discovery::changed`], [`Discovery::touch_service`]), and looked at once for each cluster
+//! when control has done what there was to do ([`Discovery::take_changes`]): a burst of changes is one.
 
 use super::dns::Names;
 use super::publish::Publisher;
+use super::registration::Registration;
+use isthmus_core::discovery::Discovery as Found;
 use isthmus_core::egress::{AllowedRanges, Reach};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::ClusterKey;
@@ -15,6 +20,10 @@ pub(super) struct Discovery {
     names: Names,
     allowed: AllowedRanges,
     clusters: HashMap<Box<str>, Vec<ClusterKey>>,
+    /// Instances that have registered themselves.
+    pub(super) registration: Registration,
+    /// Clusters whose endpoints may be others than shards have.
+    touched: HashSet<ClusterKey>,
 }
 
 impl Discovery {
@@ -24,6 +33,8 @@ impl Discovery {
             names,
             allowed,
             clusters: HashMap::new(),
+            registration: Registration::default(),
+            touched: HashSet::new(),
         }
     }
 
@@ -50,9 +61,11 @@ impl Discovery {
         self.clusters.clear();
         let nothing = EndpointSet::default();
         for (key, spec) in &mut snapshot.clusters {
-            let Some(found) = &spec.endpoints.discovery else {
+            let registered = self.registration.endpoints(key);
+            if spec.endpoints.discovery.is_none() && registered.is_empty() {
                 continue;
-            };
+            }
+            let found = Found::of(&spec.endpoints);
             for named in &found.names {
                 let users = self.clusters.entry(named.host.clone()).or_default();
                 if users.last() != Some(key) {
@@ -60,23 +73,38 @@ impl Discovery {
                 }
             }
             let before = publisher.endpoints(key).map_or(&nothing, |set| set);
-            let set = found.endpoints(|name| self.addresses(name, found.reach), before);
+            let set = found.endpoints(|name| self.addresses(name, found.reach), &registered, before);
             Arc::make_mut(spec).endpoints = Arc::new(set);
         }
         let names: HashSet<&str> = self.clusters.keys().map(|name| &**name).collect();
         self.names.keep_only(&names);
     }
 
-    /// The clusters that have a name, with their endpoints as they are now.
-    pub(super) fn changed(&self, name: &str, publisher: &Publisher) -> Vec<(ClusterKey, EndpointSet)> {
+    /// A name has other addresses.
+    pub(super) fn changed(&mut self, name: &str) {
         let users = self.clusters.get(name).map_or(&[][..], Vec::as_slice);
-        let present = |key: &ClusterKey| {
-            let before = publisher.endpoints(key)?;
-            let found = before.discovery.as_ref()?;
-            let set = found.endpoints(|name| self.addresses(name, found.reach), before);
-            Some((key.clone(), set))
+        self.touched.extend(users.iter().cloned());
+    }
+
+    /// A service has other instances.
+    pub(super) fn touch_service(&mut self, service: &str) {
+        self.touched.extend(self.registration.clusters(service).cloned());
+    }
+
+    /// The clusters that were touched, with their endpoints as they are now.
+    pub(super) fn take_changes(&mut self, publisher: &Publisher) -> Vec<(ClusterKey, EndpointSet)> {
+        let present = |key: ClusterKey| {
+            let before = publisher.endpoints(&key)?;
+            let registered = self.registration.endpoints(&key);
+            let found = Found::of(before);
+            let reach = found.reach;
+            let set = found.endpoints(|name| self.addresses(name, reach), &registered, before);
+            Some((key, set))
         };
-        users.iter().filter_map(present).collect()
+        std::mem::take(&mut self.touched)
+            .into_iter()
+            .filter_map(present)
+            .collect()
     }
 }
 

@@ -295,6 +295,20 @@ impl Metrics {
         }
     }
 
+    /// Notes how many instances have registered themselves.
+    pub(super) fn set_instances(&self, count: usize) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::gauge!("isthmus_registered_instances").set(count as f64);
+        });
+    }
+
+    /// Counts instances that did not renew themselves.
+    pub(super) fn count_expired(&self, count: usize) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::counter!("isthmus_registrations_expired_total").increment(count as u64);
+        });
+    }
+
     /// Notes how many names are in which state, and what came of questions about them.
     pub(super) fn set_names(&self, names: &Names) {
         let view = names.view();

@@ -15,6 +15,8 @@ mod life;
 mod listeners;
 mod metrics;
 mod publish;
+mod registration;
+mod registration_api;
 mod report;
 mod resources;
 mod servers;
@@ -44,10 +46,8 @@ use isthmus_config::diagnostic::Severity;
 use isthmus_config::explain::{Asked, Explanation};
 use isthmus_config::keep::Outcome;
 use isthmus_core::drain::{Drain, Plan};
-use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
-use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::{Changes, Difference, Snapshot};
 use isthmus_core::stats::{Gauges, ShardStats};
 use keys::Keys;
@@ -68,6 +68,8 @@ use upgrade::{Asker, Order, Successor, Upgrading};
 
 /// How often control looks after its shards.
 const TICK: Duration = Duration::from_millis(100);
+/// Most events that are taken before what they have changed of endpoints is sent.
+const EVENTS_AT_ONCE: usize = 256;
 /// How long a collection of counters waits for a shard.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shard that has not ticked for so long is reported: a hundred ticks.
@@ -162,6 +164,8 @@ enum Event {
     Settled(u64, Box<Set>, Vec<Answer>),
     /// A name has other addresses.
     Resolved(Arc<str>),
+    /// An instance says something, or somebody asks about instances.
+    Registration(registration_api::Call, oneshot::Sender<registration_api::Answer>),
     /// What a shard wants to know of a name.
     Answered(usize, NameAnswer),
     /// The ready file cannot be written.
@@ -368,6 +372,10 @@ pub async fn run(
         began: clock::now(),
     };
     control.configuration.quarantine(outcome.quarantined);
+    control
+        .discovery
+        .registration
+        .set_services(outcome.compiled.services);
     let mut settled = std::pin::pin!(names.settle(discovery::names_of(&outcome.compiled.snapshot)));
     let mut first = Some(outcome.compiled.snapshot);
     let mut tick = tokio::time::interval(TICK);
@@ -382,8 +390,18 @@ pub async fn run(
                     return Err(error.into());
                 }
             }
-            Some(event) = inbox.recv() => control.handle(event),
-            _ = tick.tick() => control.tick(),
+            Some(event) = inbox.recv() => {
+                control.handle(event);
+                for _ in 0..EVENTS_AT_ONCE {
+                    let Ok(event) = inbox.try_recv() else { break };
+                    control.handle(event);
+                }
+                control.send_endpoints();
+            }
+            _ = tick.tick() => {
+                control.tick();
+                control.send_endpoints();
+            }
         }
     }
     Ok(control.stop())
@@ -507,6 +525,9 @@ impl Control {
             origins: outcome.compiled.origins,
             diagnostics: outcome.diagnostics,
         };
+        self.discovery
+            .registration
+            .set_services(outcome.compiled.services);
         let failed = self.publish(outcome.compiled.snapshot, Some(outcome.compiled.secrets));
         self.ports_failed(&failed);
     }
@@ -574,11 +595,13 @@ impl Control {
         }
     }
 
-    /// Hands other endpoints of a cluster to the shards.
-    fn change_endpoints(&mut self, key: &ClusterKey, set: EndpointSet) {
-        for (shard, update) in self.publisher.change_endpoints(key, set, clock::now()) {
-            if let Some(shard) = self.shards.get_mut(shard) {
-                shard.outbox.send(ToShard::Endpoints(update));
+    /// Hands the endpoints of clusters to the shards where they are others than before.
+    fn send_endpoints(&mut self) {
+        for (key, set) in self.discovery.take_changes(&self.publisher) {
+            for (shard, update) in self.publisher.change_endpoints(&key, set, clock::now()) {
+                if let Some(shard) = self.shards.get_mut(shard) {
+                    shard.outbox.send(ToShard::Endpoints(update));
+                }
             }
         }
     }
@@ -639,10 +662,9 @@ impl Control {
                     shard.outbox.send(ToShard::Resolved(answer));
                 }
             }
-            Event::Resolved(name) => {
-                for (key, set) in self.discovery.changed(&name, &self.publisher) {
-                    self.change_endpoints(&key, set);
-                }
+            Event::Resolved(name) => self.discovery.changed(&name),
+            Event::Registration(call, answer) => {
+                let _asker_gone = answer.send(self.register(call));
             }
             // Whoever waits for it would wait for ever.
             Event::ReadyFailed(text) => {
@@ -787,6 +809,7 @@ impl Control {
         let held = self.publisher.permits_held();
         self.metrics.set_certificates(self.keys.store());
         self.metrics.set_names(self.discovery.names());
+        self.metrics.set_instances(self.discovery.registration.len());
         let (documents, ports) = self.configuration.left_behind();
         self.metrics.set_left_behind(documents, ports);
         if let Some(publication) = self.publisher.current() {
@@ -815,6 +838,7 @@ impl Control {
             self.answer_collection();
         }
         self.refresh_keys();
+        self.expire_instances();
         self.discovery.names().look();
         self.retry_ports(now);
         for (index, shard) in self.shards.iter_mut().enumerate() {

@@ -5,7 +5,7 @@
 //! wrong, so nothing of a text with an error is taken; files, whose writer may be gone, keep their last good versions.
 //! With a state folder the text outlives the process, and a process that takes this one's place gets it.
 
-use super::admin::{AdminAddress, Events, ending, json, refuse_browsers};
+use super::admin::{Events, ending, json, refuse_browsers};
 use super::source::{Verdict, WRITTEN, Writing};
 use super::{Control, Event};
 use axum::Router;
@@ -48,14 +48,6 @@ impl Effective {
         self.resources
             .iter()
             .any(|resource| resource.starts_with("Secret "))
-    }
-}
-
-/// Whether whoever can speak to the admin API may write: that is this machine only, or the owner of a socket.
-pub(super) fn may_write(admin: &AdminAddress) -> bool {
-    match admin {
-        AdminAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
-        AdminAddress::Unix(_) => true,
     }
 }
 
@@ -177,7 +169,7 @@ impl Control {
     pub(super) fn ask_for_resources(&mut self, ask: Ask) {
         let admin = self.servers.admin().address();
         if let Ask::Write(write) = ask {
-            let refusal = if !may_write(admin) {
+            let refusal = if !admin.is_private() {
                 let why = format!(
                     "refused: {admin} is not of loopback; {WRITTEN} is written over loopback or a unix socket only"
                 );
@@ -197,26 +189,6 @@ impl Control {
             }
         } else if let Some(watch) = &self.watch {
             watch.ask(ask);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_and_a_sockets_owner_may_write() {
-        for (address, may) in [
-            ("127.0.0.1:1", true),
-            ("[::1]:1", true),
-            ("[::ffff:127.0.0.1]:1", true),
-            ("unix:/run/a", true),
-            ("0.0.0.0:1", false),
-            ("[::]:1", false),
-            ("10.0.0.1:1", false),
-        ] {
-            assert_eq!(may_write(&address.parse().unwrap()), may, "{address}");
         }
     }
 }

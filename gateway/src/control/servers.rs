@@ -51,7 +51,11 @@ impl Servers {
             Server::open(what, address, inherited.server(what), router)
         };
         let all = [
-            open(admin_name, &options.admin, admin::admin_router(events.clone()))?,
+            open(
+                admin_name,
+                &options.admin,
+                admin::admin_router(events.clone(), options.admin.is_private()),
+            )?,
             open(status_name, &status, admin::status_router(events.clone()))?,
             open(metrics_name, &metrics, admin::metrics_router(events.clone()))?,
         ];

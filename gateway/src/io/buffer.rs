@@ -20,6 +20,7 @@ struct Free {
     small: RefCell<Vec<Box<[u8]>>>,
     large: RefCell<Vec<Box<[u8]>>>,
     lent: Cell<u64>,
+    lent_bytes: Cell<u64>,
 }
 
 /// A shard's blocks.
@@ -34,6 +35,11 @@ impl Pool {
         self.free.lent.get()
     }
 
+    /// Bytes of the blocks that are lent.
+    pub fn lent_bytes(&self) -> u64 {
+        self.free.lent_bytes.get()
+    }
+
     /// Lends a block, large or usual.
     pub(super) fn lend(&self, large: bool) -> Block {
         let (list, size) = if large {
@@ -45,6 +51,8 @@ impl Pool {
         // Zeroed once; a block that comes back is not cleared, because only bytes that were read into it are shown.
         let bytes = reused.unwrap_or_else(|| vec![0; size].into_boxed_slice());
         self.free.lent.set(self.free.lent.get() + 1);
+        let lent_bytes = &self.free.lent_bytes;
+        lent_bytes.set(lent_bytes.get() + size as u64);
         Block {
             bytes,
             pool: self.clone(),
@@ -63,6 +71,8 @@ impl Drop for Block {
         let free = &self.pool.free;
         free.lent.set(free.lent.get().saturating_sub(1));
         let bytes = std::mem::take(&mut self.bytes);
+        let left = free.lent_bytes.get().saturating_sub(bytes.len() as u64);
+        free.lent_bytes.set(left);
         let (list, max) = if bytes.len() == LARGE {
             (&free.large, FREE_MAX.1)
         } else {

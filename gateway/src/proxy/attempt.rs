@@ -155,9 +155,10 @@ async fn attempt_all(
             }
             Tried::TooLate(lease, upstream, progress) => {
                 let now = clock::now();
+                let mut beside = None;
                 let hedges = parked.is_none()
                     && cluster.hedges() > 0
-                    && attempts.hedge(progress, || admit(context, cluster, now, &mut permit));
+                    && attempts.hedge(progress, || admit(context, cluster, now, &mut beside));
                 if hedges {
                     context.stats.borrow_mut().counters.hedges += 1;
                     if avoids {
@@ -166,7 +167,8 @@ async fn attempt_all(
                     // Its time was over, whatever comes of it.
                     lease.report(Signal::NoAnswer, now);
                     lease.observe(None, now);
-                    parked = Some(Box::new(Parked::new(lease, upstream, x)));
+                    let permit = std::mem::replace(&mut permit, beside);
+                    parked = Some(Box::new(Parked::new(lease, upstream, permit, x)));
                     // Neither is given up any more before the whole's time is over: there is no third.
                     x.timeouts.per_try = None;
                     x.try_timer.clear();
@@ -298,11 +300,14 @@ struct Parked {
     head: ResponseHead,
     host: Option<SocketAddr>,
     interim: u32,
+    /// When it is a retry: it is at work as long as this is here.
+    _permit: Option<RetryPermit>,
 }
 
 impl Parked {
-    fn new(lease: Lease, upstream: Upstream, x: &Exchange) -> Self {
+    fn new(lease: Lease, upstream: Upstream, permit: Option<RetryPermit>, x: &Exchange) -> Self {
         Self {
+            _permit: permit,
             lease,
             upstream,
             head: ResponseHead::default(),
@@ -382,7 +387,7 @@ fn progress(conn: &impl Downstream, x: &Exchange, sent: bool) -> BodyProgress {
     }
 }
 
-/// Asks the cluster for a retry. The one before it has ended.
+/// Asks the cluster for a retry. The one whose permit this was has ended.
 fn admit(context: &Context, cluster: &ClusterHandle, now: Instant, permit: &mut Option<RetryPermit>) -> bool {
     *permit = None;
     *permit = cluster.begin_retry(now);

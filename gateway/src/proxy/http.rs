@@ -176,6 +176,9 @@ async fn route(
     conn: &mut impl Downstream,
     x: &mut Exchange,
 ) {
+    if let Err(shed) = context.bounds.admit(context.load()) {
+        return local::refuse(context, conn, x, Cause::Overload(shed).into(), false).await;
+    }
     if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
         return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
     }

@@ -10,6 +10,7 @@ use isthmus_core::grpc;
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::header::{HeaderId, HeaderOperations};
 use isthmus_core::message::BodyLength;
+use isthmus_core::overload;
 use isthmus_core::reply::{Cause, Flags, LocalReply};
 use std::future::poll_fn;
 use std::task::Poll;
@@ -53,8 +54,14 @@ pub(super) async fn refuse_with(
             .headers
             .append_known(HeaderId::XIsthmusCause, reply.cause.label().as_bytes());
     }
-    if reply.cause == Cause::Overflow {
-        x.response.headers.append(b"x-envoy-overloaded", b"true");
+    let fields = &mut x.response.headers;
+    match reply.cause {
+        Cause::Overflow => fields.append(b"x-envoy-overloaded", b"true"),
+        Cause::Overload(_) => {
+            fields.append(b"x-envoy-local-overloaded", b"true");
+            fields.append(b"retry-after", overload::RETRY_AFTER_S);
+        }
+        _ => {}
     }
     let mut answer = Answer {
         status: reply.status,

@@ -28,6 +28,7 @@ use isthmus_core::listener::{
     Accepts, ChainAction, ForwardPort, Listener, ListenerKey, ProxyProtocol, TableOf, TcpRoute, Upgrades,
     forward_port,
 };
+use isthmus_core::overload::{Bounds, Load};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::{RouteTable, Scratch, VirtualHost};
@@ -68,11 +69,21 @@ pub struct Context {
     pub kept_bytes: Rc<Cell<usize>>,
     /// Requests in flight.
     pub active: Rc<Cell<u64>>,
+    /// What the shard takes on at most.
+    pub bounds: Bounds,
     /// The access log.
     pub log: AccessLog,
 }
 
 impl Context {
+    /// What the shard has taken on.
+    pub fn load(&self) -> Load {
+        Load {
+            requests: self.active.get(),
+            buffer_bytes: self.pool.lent_bytes() + self.kept_bytes.get() as u64,
+        }
+    }
+
     /// Whether a client's connection that has carried so many requests must end.
     fn is_last_request(&self, requests: u32) -> bool {
         let max = self.settings.requests_per_connection;

@@ -18,7 +18,8 @@ use std::time::Duration;
 const BATCH: usize = 64;
 /// Connections taken from the queue of a listener that closes.
 const LAST_MAX: usize = 4096;
-/// How long accepting rests when the process is out of file descriptors: asking again at once would spin.
+/// How long accepting rests when the process is out of file descriptors, or buffers are at their bound: asking again at
+/// once would spin.
 const REST: Duration = Duration::from_millis(50);
 
 /// How many connections the shard has and may have.
@@ -164,6 +165,11 @@ async fn accept_all(shard: &Rc<Shard>, bound: &OwnedFd, state: &Rc<ListenerState
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         shard.accepting.room().await;
+        if !shard.context.bounds.accepts(shard.context.load()) {
+            shard.context.stats.borrow_mut().counters.accept_rests += 1;
+            executor::sleep(REST).await;
+            continue;
+        }
         let room = shard.accepting.max.saturating_sub(shard.accepting.open.get());
         let max = BATCH.min(usize::try_from(room).unwrap_or(BATCH)).max(1);
         if socket::accept(bound, max, &mut batch).await.is_err() {

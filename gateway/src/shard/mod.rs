@@ -15,6 +15,7 @@ use crate::proxy::{Context, ListenerState, Serving};
 use isthmus_core::drain::Drain;
 use isthmus_core::limits::Settings;
 use isthmus_core::listener::ListenerKey;
+use isthmus_core::overload::Bounds;
 use isthmus_core::random::Random;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -42,6 +43,8 @@ pub struct Start {
     pub settings: Settings,
     /// Most downstream connections.
     pub connections_max: usize,
+    /// What else it takes on at most.
+    pub bounds: Bounds,
     /// Seed of its random source.
     pub seed: u64,
     /// From control.
@@ -92,6 +95,7 @@ pub async fn run(start: Start, wheel: Wheel) {
         exchanges: RefCell::default(),
         kept_bytes: Rc::default(),
         active: Rc::default(),
+        bounds: start.bounds,
         log: AccessLog::new(start.log),
     });
     let shard = Rc::new(Shard {
@@ -248,6 +252,7 @@ impl Shard {
         stats.gauges.upstream_connections_idle = idle;
         stats.gauges.tasks = self.context.tasks.live();
         stats.gauges.buffers_in_use = self.context.pool.lent();
+        stats.gauges.buffer_bytes = self.context.load().buffer_bytes;
         self.send(ToControl::Stats {
             stats: Box::new(stats),
             clusters: self.context.clusters.view(),

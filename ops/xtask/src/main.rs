@@ -41,6 +41,15 @@ enum Command {
     },
     /// Check the rules that compilers do not know: layers, names, sizes
     Tidy,
+    /// Play the shards of one cluster in simulated time, and look after each step whether every rule holds
+    Sim {
+        /// How many seeds
+        #[arg(long, default_value_t = 1_000)]
+        seeds: u64,
+        /// This one only, with all that happens in it
+        #[arg(long, conflicts_with = "seeds")]
+        seed: Option<u64>,
+    },
     /// Give the doors that bytes come in by to a fuzzer
     Fuzz {
         /// Which door; all in turn when it is not said
@@ -78,6 +87,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::ci(),
         Command::Test { install, filter } => test::test(install, &filter),
         Command::Tidy => run::root().and_then(|root| tidy::run(&root)),
+        Command::Sim { seeds, seed } => test::sim(seeds, seed),
         Command::Fuzz {
             target,
             seconds,

@@ -1,4 +1,4 @@
-//! `test`, `soak` and `bench`: the gateway's release binary, then what runs it.
+//! `test`, `soak` and `bench`: the gateway's release binary, then what runs it. `sim` needs no binary.
 
 use crate::peers::{self, NeededBy};
 use crate::run::{cargo, root, succeed};
@@ -35,6 +35,18 @@ pub(crate) fn test(install: bool, filter: &[String]) -> Result<()> {
         tests.arg("--").args(filter);
     }
     succeed(&mut tests)
+}
+
+/// The simulation of a cluster's shards.
+pub(crate) fn sim(seeds: u64, seed: Option<u64>) -> Result<()> {
+    let mut sim = cargo()?;
+    sim.args(["test", "--package", "isthmus-core", "--test", "sim", "every_rule"])
+        .args(["--", "--nocapture"])
+        .env("ISTHMUS_SIM_SEEDS", seeds.to_string());
+    if let Some(seed) = seed {
+        sim.env("ISTHMUS_SIM_SEED", seed.to_string());
+    }
+    succeed(&mut sim)
 }
 
 /// Mixed load for a while.

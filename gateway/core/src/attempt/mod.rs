@@ -153,11 +153,6 @@ impl<'p> Attempts<'p> {
         self.made
     }
 
-    /// How many attempts were made.
-    pub fn made(&self) -> u32 {
-        self.made
-    }
-
     /// Whether an answer with this status could be one to try again; most are not, and need no more facts.
     pub fn is_interested(&self, status: StatusCode) -> bool {
         self.retries_max > 0 && (self.is_call || status.as_u16() >= 400 || self.on.has_any(ANY_STATUS))
@@ -667,7 +662,7 @@ mod tests {
                 (reply.status.as_u16(), reply.flags),
                 (503, Flags::UF.with(Flags::URX))
             );
-            assert_eq!(post.made(), 3);
+            assert_eq!(post.start(), 4, "three were made");
         }
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Queue {
     next: u64,
     /// Permits that were handed to this shard, for the first of the queue.
     granted: Vec<Permit>,
+    /// Permits on their way to requests that wait no more.
+    late: usize,
     /// Since when other shards wait while this one goes on.
     turn: Option<Instant>,
 }
@@ -73,11 +75,6 @@ impl Cluster {
     /// The request that may look for a connection now.
     pub fn first_waiter(&self) -> Option<WaiterId> {
         self.queue.waiters.front().map(|first| first.id)
-    }
-
-    /// Requests that wait on this shard.
-    pub fn waiting(&self) -> usize {
-        self.queue.waiters.len()
     }
 
     /// Takes the right to one request under way (`http2MaxRequests`); None inside when they are not limited.
@@ -124,8 +121,13 @@ impl Cluster {
         if let Some(first) = self.queue.waiters.front_mut()
             && std::mem::take(&mut first.has_claim)
         {
-            self.shared.connections.leave(self.shard);
+            self.withdraw();
         }
+    }
+
+    fn withdraw(&mut self) {
+        let left = self.shared.connections.leave(self.shard);
+        self.queue.late += usize::from(!left);
     }
 
     /// Whether a permit is at hand for the first of the queue.
@@ -144,7 +146,7 @@ impl Cluster {
             return;
         };
         if waiter.has_claim {
-            self.shared.connections.leave(self.shard);
+            self.withdraw();
         }
         if self.queue.waiters.is_empty() {
             self.queue.turn = None;
@@ -153,23 +155,32 @@ impl Cluster {
         }
     }
 
-    /// The request that found no permit is refused: the endpoint that was picked for it is not for another.
+    /// The request that found no permit is refused: the endpoint that was picked for it is not for another. One that was
+    /// picked for the first of the queue stays.
     pub fn forget_pick(&mut self) {
-        self.picked = None;
+        if self.queue.waiters.is_empty() {
+            self.picked = None;
+        }
     }
 
     /// Takes the permits that other shards have handed to this one; those that nobody waits for are given back.
     pub fn take_grants(&mut self) {
-        let granted = self.shared.connections.take_grants(self.shard);
-        if self.queue.waiters.is_empty() {
-            granted.for_each(drop);
-            return;
+        let granted: Vec<Permit> = self.shared.connections.take_grants(self.shard).collect();
+        for permit in granted {
+            let is_late = self.queue.late > 0;
+            self.queue.late -= usize::from(is_late);
+            let mut waiters = self.queue.waiters.iter_mut();
+            if let Some(waiter) = waiters.find(|waiter| waiter.has_claim) {
+                waiter.has_claim = false;
+                if is_late {
+                    // It was for one that has left. Who gets it in its place still counts as one that waits.
+                    self.withdraw();
+                }
+            }
+            if !self.queue.waiters.is_empty() {
+                self.queue.granted.push(permit);
+            }
         }
-        let before = self.queue.granted.len();
-        self.queue.granted.extend(granted);
-        let new = self.queue.granted.len() - before;
-        let claims = self.queue.waiters.iter_mut().filter(|waiter| waiter.has_claim);
-        claims.take(new).for_each(|waiter| waiter.has_claim = false);
     }
 
     /// The connection that has idled longest, to be closed because a permit is wanted; it is known here no more.
@@ -199,9 +210,7 @@ impl Cluster {
         let mut victims = Vec::new();
         if self.queue.waiters.is_empty() {
             let wanted = self.shared.connections.wanted_by_others(self.shard);
-            for _ in 0..wanted {
-                victims.extend(self.give_up_idle());
-            }
+            victims.extend((0..wanted).map_while(|_| self.give_up_idle()));
         }
         victims
     }
@@ -296,7 +305,44 @@ mod tests {
         assert!(cluster.is_turn(Some(b)) && !cluster.is_turn(None));
         cluster.leave(b);
         assert!(cluster.is_turn(None));
-        assert_eq!((cluster.waiting(), cluster.shared().pending.held()), (0, 0));
+        assert_eq!(
+            (cluster.first_waiter(), cluster.shared().pending.held()),
+            (None, 0)
+        );
+    }
+
+    #[test]
+    fn a_permit_on_its_way_to_one_that_has_left_takes_nobodys_place() {
+        let limits = Limits {
+            pending: 1,
+            ..connections(1)
+        };
+        let (mut all, mut random) = shards(limits, 2);
+        let (endpoint, held) = open(&mut all[1], &mut random).unwrap();
+        let gone = all[0].wait().unwrap();
+        drop(held);
+        all[1].release(endpoint, None, Instant::now());
+        all[0].leave(gone);
+        let next = all[0].wait().unwrap();
+        all[0].take_grants();
+        assert!(all[0].has_granted(), "it is for the next");
+        assert_eq!(all[0].shared().pending.held(), 0, "who waits no more");
+        let _held = open(&mut all[0], &mut random).unwrap();
+        all[0].leave(next);
+        assert!(all[1].wait().is_ok());
+    }
+
+    #[test]
+    fn who_is_refused_leaves_the_pick_of_the_first_in_the_queue() {
+        let (mut all, mut random) = shards(connections(1), 1);
+        let cluster = &mut all[0];
+        let _held = open(cluster, &mut random).unwrap();
+        assert!(open(cluster, &mut random).is_none());
+        let first = cluster.wait().unwrap();
+        cluster.forget_pick();
+        assert!(cluster.picked.is_some());
+        cluster.leave(first);
+        assert!(cluster.picked.is_none());
     }
 
     #[test]

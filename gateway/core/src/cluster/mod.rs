@@ -26,6 +26,7 @@ use balancer::{Balancer, BalancerSpec, Load};
 use pool::Pool;
 use retry_budget::RetryLimits;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -308,17 +309,18 @@ impl Cluster {
     /// Takes a new specification over. Endpoints whose address stays keep their connections and counts; the idle
     /// connections of the others are handed back to be closed.
     pub fn reconcile(&mut self, spec: Arc<ClusterSpec>, now: Instant, random: &mut Random) -> Vec<ConnId> {
-        let mut before = std::mem::take(&mut self.endpoints);
-        for endpoint in &spec.endpoints.endpoints {
-            let known = before.iter().position(|state| state.address == endpoint.address);
+        let before = std::mem::take(&mut self.endpoints);
+        let wanted = spec.endpoints.endpoints.iter().map(|endpoint| endpoint.address);
+        let (kept, gone) = join(before, |state| state.address, wanted);
+        for (endpoint, known) in spec.endpoints.endpoints.iter().zip(kept) {
             let health = self.shared.endpoints.get(&endpoint.address).map(Arc::clone);
             let health = health.unwrap_or_default();
             let state = match known {
-                Some(at) => EndpointState {
+                Some(state) => EndpointState {
                     weight: endpoint.weight,
                     targets: endpoint.targets.clone(),
                     health,
-                    ..before.swap_remove(at)
+                    ..state
                 },
                 None => {
                     self.next_id += 1;
@@ -347,8 +349,8 @@ impl Cluster {
             .replace(&spec.balancer, &spec.endpoints.endpoints, available, now, random);
         self.spec = spec;
         let mut orphans = Vec::new();
-        for mut gone in before {
-            gone.idle.drain(&mut orphans);
+        for mut state in gone {
+            state.idle.drain(&mut orphans);
         }
         orphans
     }
@@ -631,6 +633,20 @@ impl Cluster {
     }
 }
 
+/// For each key that is wanted what there is of it, and what is wanted no more. A shard serves nothing meanwhile, and sets
+/// of endpoints can be large: each is looked up once.
+fn join<K: Hash + Eq, T>(
+    before: Vec<T>,
+    key_of: impl Fn(&T) -> K,
+    wanted: impl Iterator<Item = K>,
+) -> (Vec<Option<T>>, Vec<T>) {
+    let at: HashMap<K, usize> = before.iter().map(key_of).zip(0..).collect();
+    let mut before: Vec<Option<T>> = before.into_iter().map(Some).collect();
+    let take = |key: K| before.get_mut(*at.get(&key)?)?.take();
+    let kept = wanted.map(take).collect();
+    (kept, before.into_iter().flatten().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::balancer::BalancerKind;
@@ -674,6 +690,38 @@ mod tests {
             avoid,
             now: Instant::now(),
         }
+    }
+
+    #[test]
+    fn ten_thousand_endpoints_are_taken_over_with_a_look_at_each() {
+        use std::cell::Cell;
+        thread_local!(static LOOKS: Cell<u32> = const { Cell::new(0) });
+        #[derive(Debug, Clone, Copy)]
+        struct Key(u32);
+        impl PartialEq for Key {
+            fn eq(&self, other: &Self) -> bool {
+                LOOKS.set(LOOKS.get() + 1);
+                self.0 == other.0
+            }
+        }
+        impl Eq for Key {}
+        impl std::hash::Hash for Key {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.0.hash(state);
+            }
+        }
+        const COUNT: u32 = 10_000;
+        // Half of them go, and as many come; the order is another.
+        let before: Vec<Key> = (0..COUNT).map(Key).collect();
+        let wanted = (COUNT / 2..COUNT + COUNT / 2).rev().map(Key);
+        let (kept, gone) = join(before, |key| *key, wanted.clone());
+        let stays = |(kept, wanted): (&Option<Key>, Key)| match kept {
+            Some(kept) => kept.0 == wanted.0 && wanted.0 < COUNT,
+            None => wanted.0 >= COUNT,
+        };
+        assert!(kept.iter().zip(wanted).all(stays));
+        assert_eq!(gone.len() as u32, COUNT / 2);
+        assert!(LOOKS.get() < 2 * COUNT, "{} comparisons", LOOKS.get());
     }
 
     fn open(cluster: &mut Cluster, random: &mut Random) -> (EndpointId, SocketAddr, Permit) {

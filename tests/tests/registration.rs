@@ -1,0 +1,181 @@
+//! Instances that register themselves with the admin API, renew themselves, and go.
+
+use isthmus_tests::deadline::{SOON, eventually, within};
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::load::Load;
+use isthmus_tests::resources::{gateway, route_to, service, virtual_service};
+use isthmus_tests::upstream::{SERVED_BY, Upstream};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const HOST: &str = "pool.example";
+
+fn pool() -> String {
+    gateway(80) + &service(HOST, 80, &[]) + &virtual_service(&format!("- {}", route_to(HOST)))
+}
+
+/// Sends a request to the admin API; answers its status and what it says.
+fn call(gateway: &Gateway, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut client = isthmus_tests::client::Client::connect(gateway.admin());
+    client.send(format!(
+        "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    let answer = client.response();
+    (
+        answer.status,
+        serde_json::from_str(answer.text()).unwrap_or_default(),
+    )
+}
+
+fn put(gateway: &Gateway, instance: usize, address: SocketAddr, ttl: &str) -> u16 {
+    let path = format!("/v1/endpoints/{HOST}/i{instance}");
+    let body = json!({"address": address.ip(), "ports": {"http": address.port()}, "ttl": ttl});
+    call(gateway, "PUT", &path, &body.to_string()).0
+}
+
+/// The endpoints that shards have of the service.
+fn endpoints(gateway: &Gateway) -> BTreeSet<SocketAddr> {
+    let answer = gateway.get_admin("/clusters?format=json");
+    let all: Value = serde_json::from_str(answer.text()).unwrap();
+    let clusters = all["clusters"].as_array().unwrap().iter();
+    let of_pool = clusters.filter(|cluster| cluster["name"] == format!("outbound|80||{HOST}"));
+    let endpoints = of_pool.flat_map(|cluster| cluster["endpoints"].as_array().unwrap());
+    endpoints
+        .map(|endpoint| endpoint["address"].as_str().unwrap().parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn an_instance_is_served_as_long_as_it_says_and_says_so_again() {
+    let upstream = Upstream::echo("one");
+    let gateway = Gateway::builder().resources("all", &pool()).shards(2).start();
+    assert_eq!(gateway.get("any.example", "/").status, 503, "nobody is there");
+    assert_eq!(put(&gateway, 1, upstream.address(), "1h"), 201);
+    eventually(SOON, "it is served", || {
+        gateway.get("any.example", "/").status == 200
+    });
+    let path = format!("/v1/endpoints/{HOST}/i1");
+    assert_eq!(call(&gateway, "PUT", &path, "").0, 200, "renewed");
+    let (status, shown) = call(&gateway, "GET", &path, "");
+    assert_eq!((status, &shown["service"]), (200, &json!(HOST)));
+    assert_eq!(shown["clusters"], json!([format!("outbound|80||{HOST}")]));
+    let (_, all) = call(&gateway, "GET", "/v1/endpoints", "");
+    assert_eq!(all["instances"].as_array().unwrap().len(), 1);
+    // Another version of the configuration has it, too.
+    gateway.replace_resources("all", &(pool() + &service("more.example", 80, &[])));
+    gateway.reload();
+    assert_eq!(gateway.get("any.example", "/").field(SERVED_BY), Some("one"));
+    assert_eq!(call(&gateway, "DELETE", &path, "").0, 204);
+    eventually(SOON, "it is gone", || {
+        gateway.get("any.example", "/").status == 503
+    });
+    assert_eq!(call(&gateway, "DELETE", &path, "").0, 404);
+    assert_eq!(
+        call(&gateway, "PUT", &path, "").0,
+        404,
+        "there is nothing to renew"
+    );
+    gateway.stop();
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_the_reason() {
+    let gateway = Gateway::builder().resources("all", &pool()).start();
+    let good = r#"{"address": "127.0.0.1"}"#;
+    for (path, body, status, word) in [
+        ("/v1/endpoints/other.example/i", good, 404, "other.example"),
+        (
+            "/v1/endpoints/pool.example/i",
+            r#"{"adress": "127.0.0.1"}"#,
+            400,
+            "adress",
+        ),
+        (
+            "/v1/endpoints/pool.example/i",
+            r#"{"address": "127.0.0.1", "ports": {"grpc": 1}}"#,
+            400,
+            "grpc",
+        ),
+        (
+            "/v1/endpoints/pool.example/i",
+            r#"{"address": "127.0.0.1", "ttl": "1ms"}"#,
+            400,
+            "ttl",
+        ),
+    ] {
+        let (found, said) = call(&gateway, "PUT", path, body);
+        assert_eq!(found, status, "{path} {body}: {said}");
+        assert!(said["error"].as_str().unwrap().contains(word), "{said}");
+    }
+    let mut browser = isthmus_tests::client::Client::connect(gateway.admin());
+    browser.send(format!(
+        "PUT /v1/endpoints/{HOST}/i HTTP/1.1\r\nhost: evil.example\r\ncontent-length: {}\r\n\r\n{good}",
+        good.len()
+    ));
+    assert_eq!(browser.response().status, 403);
+    gateway.stop();
+    let open = Gateway::builder()
+        .resources("all", &pool())
+        .admin("0.0.0.0:0")
+        .start();
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, open.admin().port()));
+    let mut client = isthmus_tests::client::Client::connect(admin);
+    client.send(format!(
+        "PUT /v1/endpoints/{HOST}/i HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {}\r\n\r\n{good}",
+        good.len()
+    ));
+    assert_eq!(client.response().status, 403, "others can reach it");
+    open.stop();
+}
+
+#[test]
+fn instances_that_stop_renewing_themselves_are_gone_and_the_others_are_not() {
+    const INSTANCES: usize = 200;
+    // Each at an address of its own, all of which are this machine's.
+    let [any] = Upstream::echoes_at([("any", "0.0.0.0")]);
+    let address = |at: usize| {
+        let ip = Ipv4Addr::new(127, 0, 1 + (at / 200) as u8, 1 + (at % 200) as u8);
+        SocketAddr::new(IpAddr::V4(ip), any.address().port())
+    };
+    let gateway = Gateway::builder()
+        .resources("all", &pool())
+        .shards(2)
+        .without_access_log()
+        .start();
+    for at in 0..INSTANCES {
+        assert_eq!(put(&gateway, at, address(at), "2s"), 201);
+    }
+    eventually(SOON, "all are there", || endpoints(&gateway).len() == INSTANCES);
+    let stays: BTreeSet<SocketAddr> = (0..INSTANCES / 2).map(address).collect();
+    let over = AtomicBool::new(false);
+    let load = Load::get(gateway.address(), "any.example", "/").connections(4);
+    let (report, ()) = load.run_during(|_| {
+        thread::scope(|scope| {
+            let renewing = scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    for at in 0..INSTANCES / 2 {
+                        assert!(put(&gateway, at, address(at), "2s") < 300);
+                    }
+                }
+            });
+            let begun = Instant::now();
+            let gone = within(SOON, || (endpoints(&gateway) == stays).then(|| begun.elapsed()));
+            // They stay, well beyond the time of those that went.
+            let still = within(Duration::from_secs(4), || {
+                (endpoints(&gateway) != stays).then_some(())
+            });
+            over.store(true, Ordering::SeqCst);
+            renewing.join().unwrap();
+            assert!(gone.is_some(), "half of them are gone: {:?}", endpoints(&gateway));
+            assert_eq!(still, None);
+        });
+    });
+    assert_eq!(report.total(), report.status(200), "{report}");
+    assert!(report.total() > 100, "{report}");
+    gateway.stop();
+}

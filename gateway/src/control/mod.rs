@@ -341,7 +341,7 @@ pub async fn run(
         shards,
         listeners,
         publisher: Publisher::new(bells),
-        discovery: Discovery::new(names.clone()),
+        discovery: Discovery::new(names.clone(), settings.egress_allowed.clone()),
         loads: 0,
         keys,
         configuration: Configuration::default(),

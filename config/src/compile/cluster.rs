@@ -15,8 +15,8 @@ use isthmus_core::egress::Dynamic;
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::name::{ClusterKey, ClusterMap, HostPattern};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
-use std::collections::{BTreeMap, BTreeSet};
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Compiles the clusters of all services, and what instances that register themselves need to know of them. Of several

@@ -93,6 +93,7 @@ impl Discovery {
 
     /// The clusters that were touched, with their endpoints as they are now.
     pub(super) fn take_changes(&mut self, publisher: &Publisher) -> Vec<(ClusterKey, EndpointSet)> {
+        let touched = std::mem::take(&mut self.touched);
         let present = |key: ClusterKey| {
             let before = publisher.endpoints(&key)?;
             let registered = self.registration.endpoints(&key);
@@ -101,10 +102,7 @@ impl Discovery {
             let set = found.endpoints(|name| self.addresses(name, reach), &registered, before);
             Some((key, set))
         };
-        std::mem::take(&mut self.touched)
-            .into_iter()
-            .filter_map(present)
-            .collect()
+        touched.into_iter().filter_map(present).collect()
     }
 }
 

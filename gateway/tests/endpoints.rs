@@ -13,6 +13,7 @@ use isthmus::shard;
 use isthmus_config::{Options, Source};
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
 use isthmus_core::name::ClusterKey;
+use isthmus_core::overload::Bounds;
 use isthmus_core::shared::ClusterShared;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -45,6 +46,10 @@ fn start(index: usize, bells: &Arc<Bells>, log: &access_log::Writer) -> Shard {
         bells: Arc::clone(bells),
         settings: isthmus_core::limits::Settings::default(),
         connections_max: 1000,
+        bounds: Bounds {
+            requests: u64::MAX,
+            buffer_bytes: u64::MAX,
+        },
         seed: index as u64,
         inbox: from_control,
         outbox: to_control,

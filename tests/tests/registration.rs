@@ -53,7 +53,7 @@ fn endpoints(gateway: &Gateway) -> BTreeSet<SocketAddr> {
 #[test]
 fn an_instance_is_served_as_long_as_it_says_and_says_so_again() {
     let upstream = Upstream::echo("one");
-    let gateway = Gateway::builder().resources("all", &pool()).shards(2).start();
+    let mut gateway = Gateway::builder().resources("all", &pool()).shards(2).start();
     assert_eq!(gateway.get("any.example", "/").status, 503, "nobody is there");
     assert_eq!(put(&gateway, 1, upstream.address(), "1h"), 201);
     eventually(SOON, "it is served", || {
@@ -70,6 +70,11 @@ fn an_instance_is_served_as_long_as_it_says_and_says_so_again() {
     gateway.replace_resources("all", &(pool() + &service("more.example", 80, &[])));
     gateway.reload();
     assert_eq!(gateway.get("any.example", "/").field(SERVED_BY), Some("one"));
+    // So does a process that takes this one's place.
+    let mut replaced = gateway.upgrade();
+    assert_eq!(gateway.get("any.example", "/").field(SERVED_BY), Some("one"));
+    assert_eq!(call(&gateway, "PUT", &path, "").0, 200, "renewed");
+    assert!(replaced.wait(SOON).is_some_and(|status| status.success()));
     assert_eq!(call(&gateway, "DELETE", &path, "").0, 204);
     eventually(SOON, "it is gone", || {
         gateway.get("any.example", "/").status == 503

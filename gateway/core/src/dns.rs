@@ -86,6 +86,14 @@ impl Records {
         }
     }
 
+    /// What was known elsewhere: it is used, and asked for at once.
+    pub fn known_before(addresses: Vec<IpAddr>, now: Instant) -> Self {
+        Self {
+            addresses: addresses.into(),
+            ..Self::new(now)
+        }
+    }
+
     /// The addresses to use, in the order of the last answer.
     pub fn addresses(&self) -> &Arc<[IpAddr]> {
         &self.addresses

@@ -6,10 +6,11 @@
 use super::upgrade::Order;
 use super::{Collected, Event, Request, explain as live, registration_api, report, resources};
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request as Asking, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use isthmus_config::explain::Asked;
 use std::collections::HashMap;
 use std::fmt;
@@ -56,6 +57,10 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
     /// Whether nobody but this machine can reach it.
     pub(super) fn is_private(&self) -> bool {
         match self {
@@ -74,6 +79,8 @@ impl AdminAddress {
     }
 }
 
+const FOREIGN: &str = "refused: Host must be localhost or an address, and there may be no Origin\n";
+
 pub(super) fn status_router(events: Events) -> Router {
     Router::new()
         .route("/healthz/ready", get(healthz))
@@ -87,8 +94,10 @@ pub(super) fn metrics_router(events: Events) -> Router {
         .with_state(events)
 }
 
-/// `is_private` is whether nobody but this machine can ask.
-pub(super) fn admin_router(events: Events, is_private: bool) -> Router {
+pub(super) fn admin_router(events: Events, address: &AdminAddress) -> Router {
+    let is_private = address.is_private();
+    let is_loopback = is_private && address.is_tcp();
+    let owned = |call: MethodRouter<Events>| if is_private { call } else { post(refuse_others) };
     Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
@@ -103,10 +112,17 @@ pub(super) fn admin_router(events: Events, is_private: bool) -> Router {
         .route("/ready", get(ready))
         .route("/configuration", get(configuration))
         .route("/reload", post(reload))
-        .route("/drain_listeners", post(drain_listeners))
-        .route("/upgrade", post(upgrade))
+        .route("/drain_listeners", owned(post(drain_listeners)))
+        .route("/upgrade", owned(post(upgrade)))
         .merge(registration_api::routes(is_private))
         .merge(resources::routes())
+        // A page that has made its own name lead to loopback may not even read.
+        .layer(from_fn(move |request: Asking, next: Next| async move {
+            match is_loopback && !is_local(request.headers()) {
+                true => (StatusCode::FORBIDDEN, FOREIGN).into_response(),
+                false => next.run(request).await,
+            }
+        }))
         .with_state(events)
 }
 
@@ -330,15 +346,23 @@ async fn upgrade(
 /// A page in an operator's browser may send a POST to loopback; it cannot hide its Origin, nor (by DNS rebinding) make
 /// Host an address.
 pub(super) fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+    let foreign = headers.contains_key(header::ORIGIN);
+    (foreign || !is_local(headers)).then(|| (StatusCode::FORBIDDEN, FOREIGN).into_response())
+}
+
+fn is_local(headers: &HeaderMap) -> bool {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .unwrap_or("");
     let name = isthmus_core::route::split_port(host).0.trim_matches(['[', ']']);
-    let is_local = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
-    let foreign = headers.contains_key(header::ORIGIN);
-    (foreign || !is_local)
-        .then(|| (StatusCode::FORBIDDEN, "refused: Host or Origin is foreign\n").into_response())
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()
+}
+
+async fn refuse_others() -> Response {
+    let text =
+        "refused: the process is taken out of service over loopback or a unix socket only; see --admin\n";
+    (StatusCode::FORBIDDEN, text).into_response()
 }
 
 #[cfg(test)]

@@ -5,15 +5,26 @@
 
 use super::dns::Names;
 use super::publish::Publisher;
-use super::registration::Registration;
+use super::registration::{self, Registration};
 use isthmus_core::discovery::Discovery as Found;
 use isthmus_core::egress::{AllowedRanges, Reach};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
+
+/// What a process that takes this one's place need not find out anew.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Handed {
+    instances: Vec<registration::Handed>,
+    /// The addresses of names, IPv4 and IPv6.
+    names: Vec<(String, [Vec<IpAddr>; 2])>,
+}
 
 /// Where names are used, and what is known of them.
 pub(super) struct Discovery {
@@ -49,6 +60,20 @@ impl Discovery {
             is_allowed
         });
         addresses
+    }
+
+    /// What is known that no file says.
+    pub(super) fn handed(&self, now: Instant) -> Handed {
+        Handed {
+            instances: self.registration.handed(now),
+            names: self.names.handed(),
+        }
+    }
+
+    /// Knows what another process has found out; names are asked for again at once.
+    pub(super) fn take_over(&mut self, handed: Handed, now: Instant) {
+        self.registration.take_over(handed.instances, now);
+        self.names.take_over(handed.names);
     }
 
     /// What is known of names.

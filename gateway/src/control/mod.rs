@@ -294,7 +294,7 @@ pub async fn run(
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
     let mut servers = Servers::open(&options, &mut inherited, &events)?;
-    let parent = inherited.parent();
+    let (parent, found) = (inherited.parent(), inherited.take_found());
     if parent.is_none() {
         servers.serve()?;
     }
@@ -336,12 +336,14 @@ pub async fn run(
         tracing::info!("connections of clients use the congestion control {name}");
     }
     let names = Names::new(&settings, seed, events.clone());
+    let mut discovery = Discovery::new(names.clone(), settings.egress_allowed.clone());
+    discovery.take_over(found, clock::now());
     let mut control = Control {
         options,
         shards,
         listeners,
         publisher: Publisher::new(bells),
-        discovery: Discovery::new(names.clone(), settings.egress_allowed.clone()),
+        discovery,
         loads: 0,
         keys,
         configuration: Configuration::default(),
@@ -441,10 +443,7 @@ impl Control {
     /// Takes what the files say now: it is applied when its names are known.
     fn take_load(&mut self, loaded: Loaded, answers: Vec<Answer>) {
         if !self.takes_versions() {
-            if let Some(upgrading) = &mut self.upgrading {
-                upgrading.missed_load = true;
-            }
-            return self.configuration.answer(answers);
+            return self.miss(answers);
         }
         let set = match loaded {
             Loaded::Set(set) => set,
@@ -476,10 +475,18 @@ impl Control {
         });
     }
 
+    /// What is not taken now is loaded again if this process goes on after all; who waits for it hears that it is not.
+    fn miss(&mut self, answers: Vec<Answer>) {
+        if let Some(upgrading) = &mut self.upgrading {
+            upgrading.missed_load = true;
+        }
+        drop(answers);
+    }
+
     /// Applies what the files have said.
     fn apply(&mut self, set: Set, answers: Vec<Answer>) {
         if !self.takes_versions() {
-            return self.configuration.answer(answers);
+            return self.miss(answers);
         }
         let Set { outcome, times } = set;
         for found in outcome

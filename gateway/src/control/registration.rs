@@ -2,7 +2,8 @@
 //!
 //! An instance is put, and put again before its time is over; one that is not goes. A service must be one of the
 //! resources', which say its ports and policies; an instance says what a WorkloadEntry says, and is an endpoint of each
-//! cluster that selects it, beside those that are written or found in DNS. Nothing of it outlives the process.
+//! cluster that selects it, beside those that are written or found in DNS. An upgrade takes them along
+//! ([`Handed`]); otherwise nothing of it outlives the process.
 
 use isthmus_config::services::{Instance, Services};
 use isthmus_core::endpoint::Endpoint;
@@ -78,6 +79,20 @@ pub(super) struct Shown {
     expires_in_seconds: f64,
     /// The clusters that it is an endpoint of.
     clusters: Vec<String>,
+}
+
+/// An instance as it is handed to a process that takes this one's place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Handed {
+    service: String,
+    instance: String,
+    address: IpAddr,
+    ports: BTreeMap<String, u16>,
+    labels: BTreeMap<String, String>,
+    locality: String,
+    weight: u32,
+    ttl: Duration,
+    left: Duration,
 }
 
 /// Why something is refused.
@@ -183,12 +198,54 @@ impl Registration {
     }
 
     fn hold(&mut self, id: &Id, instance: Instance, ttl: Duration, now: Instant) {
-        let until = now + ttl;
+        self.hold_until(id, instance, ttl, now + ttl);
+    }
+
+    fn hold_until(&mut self, id: &Id, instance: Instance, ttl: Duration, until: Instant) {
         let held = Held { instance, ttl, until };
         if let Some(before) = self.held.insert(id.clone(), held) {
             self.ends.remove(&(before.until, id.clone()));
         }
         self.ends.insert((until, id.clone()));
+    }
+
+    /// All of them, for a process that takes this one's place.
+    pub(super) fn handed(&self, now: Instant) -> Vec<Handed> {
+        let handed = |(id, held): (&Id, &Held)| {
+            let Held { instance, ttl, until } = held;
+            Handed {
+                service: id.service.clone(),
+                instance: id.instance.clone(),
+                address: instance.address,
+                ports: instance.ports.clone(),
+                labels: instance.labels.clone(),
+                locality: instance.locality.clone(),
+                weight: instance.weight,
+                ttl: *ttl,
+                left: until.saturating_duration_since(now),
+            }
+        };
+        self.held.iter().map(handed).collect()
+    }
+
+    /// Takes those of another process. Each has at least the shortest time that it may ask for: it could not renew itself
+    /// while they were on their way.
+    pub(super) fn take_over(&mut self, handed: Vec<Handed>, now: Instant) {
+        for one in handed.into_iter().take(INSTANCES_MAX) {
+            let id = Id {
+                service: one.service,
+                instance: one.instance,
+            };
+            let instance = Instance {
+                address: one.address,
+                ports: one.ports,
+                labels: one.labels,
+                locality: one.locality,
+                weight: one.weight,
+            };
+            let left = one.left.clamp(TTL_MIN, TTL_MAX);
+            self.hold_until(&id, instance, one.ttl, now + left);
+        }
     }
 
     /// Takes an instance out; answers whether it was there.
@@ -339,6 +396,26 @@ mod tests {
         assert_eq!(all.list(Some("a.example"), at(3)).len(), 1);
         assert!(all.remove(&id("stays")) && !all.remove(&id("stays")));
         assert_eq!((all.len(), all.ends.len()), (0, 0));
+    }
+
+    #[test]
+    fn instances_go_on_in_another_process_for_the_time_that_is_left() {
+        let (mut all, begin) = (registration(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let text = r#"{"address": "10.0.0.1", "labels": {"app": "a"}, "ports": {"http": 1}, "ttl": "9s"}"#;
+        assert_eq!(all.put(&id("one"), put(text), begin), Ok(true));
+        let mut next = registration();
+        next.take_over(all.handed(at(4)), at(4));
+        assert_eq!(
+            next.put(&id("one"), put(text), at(4)),
+            Ok(false),
+            "it is the same"
+        );
+        assert_eq!(next.expire(at(13)), [id("one")]);
+        let mut late = registration();
+        late.take_over(all.handed(at(9)), at(9));
+        assert!(late.expire(at(9)).is_empty(), "it can still renew itself");
+        assert_eq!(late.expire(at(10)), [id("one")]);
     }
 
     #[test]

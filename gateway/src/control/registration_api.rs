@@ -131,6 +131,13 @@ impl Control {
     /// Does what is asked of the registration.
     pub(super) fn register(&mut self, call: Call) -> Answer {
         let now = clock::now();
+        if self.upgrading.is_some() && matches!(call, Call::Put(..) | Call::Delete(_)) {
+            let text = "another process takes this one's place: say it again in a moment";
+            return (
+                StatusCode::SERVICE_UNAVAILABLE,
+                json!({ "error": text }).to_string(),
+            );
+        }
         match call {
             Call::Put(id, said) => {
                 let was_there = self.discovery.registration.show(&id, now).is_some();

@@ -54,7 +54,7 @@ impl Servers {
             open(
                 admin_name,
                 &options.admin,
-                admin::admin_router(events.clone(), options.admin.is_private()),
+                admin::admin_router(events.clone(), &options.admin),
             )?,
             open(status_name, &status, admin::status_router(events.clone()))?,
             open(metrics_name, &metrics, admin::metrics_router(events.clone()))?,

@@ -18,6 +18,7 @@ use notify::{EventKind, RecursiveMode, Watcher};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -118,6 +119,8 @@ pub struct Files {
     last: LastGood,
     written: Written,
     content: u64,
+    /// Whether another process looks after them.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Files {
@@ -139,6 +142,7 @@ impl Files {
             last,
             written: Arc::new(Mutex::new(written)),
             content: 0,
+            is_over: Arc::default(),
         }
     }
 
@@ -150,7 +154,7 @@ impl Files {
     /// Reads and compiles the files; answers also what was read.
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
         let sources = self.sources()?;
-        if sources.is_empty() && !self.last.is_empty() {
+        if self.lost_files(&sources) {
             let text = "there is no file of resources, and the state folder has some that were served";
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
         }
@@ -160,20 +164,29 @@ impl Files {
 
     /// The files, and what came by the admin API behind them.
     fn sources(&self) -> std::io::Result<Vec<Source>> {
+        let text = self
+            .written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.sources_with(&text)
+    }
+
+    fn sources_with(&self, written: &str) -> std::io::Result<Vec<Source>> {
         let mut sources = read(&self.paths)?;
-        let text = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if !text.trim().is_empty() {
+        if !written.trim().is_empty() {
             sources.push(Source {
                 name: WRITTEN.to_owned(),
-                text: text.clone(),
+                text: written.to_owned(),
             });
         }
         Ok(sources)
     }
 
-    fn set_written(&self, text: String) -> String {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *written, text)
+    /// Whether no file is there any more of those that something was served from: a volume that is gone for a moment.
+    fn lost_files(&self, sources: &[Source]) -> bool {
+        sources.iter().all(|source| source.name == WRITTEN)
+            && self.last.documents().any(|(_, file, _)| file != WRITTEN)
     }
 
     /// Answers the admin API; what control is to be told comes out.
@@ -194,11 +207,9 @@ impl Files {
 
     fn write(&mut self, write: Writing) -> Option<Event> {
         let begun = clock::now();
-        let before = self.set_written(write.text);
-        let sources = match self.sources() {
+        let sources = match self.sources_with(&write.text) {
             Ok(sources) => sources,
             Err(error) => {
-                self.set_written(before);
                 let why = format!("the files cannot be read: {error}");
                 let refused = Verdict::Refused(StatusCode::SERVICE_UNAVAILABLE, why);
                 let _asker_gone = write.verdict.send(refused);
@@ -213,8 +224,8 @@ impl Files {
         let judged = isthmus_config::compile(&sources, &options).diagnostics;
         let found: Vec<Diagnostic> = judged.into_iter().filter(|found| found.file == WRITTEN).collect();
         let is_taken = !write.dry_run && !Verdict::has_errors(&found);
-        if !is_taken {
-            self.set_written(before);
+        if is_taken {
+            *self.written.lock().unwrap_or_else(PoisonError::into_inner) = write.text;
         }
         let _asker_gone = write.verdict.send(Verdict::Judged { found, is_taken });
         if !is_taken {
@@ -245,6 +256,10 @@ impl Files {
     /// Keeps the set that is applied for a later start.
     pub fn save(&self) {
         let Some(folder) = &self.state_dir else { return };
+        if self.is_over.load(Ordering::Acquire) {
+            // The folder is another process's now.
+            return;
+        }
         let written = self
             .written
             .lock()
@@ -263,8 +278,8 @@ impl Files {
             Ok(sources) => sources,
             Err(error) => return Loaded::Unreadable(error.to_string()),
         };
-        if sources.is_empty() && !self.last.is_empty() {
-            // A volume that is gone for a moment; who means it ends the process.
+        if self.lost_files(&sources) {
+            // Who means it ends the process.
             return Loaded::Unreadable("there is no file of resources any more".to_owned());
         }
         let content = content_of(&sources);
@@ -360,6 +375,7 @@ fn write_state(
 pub(super) struct Watch {
     commands: mpsc::Sender<Command>,
     written: Written,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Watch {
@@ -381,11 +397,17 @@ impl Watch {
         let watch = Self {
             commands,
             written: Arc::clone(&files.written),
+            is_over: Arc::clone(&files.is_over),
         };
         std::thread::Builder::new()
             .name("configuration".to_owned())
             .spawn(move || look_after(files, watcher, &inbox, &events))?;
         Ok(watch)
+    }
+
+    /// Another process looks after the files, and keeps what is served: this one writes no more.
+    pub(super) fn stand_back(&self) {
+        self.is_over.store(true, Ordering::Release);
     }
 
     /// Passes on what the admin API asks.

@@ -8,6 +8,7 @@
 //! What came by `/v1/resources` is passed, too. What is not: counters, tickets of TLS, what is known of endpoints (ejections, latencies, warm connections).
 //! Limits hold in each process by itself as long as there are two.
 
+use super::discovery::Handed;
 use super::source::Watch;
 use super::{Control, Event, Life};
 use crate::io::clock;
@@ -18,7 +19,7 @@ use isthmus_core::listener::ListenerKey;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use socket2::SockRef;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -75,8 +76,8 @@ fn say(channel: &Channel, word: &Word, files: &[OwnedFd]) -> io::Result<()> {
 pub struct Inherited {
     listeners: Vec<Passed>,
     servers: Vec<(String, OwnedFd)>,
-    /// What came to the older process by the admin API.
-    written: Option<String>,
+    /// What the older process knows and no file says.
+    state: Option<State>,
     parent: Option<Arc<Parent>>,
 }
 
@@ -162,7 +163,9 @@ impl Inherited {
                     let file = files.into_iter().next().ok_or_else(|| bad("no state came"))?;
                     let mut file = std::fs::File::from(file);
                     file.rewind()?;
-                    file.read_to_string(found.written.get_or_insert_default())?;
+                    let mut text = Vec::new();
+                    file.read_to_end(&mut text)?;
+                    found.state = Some(serde_json::from_slice(&text)?);
                 }
                 Word::Begin => break,
                 _ => return Err(bad("the older process speaks otherwise")),
@@ -218,7 +221,14 @@ impl Inherited {
 
     /// What came to the older process by the admin API.
     pub fn take_written(&mut self) -> Option<String> {
-        self.written.take()
+        self.state
+            .as_mut()
+            .map(|state| std::mem::take(&mut state.written))
+    }
+
+    /// What the older process has found out about endpoints.
+    pub(super) fn take_found(&mut self) -> Handed {
+        self.state.take().map(|state| state.found).unwrap_or_default()
     }
 
     /// Closes what the older process had and this one does not; a supervisor's sockets may be wanted later.
@@ -265,7 +275,16 @@ pub(super) struct Successor {
 
 struct Offer {
     sockets: Vec<(Role, OwnedFd)>,
+    state: State,
+}
+
+/// What goes on in the newer process. One that is older or newer still may leave out what it does not know.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct State {
+    /// Documents that came by the admin API.
     written: String,
+    found: Handed,
 }
 
 /// The program that an upgrade starts when none is named: what this process was started as, so that a link which leads
@@ -322,7 +341,7 @@ fn pass(channel: &Channel, offer: &Offer) -> io::Result<()> {
     }
     let file = rustix::fs::memfd_create("isthmus-state", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(file);
-    file.write_all(offer.written.as_bytes())?;
+    serde_json::to_writer(std::io::BufWriter::new(&mut file), &offer.state)?;
     say(channel, &Word::State, &[file.into()])?;
     say(channel, &Word::Begin, &[])
 }
@@ -400,7 +419,10 @@ impl Control {
         let written = self.watch.as_ref().map(Watch::written);
         let offer = Offer {
             sockets,
-            written: written.unwrap_or_default(),
+            state: State {
+                written: written.unwrap_or_default(),
+                found: self.discovery.handed(clock::now()),
+            },
         };
         let cancelled = Arc::new(AtomicBool::new(false));
         self.upgrading = Some(Upgrading {
@@ -491,6 +513,9 @@ impl Control {
             return Err("this process is told to end".to_owned());
         }
         let process = successor.child.id();
+        if let Some(watch) = &self.watch {
+            watch.stand_back();
+        }
         self.systemd.main_process(process);
         if let Err(error) = say(&successor.channel, &Word::Go, &[]) {
             self.systemd.main_process(std::process::id());
@@ -563,10 +588,20 @@ mod tests {
             (Role::Server("admin".to_owned()), first.into()),
         ];
         let written = "a: é\n".repeat(100_000);
-        let offer = Offer { sockets, written };
+        let state = State {
+            written,
+            found: serde_json::from_str(
+                r#"{"instances": [{"service": "a.example", "instance": "one", "address": "10.0.0.1", "ports": {},
+                    "labels": {"app": "a"}, "locality": "", "weight": 1, "ttl": {"secs": 30, "nanos": 0},
+                    "left": {"secs": 9, "nanos": 0}}], "names": [["b.example", [["10.0.0.2"], []]]]}"#,
+            )
+            .unwrap(),
+        };
+        let offer = Offer { sockets, state };
         pass(&channel, &offer).unwrap();
         let mut found = Inherited::receive(Channel::from_end(theirs)).unwrap();
-        assert_eq!(found.take_written(), Some(offer.written));
+        assert_eq!(found.take_written().as_ref(), Some(&offer.state.written));
+        assert_eq!(found.take_found(), offer.state.found);
         assert!(found.server("status").is_none());
         assert!(found.server("admin").is_some() && found.server("admin").is_none());
         // Another address is another socket, and so is another port.

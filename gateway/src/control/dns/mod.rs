@@ -155,8 +155,12 @@ impl Names {
     }
 
     fn begin(&self, name: &str, is_kept: bool) -> Rc<Known> {
+        self.begin_with(name, Known::new(is_kept))
+    }
+
+    fn begin_with(&self, name: &str, known: Known) -> Rc<Known> {
         let name: Arc<str> = name.into();
-        let known = Rc::new(Known::new(is_kept));
+        let known = Rc::new(known);
         self.0
             .table
             .borrow_mut()
@@ -166,6 +170,38 @@ impl Names {
             tokio::task::spawn_local(async move { state.follow(name, known, family).await });
         }
         known
+    }
+
+    /// The addresses of the kept names, for a process that takes this one's place.
+    pub(super) fn handed(&self) -> Vec<(String, [Vec<IpAddr>; 2])> {
+        let table = self.0.table.borrow();
+        let kept = table.iter().filter(|(_, known)| known.is_kept.get());
+        let addresses = |records: &RefCell<Records>| records.borrow().addresses().to_vec();
+        kept.map(|(name, known)| {
+            (
+                name.to_string(),
+                [0, 1].map(|at| known.records.get(at).map_or_else(Vec::new, addresses)),
+            )
+        })
+        .collect()
+    }
+
+    /// Uses the addresses that another process knew until better ones are known.
+    pub(super) fn take_over(&self, handed: Vec<(String, [Vec<IpAddr>; 2])>) {
+        for (name, families) in handed {
+            if families.iter().all(Vec::is_empty) {
+                continue;
+            }
+            let now = clock::now();
+            let records = families.map(|addresses| RefCell::new(Records::known_before(addresses, now)));
+            self.begin_with(
+                &name,
+                Known {
+                    records,
+                    ..Known::new(true)
+                },
+            );
+        }
     }
 
     /// The addresses of a kept name, as answered, one family after the other.

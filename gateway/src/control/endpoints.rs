@@ -33,6 +33,8 @@ struct Live {
     number: u64,
     /// The first change that not all shards are known to have, or to have a later one in its place, and when it was.
     since: Option<(u64, Instant)>,
+    /// When it was changed last.
+    changed: Instant,
     /// The newest that was made for shards, which may be older than `set`.
     made: Option<Arc<EndpointUpdate>>,
     /// Those before it that a shard may still use.
@@ -85,12 +87,14 @@ impl Updates {
             set: Arc::default(),
             number: 0,
             since: None,
+            changed: now,
             made: None,
             before: Vec::new(),
             shards: vec![standing; shards],
         });
         live.set = Arc::new(set);
         live.number = self.number;
+        live.changed = now;
         live.since.get_or_insert((self.number, now));
         (0..shards)
             .filter_map(|shard| Some((shard, live.next(key, shard, published)?)))
@@ -121,6 +125,9 @@ impl Updates {
         let least = least.unwrap_or(0);
         live.before.retain(|older| older.number >= least);
         let since = live.since.take_if(|(number, _)| *number <= least);
+        if since.is_some() && least < live.number {
+            live.since = Some((live.number, live.changed));
+        }
         (next, since.map(|(_, since)| since))
     }
 
@@ -260,7 +267,8 @@ mod tests {
             assert_eq!(since, None, "not everywhere");
         }
         assert!(updates.clusters[&key].before.len() <= 999);
-        let (next, _) = updates.applied(1, &first[1].1, &published);
+        let (next, since) = updates.applied(1, &first[1].1, &published);
+        assert_eq!(since, Some(now), "the first has reached all");
         let slow = next.expect("the latest");
         assert!(Arc::ptr_eq(&slow, &fast), "made once");
         assert!(matches!(updates.applied(0, &fast, &published), (None, None)));

@@ -400,6 +400,8 @@ fn cluster() -> ClusterSpec {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        tunnel: None,
+        dynamic: None,
         limits: isthmus_core::shared::Limits::default(),
         health: None,
         outlier: None,

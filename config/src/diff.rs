@@ -254,6 +254,7 @@ impl<'a> Comparison<'a> {
             upgrades,
             accepts,
             tables: _,
+            forward,
         } = new.listener;
         let before = old.listener;
         let mut changed = named(
@@ -263,6 +264,10 @@ impl<'a> Comparison<'a> {
         changed.extend(named("upgrades", fields::changes(&before.upgrades, upgrades)));
         if !changed.is_empty() {
             self.change(Kind::ListenerChanged, &name).fields = changed;
+        }
+        if before.forward.len() + forward.len() > 0 {
+            let text = format!("{name}: requests of a forward proxy are not compared");
+            self.found.undecided.push(text);
         }
         match (&before.accepts, accepts) {
             (Accepts::Http, Accepts::Http) => self.tables((old, Some(0)), (new, Some(0)), "http"),

@@ -128,10 +128,11 @@ impl Rule<'_> {
                 .ports
                 .iter()
                 .find(|(number, _)| *number == i128::from(port));
-            // A port has no budget and no PROXY header of its own, nor takes those above it away.
+            // A port has no budget, PROXY header and tunnel of its own, nor takes those above it away.
             found.map(|(_, blocks)| Blocks {
                 retry_budget: policy.blocks.retry_budget,
                 proxy_protocol: policy.blocks.proxy_protocol.or(above.proxy_protocol),
+                tunnel: policy.blocks.tunnel.clone().or_else(|| above.tunnel.clone()),
                 ..blocks.clone()
             })
         };
@@ -153,6 +154,7 @@ impl Rule<'_> {
                 connection_pool: policy.blocks.connection_pool.clone().or(base.connection_pool),
                 tls: policy.blocks.tls.clone().or(base.tls),
                 proxy_protocol: policy.blocks.proxy_protocol.or(base.proxy_protocol),
+                tunnel: policy.blocks.tunnel.clone().or(base.tunnel),
                 retry_budget: policy.blocks.retry_budget.or(base.retry_budget),
                 hedges: base.hedges,
                 has_outlier_detection: policy.blocks.has_outlier_detection || base.has_outlier_detection,

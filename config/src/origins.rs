@@ -11,6 +11,9 @@ use isthmus_core::tls::{CaSource, ClientTls, CredentialName, KeySource, ServerTl
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// In place of the position of a rule: what follows from a resource as a whole.
+pub(crate) const WHOLE_RESOURCE: usize = usize::MAX;
+
 /// A rule in its document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RuleOrigin {

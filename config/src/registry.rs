@@ -12,6 +12,7 @@ use crate::resource::workload::WorkloadEntry;
 use crate::resource::{Meta, Resources, Written};
 use isthmus_core::cluster::locality::TOPOLOGY;
 use isthmus_core::discovery::NamedEndpoint;
+use isthmus_core::egress::Reach;
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::protocol::Protocol;
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,15 @@ pub(crate) struct Service<'a> {
     pub(crate) origins: Vec<&'a Origin>,
 }
 
+impl Service<'_> {
+    /// `namespace/name` of the resource that describes it, or of the first of several.
+    pub(crate) fn id(&self) -> String {
+        let first = self.origins.first();
+        let id = first.and_then(|origin| origin.resource.split_once(' '));
+        id.map_or_else(|| self.host.clone(), |(_, id)| id.to_owned())
+    }
+}
+
 /// One port of a service.
 #[derive(Debug)]
 pub(crate) struct Port<'a> {
@@ -46,6 +56,10 @@ pub(crate) struct Port<'a> {
     pub(crate) endpoints: Vec<(&'a BTreeMap<String, String>, Found)>,
     /// Each name among them is one endpoint, however many addresses it has (DNS_ROUND_ROBIN).
     pub(crate) is_logical: bool,
+    /// Hosts that a wildcard stands for are looked up when requests bring them, at this port.
+    pub(crate) dynamic: Option<u16>,
+    /// Where the addresses of names may be.
+    pub(crate) reach: Reach,
 }
 
 /// An endpoint, by what is written.
@@ -129,6 +143,8 @@ impl<'a> Registry<'a> {
                     protocol: Protocol::of_service_port(&port.name, &port.app_protocol, &port.transport),
                     endpoints: of_slices.chain(of_workloads).collect(),
                     is_logical: false,
+                    dynamic: None,
+                    reach: Reach::Written,
                 })
             });
             let host = format!("{}.{}.{CLUSTER_DOMAIN}", meta.name, meta.namespace).to_ascii_lowercase();
@@ -171,8 +187,11 @@ impl<'a> Registry<'a> {
             None => spec.endpoints.iter().collect(),
         };
         let resolves = matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
-        let is_its_own_name = resolves && spec.endpoints.is_empty() && spec.selector.is_none();
+        // Where nothing is said, there is no original destination to go to: the host's own name is meant.
+        let is_open = matches!(spec.resolution, Resolution::None | Resolution::DynamicDns);
+        let is_its_own_name = (resolves || is_open) && spec.endpoints.is_empty() && spec.selector.is_none();
         for host in &spec.hosts {
+            let is_wildcard = host.starts_with('*');
             let ports = spec.ports.iter().filter_map(|port| {
                 let target = if port.target_port == 0 {
                     port.number
@@ -189,7 +208,11 @@ impl<'a> Registry<'a> {
                     target: u16::try_from(target).unwrap_or(0),
                     protocol: Protocol::parse(&port.protocol),
                     endpoints: endpoints.chain(own).collect(),
-                    is_logical: spec.resolution == Resolution::DnsRoundRobin,
+                    is_logical: is_open || spec.resolution == Resolution::DnsRoundRobin,
+                    dynamic: u16::try_from(target)
+                        .ok()
+                        .filter(|_| is_open && is_wildcard && is_its_own_name),
+                    reach: if is_open { Reach::Public } else { Reach::Written },
                 })
             });
             let host = host.to_ascii_lowercase();
@@ -234,8 +257,25 @@ impl<'a> Registry<'a> {
         &self.services
     }
 
-    /// The service of a host: of the namespace that asks first, else of any.
+    /// The service of a host: of the namespace that asks first, else of any; else that of the longest wildcard which
+    /// covers the host.
     pub(crate) fn find(&self, host: &str, namespace: &str) -> Option<&Service<'a>> {
+        self.find_exactly(host, namespace)
+            .or_else(|| self.find_covering(host, namespace))
+    }
+
+    /// The service of the longest wildcard that covers a host which is none itself.
+    pub(crate) fn find_covering(&self, host: &str, namespace: &str) -> Option<&Service<'a>> {
+        if host.starts_with('*') {
+            return None;
+        }
+        let labels = host.match_indices('.');
+        let mut wildcards = labels.map(|(at, _)| format!("*{}", host.get(at..).unwrap_or("")));
+        wildcards.find_map(|wildcard| self.find_exactly(&wildcard, namespace))
+    }
+
+    /// The service that has this very name.
+    pub(crate) fn find_exactly(&self, host: &str, namespace: &str) -> Option<&Service<'a>> {
         let found = self.by_host.get(host)?;
         let all = || found.iter().filter_map(|at| self.services.get(*at));
         all()
@@ -294,7 +334,7 @@ fn endpoint<'a>(
 }
 
 /// The endpoint of a host that is looked up by its own name.
-fn itself(host: &str, target: i128) -> Option<(&'static BTreeMap<String, String>, Found)> {
+pub(crate) fn itself(host: &str, target: i128) -> Option<(&'static BTreeMap<String, String>, Found)> {
     static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
     let port = u16::try_from(target).ok()?;
     let found = match host.parse() {

@@ -13,10 +13,11 @@ use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::{Hedges, RetryBudget, RetryLimits};
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion, TcpKeepalive};
 use isthmus_core::discovery::{Discovery, NamedEndpoint};
+use isthmus_core::egress::{Dynamic, Reach};
 use isthmus_core::endpoint::Endpoint;
 use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
 use isthmus_core::listener::{
-    Accepts, Chain, ChainAction, Listener, ProxyProtocol, TcpDestination, TcpRoute, Upgrades,
+    Accepts, Chain, ChainAction, ForwardPort, Listener, ProxyProtocol, TcpDestination, TcpRoute, Upgrades,
 };
 use isthmus_core::protocol::{Http2Keepalive, UpstreamHttp, UpstreamVersion};
 use isthmus_core::route::{
@@ -58,6 +59,7 @@ pub fn listener(listener: &Listener) -> Value {
         upgrades,
         accepts,
         tables,
+        forward,
     } = listener;
     let mut hosts = Vec::new();
     for (at, table) in tables.iter().enumerate() {
@@ -90,7 +92,18 @@ pub fn listener(listener: &Listener) -> Value {
         },
         "tls": chains.collect::<Vec<_>>(),
         "virtual_hosts": hosts,
+        "forward_ports": forward.iter().map(forward_port).collect::<Vec<_>>(),
     })
+}
+
+fn forward_port(forward: &ForwardPort) -> Value {
+    let ForwardPort { port, table, connect } = forward;
+    let names = connect.names();
+    let chains = connect.chains().iter().enumerate().map(|(at, one)| {
+        let own = names.iter().filter(|(_, chain)| *chain == at);
+        chain(one, &own.map(|(name, _)| name.to_string()).collect::<Vec<_>>())
+    });
+    json!({ "port": port, "table": table, "connect": chains.collect::<Vec<_>>() })
 }
 
 /// What a listener takes: `http`, `tcp` or `tls`.
@@ -351,6 +364,8 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
         max_connection_duration,
         keepalive,
         proxy_protocol,
+        tunnel,
+        dynamic,
         retries,
         limits,
         outlier,
@@ -391,6 +406,8 @@ pub fn cluster(spec: &ClusterSpec) -> Value {
             ProxyVersion::V1 => "V1",
             ProxyVersion::V2 => "V2",
         }),
+        "dynamic": dynamic.as_ref().map(|Dynamic { covers, port }| json!({ "hosts": covers.to_string(), "port": port })),
+        "tunnel": tunnel.as_ref().map(ToString::to_string),
         "limits": limits_of(*limits),
         "outlier_detection": outlier.as_ref().map(outliers),
         "health_check": health.as_deref().map(health_check),
@@ -597,6 +614,7 @@ fn discovery(discovery: &Discovery) -> Value {
         fixed: _,
         names,
         is_logical,
+        reach,
     } = discovery;
     let name = |named: &NamedEndpoint| {
         let NamedEndpoint {
@@ -619,6 +637,7 @@ fn discovery(discovery: &Discovery) -> Value {
     json!({
         "resolution": if *is_logical { "DNS_ROUND_ROBIN" } else { "DNS" },
         "names": names.iter().map(name).collect::<Vec<_>>(),
+        "public_only": *reach == Reach::Public,
     })
 }
 

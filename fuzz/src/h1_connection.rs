@@ -368,6 +368,8 @@ fn spec(endpoints: usize) -> Arc<ClusterSpec> {
         max_connection_duration: Duration::ZERO,
         keepalive: None,
         proxy_protocol: None,
+        tunnel: None,
+        dynamic: None,
         limits: isthmus_core::shared::Limits::default(),
         outlier: None,
         health: None,

@@ -5,6 +5,7 @@
 //! the endpoint gets it back exactly once.
 
 mod checked;
+mod dynamic;
 pub mod names;
 mod update;
 
@@ -19,7 +20,7 @@ use isthmus_core::cluster::hash::{HashKey, Keyed, source};
 use isthmus_core::cluster::outlier::{Change, Signal};
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{
-    Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId,
+    Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId, Tunnel,
 };
 use isthmus_core::message::{RequestHead, Version};
 use isthmus_core::name::{ClusterKey, ClusterMap};
@@ -27,7 +28,7 @@ use isthmus_core::proxy_protocol::Addresses;
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::{Limit, Permit};
-use isthmus_core::tls::Offer;
+use isthmus_core::tls::{HandshakeFailure, Offer};
 use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -49,6 +50,7 @@ const SWEEP_IDLE: Duration = Duration::from_secs(1);
 pub struct ClusterHandle {
     key: Option<ClusterKey>,
     cluster: RefCell<Cluster>,
+    hosts: dynamic::Hosts,
     // Boxed, so that a connection moves between pool and request without being copied or allocated anew.
     idle: RefCell<Slab<Box<Connection>>>,
     shared: RefCell<Vec<(SharedId, Rc<h2::Connection>)>>,
@@ -158,6 +160,7 @@ pub struct Clusters {
     /// Those that find out which endpoints are not available.
     watched: RefCell<Vec<Rc<ClusterHandle>>>,
     changes: Changes,
+    counted: dynamic::Counted,
     open: Rc<Cell<u64>>,
     shard: usize,
     /// Names that requests bring.
@@ -310,6 +313,11 @@ impl ClusterHandle {
         (spec.tcp_idle_timeout, spec.max_connection_duration)
     }
 
+    /// Where connections of bytes go on from their endpoint.
+    pub fn tunnel(&self) -> Option<Arc<Tunnel>> {
+        self.cluster.borrow().spec().tunnel.clone()
+    }
+
     /// What a new connection is to be like, with TLS for `name`, for a client that has connected from one address to
     /// another.
     pub fn wanted(
@@ -322,7 +330,7 @@ impl ClusterHandle {
         let keys = self.keys.borrow();
         let secure = match (name, keys.as_ref().and_then(|keys| keys.config.as_ref())) {
             (None, _) => None,
-            (Some(_), None) => return Err(Cause::UpstreamTls),
+            (Some(_), None) => return Err(Cause::UpstreamTls(HandshakeFailure::Other)),
             (Some(name), Some(config)) => Some(Secure {
                 config: Arc::clone(config.offering(offer)),
                 name: name.into(),
@@ -376,6 +384,9 @@ impl ClusterHandle {
     }
 
     fn take_keys(&self, tls: &TlsSet) {
+        for host in self.host_handles() {
+            host.take_keys(tls);
+        }
         let cluster = self.cluster.borrow();
         let wanted = cluster.spec().tls.as_ref();
         *self.keys.borrow_mut() = wanted.map(|wanted| Keys {
@@ -825,7 +836,8 @@ impl Clusters {
 
     /// Adds what limits have stopped since this was last asked.
     pub fn take_overflows(&self, into: &mut HashMap<(ClusterKey, Limit), u64>) {
-        for (key, handle) in self.map.borrow().iter() {
+        for handle in self.all() {
+            let Some(key) = &handle.key else { continue };
             for (limit, count) in Limit::ALL.into_iter().zip(&handle.overflows) {
                 match count.take() {
                     0 => {}
@@ -842,12 +854,8 @@ impl Clusters {
 
     /// Upstream connections that are open, and those that idle.
     pub fn connections(&self) -> (u64, u64) {
-        let idle = self
-            .map
-            .borrow()
-            .values()
-            .map(|handle| handle.idle.borrow().len() as u64)
-            .sum();
+        let all = self.all();
+        let idle = all.iter().map(|handle| handle.idle.borrow().len() as u64).sum();
         (self.open.get(), idle)
     }
 
@@ -868,6 +876,7 @@ impl Clusters {
                 Some(known) => {
                     known.cluster.borrow_mut().share_counts(Arc::clone(shared));
                     if !known.has_spec(spec) {
+                        known.forget_hosts();
                         let orphans = known.cluster.borrow_mut().reconcile(
                             Arc::clone(spec),
                             clock::now(),
@@ -879,27 +888,7 @@ impl Clusters {
                     }
                     known
                 }
-                None => Rc::new(ClusterHandle {
-                    key: Some(key.clone()),
-                    cluster: RefCell::new(
-                        Cluster::new(
-                            Arc::clone(spec),
-                            Arc::clone(shared),
-                            clock::now(),
-                            &mut random.borrow_mut(),
-                        )
-                        .on_shard(self.shard),
-                    ),
-                    idle: RefCell::new(Slab::new()),
-                    shared: RefCell::default(),
-                    gone: Cell::new(false),
-                    keys: RefCell::default(),
-                    mirrors: Rc::default(),
-                    waiting: RefCell::default(),
-                    is_called: Cell::new(false),
-                    overflows: Default::default(),
-                    changes: Rc::clone(&self.changes),
-                }),
+                None => ClusterHandle::new(key.clone(), spec, shared, self, random),
             };
             handle.take_keys(tls);
             next.insert(key.clone(), handle);
@@ -907,7 +896,8 @@ impl Clusters {
         // Requests that wait for a cluster which is gone are served all the same.
         let mut limited = std::mem::take(&mut *self.limited.borrow_mut());
         limited.retain(|handle| !handle.waiting.borrow().is_empty());
-        for handle in next.values() {
+        let hosts: Vec<Rc<ClusterHandle>> = next.values().flat_map(|handle| handle.host_handles()).collect();
+        for handle in next.values().chain(&hosts) {
             let is_limited = handle.cluster.borrow().shared().connections.is_limited();
             if is_limited && !limited.iter().any(|other| Rc::ptr_eq(other, handle)) {
                 limited.push(Rc::clone(handle));
@@ -915,10 +905,11 @@ impl Clusters {
         }
         *self.limited.borrow_mut() = limited;
         let watches = |handle: &&Rc<ClusterHandle>| handle.cluster.borrow().detects();
-        *self.watched.borrow_mut() = next.values().filter(watches).cloned().collect();
+        *self.watched.borrow_mut() = next.values().chain(&hosts).filter(watches).cloned().collect();
         *self.map.borrow_mut() = next;
         // Requests in flight keep their handle; its connections close when they come back.
         for handle in before.into_values() {
+            handle.forget_hosts();
             handle.gone.set(true);
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
@@ -939,7 +930,7 @@ impl Clusters {
     pub fn sweep(&self) {
         let now = clock::now();
         let before = now.checked_sub(SWEEP_IDLE);
-        let handles: Vec<Rc<ClusterHandle>> = self.map.borrow().values().cloned().collect();
+        let handles = self.all();
         for handle in handles {
             let expired = handle.cluster.borrow_mut().expire(now);
             handle.close(expired);
@@ -963,7 +954,7 @@ impl Clusters {
 
     /// Closes every idle connection, because the process ends.
     pub fn close_idle(&self) {
-        let handles: Vec<Rc<ClusterHandle>> = self.map.borrow().values().cloned().collect();
+        let handles = self.all();
         for handle in handles {
             let all = handle.cluster.borrow_mut().drain();
             handle.close(all);
@@ -973,7 +964,6 @@ impl Clusters {
 
     /// For the admin API.
     pub fn view(&self) -> Vec<ClusterView> {
-        let map = self.map.borrow();
         let view = |handle: &Rc<ClusterHandle>| ClusterView {
             name: handle.key.as_ref().map(ToString::to_string).unwrap_or_default(),
             epoch: handle.cluster.borrow().epoch(),
@@ -989,7 +979,7 @@ impl Clusters {
                 })
                 .collect(),
         };
-        let mut views: Vec<ClusterView> = map.values().map(view).collect();
+        let mut views: Vec<ClusterView> = self.all().iter().map(view).collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views
     }

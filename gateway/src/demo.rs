@@ -197,6 +197,7 @@ fn options(args: &Args, ready_file: PathBuf) -> Result<run::Options, String> {
         state_dir: None,
         trusted: None,
         dns_servers: None,
+        egress_allowed: None,
         shards: Some(executor::granted_parallelism().min(SHARDS_MAX)),
         access_log: if args.access_log {
             Target::Stdout

@@ -11,6 +11,7 @@ use isthmus_config::Source;
 use isthmus_config::diagnostic::{self, Diagnostic};
 use isthmus_config::keep::{self, LastGood, Outcome};
 use isthmus_config::mesh::MeshConfig;
+use isthmus_core::egress::AllowedRanges;
 use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
 use isthmus_core::overload::Bounds;
 use std::io::{IsTerminal, Write};
@@ -49,6 +50,8 @@ pub struct Options {
     pub trusted: Option<TrustedRanges>,
     /// Servers of DNS, when the settings' are not to count.
     pub dns_servers: Option<DnsServers>,
+    /// Ranges that names may lead to, when the settings' are not to count.
+    pub egress_allowed: Option<AllowedRanges>,
     /// What control is told.
     pub control: control::Options,
 }
@@ -224,6 +227,9 @@ fn run_files(mut options: Options, mut inherited: Inherited) -> Exit {
     }
     if let Some(servers) = options.dns_servers.take() {
         settings.dns_servers = servers;
+    }
+    if let Some(allowed) = options.egress_allowed.take() {
+        settings.egress_allowed = allowed;
     }
     match load(&options, inherited.take_written()) {
         Ok((outcome, files)) => run_compiled(options, outcome, Some(files), &settings, inherited),

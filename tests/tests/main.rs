@@ -14,6 +14,7 @@ mod bookinfo;
 mod browser;
 mod cors;
 mod dns;
+mod egress;
 mod environment;
 mod explain;
 mod fault;

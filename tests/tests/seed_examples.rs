@@ -4,11 +4,15 @@
 //! They are bound to clients inside a mesh, so they run at a Gateway that is such clients' door, with services of the
 //! names that they use.
 
+use isthmus_tests::cert::Authority;
 use isthmus_tests::client::{Client, Response, connect_from};
 use isthmus_tests::corpus;
+use isthmus_tests::curl::Curl;
 use isthmus_tests::deadline::{SOON, eventually};
+use isthmus_tests::dns::{Dns, Reply};
 use isthmus_tests::fault::{Fault, FaultPeer};
 use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
+use isthmus_tests::nginx::Nginx;
 use isthmus_tests::port::HeldPort;
 use isthmus_tests::resources::{Endpoint, service, subsets};
 use isthmus_tests::upstream::Upstream;
@@ -488,6 +492,111 @@ fn example_14_takes_the_first_rule_that_matches() {
         "{said}"
     );
     assert_eq!(upstreams.each_ref().map(Upstream::served), [3, 2]);
+    gateway.stop();
+}
+
+/// The door of mesh clients on the ports of the web; what is behind the second is TLS with the hosts themselves.
+const DOOR_OF_THE_WEB: &str = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door, namespace: default, annotations: {isthmus.dev/mesh: \"true\"}}
+spec:
+  servers:
+  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [\"*\"]}
+  - {port: {number: 443, name: tls, protocol: TLS}, hosts: [\"*\"], tls: {mode: PASSTHROUGH}}
+---
+";
+
+/// An example about external hosts, whose ports 80 and 443 are these at the addresses that DNS gives; with the names that
+/// are asked for.
+fn outside(text: &str, http: SocketAddr, tls: SocketAddr, dns: &Dns, allowed: bool) -> Gateway {
+    let mut text = text.to_owned();
+    for (port, address) in [(80, http), (443, tls)] {
+        let there = format!("number: {port}\n");
+        assert!(text.contains(&there));
+        text = text.replace(&there, &format!("{there}    targetPort: {}\n", address.port()));
+    }
+    let mut builder = Gateway::builder()
+        .seed_defaults()
+        .resources("door", DOOR_OF_THE_WEB)
+        .resources("example", &text)
+        .arg(format!("--dns-server={}", dns.address()))
+        .port(80)
+        .port(443);
+    if allowed {
+        builder = builder.arg("--egress-allow-cidr=127.0.0.0/8");
+    }
+    builder.start()
+}
+
+#[test]
+fn example_19_allows_calls_to_hosts_under_a_name_on_its_ports() {
+    let Some(corpus) = corpus::find() else { return };
+    let text = example(&corpus, "19-service-entry");
+    let authority = Authority::new();
+    let http = Upstream::echo("plain");
+    let tls = Nginx::secured(&authority.server(&["*.foo.com", "bar.com"]), None, &[]);
+    let dns = Dns::start();
+    for host in ["bar.foo.com", "a.b.foo.com", "foo.com", "bar.com"] {
+        dns.set(host, &Reply::addresses(&["127.0.0.1"], 60));
+    }
+    let gateway = outside(&text, http.address(), tls.address(), &dns, true);
+    let mut client = gateway.client();
+    for host in ["bar.foo.com", "a.b.foo.com", "bar.foo.com:80"] {
+        assert_eq!(who(&mut client, host, "/", ""), "plain", "{host}");
+    }
+    for host in ["foo.com", "bar.com", "xfoo.com"] {
+        assert_eq!(who(&mut client, host, "/", ""), "404", "{host}");
+    }
+    let curl = Curl::new(gateway.listener(443)).trusting(authority.certificate());
+    let said = curl.get("https://bar.foo.com/tls");
+    assert!(said.starts_with("sni=bar.foo.com "), "{said}");
+    assert_ne!(curl.run("https://bar.com/tls").code, 0);
+    gateway.assert_causes("no_filter_chain", 1);
+    gateway.stop();
+
+    // Without leave, a name that leads to this machine is refused.
+    let gateway = outside(&text, http.address(), tls.address(), &dns, false);
+    assert_eq!(who(&mut gateway.client(), "bar.foo.com", "/", ""), "503");
+    gateway.assert_causes("egress_address_refused", 1);
+    gateway.stop();
+
+    // As it is printed it is no YAML; the message says what to do, and `--lenient` does it.
+    let printed = example(&corpus, "19-service-entry-unquoted");
+    let exit = Gateway::builder()
+        .resources("door", DOOR_OF_THE_WEB)
+        .resources("example", &printed)
+        .run_to_exit();
+    assert!(exit.log.contains("quote"), "{}", exit.log);
+}
+
+#[test]
+fn example_20_ends_calls_to_an_external_host_after_ten_seconds() {
+    let Some(corpus) = corpus::find() else { return };
+    let text = example(&corpus, "20-external-timeout");
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let dns = Dns::start();
+    for host in ["bar.foo.com", "other.foo.com"] {
+        dns.set(host, &Reply::addresses(&["127.0.0.1"], 60));
+    }
+    let gateway = outside(&text, silent.address(), silent.address(), &dns, true);
+    std::thread::scope(|scope| {
+        // What no VirtualService says anything about has the seed's fifteen.
+        for (host, seconds) in [("bar.foo.com", 10), ("other.foo.com", 15)] {
+            let gateway = &gateway;
+            scope.spawn(move || {
+                let (response, took) = asked(gateway, host);
+                assert_eq!(response.status, 504, "{host}: {response:?}");
+                let wanted = Duration::from_secs(seconds);
+                assert!(
+                    took >= wanted && took < wanted + Duration::from_secs(3),
+                    "{host}: {took:?}"
+                );
+            });
+        }
+    });
+    for line in lines(&gateway, 2) {
+        assert!(line.has("UT"), "{line:?}");
+    }
     gateway.stop();
 }
 

@@ -1,20 +1,22 @@
 //! Clusters: one for each port of each service, and one for each subset of it.
 
 use super::{Context, balancer, health};
-use crate::index::selects;
+use crate::index::{expand, selects};
 use crate::mesh::MeshConfig;
-use crate::registry::{Found, Port, Service};
+use crate::registry::{Found, Port, Service, itself};
+use crate::resource::Written;
 use crate::resource::destination_rule::{Blocks, ConnectionPool, Subset};
 use crate::services::{Level, Services};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::locality::close_ranks;
 use isthmus_core::cluster::{ClusterSpec, IDLE_TIMEOUT};
 use isthmus_core::discovery::{Discovery, NamedEndpoint};
+use isthmus_core::egress::Dynamic;
 use isthmus_core::endpoint::{Endpoint, EndpointSet};
-use isthmus_core::name::{ClusterKey, ClusterMap};
+use isthmus_core::name::{ClusterKey, ClusterMap, HostPattern};
 use isthmus_core::protocol::{Protocol, UpstreamHttp, UpstreamVersion};
-use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Compiles the clusters of all services, and what instances that register themselves need to know of them. Of several
@@ -22,32 +24,70 @@ use std::sync::Arc;
 pub(crate) fn compile(context: &Context<'_>) -> (ClusterMap<Arc<ClusterSpec>>, Services) {
     let (mut clusters, mut services) = (ClusterMap::default(), Services::default());
     for service in context.registry.services() {
-        let rule = context.rules.find(&service.host, service.namespace);
-        // Datagrams are not routed.
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
-            let subsets = rule
-                .map_or(&[][..], |rule| &rule.subsets[..])
-                .iter()
-                .map(|subset| Some(*subset));
-            for subset in std::iter::once(None).chain(subsets) {
-                let blocks = rule
-                    .map(|rule| rule.blocks(port.number, subset))
-                    .unwrap_or_default();
-                let own = rule.and_then(|rule| rule.balancer);
-                let (spec, level) = cluster(service, port, subset, (&blocks, own), context);
-                if let Entry::Vacant(place) = clusters.entry(spec.key.clone()) {
-                    let labels = subset.map(|subset| &subset.labels);
-                    services.add(&spec.key, (port.name, port.target), labels, level);
-                    place.insert(Arc::new(spec));
-                }
-            }
+        add(service, &service.host, context, &mut clusters, &mut services);
+    }
+    // Hosts that a wildcard covers and a rule names.
+    for (host, namespace) in named_hosts(context) {
+        if context.registry.find_exactly(&host, namespace).is_none()
+            && let Some(service) = context.registry.find_covering(&host, namespace)
+        {
+            add(service, &host, context, &mut clusters, &mut services);
         }
     }
     (clusters, services)
 }
 
-fn cluster(
+/// Adds the clusters of a service for its host, or for one that it covers.
+fn add(
     service: &Service<'_>,
+    host: &str,
+    context: &Context<'_>,
+    clusters: &mut ClusterMap<Arc<ClusterSpec>>,
+    services: &mut Services,
+) {
+    let rule = context.rules.find(host, service.namespace);
+    // Datagrams are not routed.
+    for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        let subsets = rule
+            .map_or(&[][..], |rule| &rule.subsets[..])
+            .iter()
+            .map(|subset| Some(*subset));
+        for subset in std::iter::once(None).chain(subsets) {
+            let blocks = rule
+                .map(|rule| rule.blocks(port.number, subset))
+                .unwrap_or_default();
+            let own = rule.and_then(|rule| rule.balancer);
+            let (spec, level) = cluster((service, host), port, subset, (&blocks, own), context);
+            if let Entry::Vacant(place) = clusters.entry(spec.key.clone()) {
+                let labels = subset.map(|subset| &subset.labels);
+                services.add(&spec.key, (port.name, port.target), labels, level);
+                place.insert(Arc::new(spec));
+            }
+        }
+    }
+}
+
+/// The hosts that rules of VirtualServices lead to, each with the namespace that names it.
+fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
+    let mut hosts = BTreeSet::new();
+    for Written { meta, spec } in context.virtual_services {
+        let http = spec.http.iter().flat_map(|rule| {
+            let mirrors = rule.mirrors.iter().map(|mirror| &mirror.target);
+            rule.route.iter().map(|one| &one.target).chain(mirrors)
+        });
+        let streams = spec.tls.iter().chain(&spec.tcp);
+        let streams = streams.flat_map(|rule| rule.route.iter().map(|one| &one.target));
+        let namespace = meta.namespace.as_str();
+        hosts.extend(
+            http.chain(streams)
+                .map(|target| (expand(&target.host, namespace), namespace)),
+        );
+    }
+    hosts
+}
+
+fn cluster(
+    (service, host): (&Service<'_>, &str),
     port: &Port<'_>,
     subset: Option<&Subset>,
     (blocks, own): (&Blocks, Option<BalancerKind>),
@@ -59,19 +99,28 @@ fn cluster(
         .iter()
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
     let pool = blocks.connection_pool.as_ref();
-    let (checks, is_checked) = health::of(service, port, subset, context);
+    // One host of a wildcard is looked up as if it were written.
+    let is_one = port.dynamic.is_some() && !host.starts_with('*');
+    let (checks, is_checked) = match port.dynamic {
+        // The hosts of a wildcard come and go with requests, on each shard by itself: nobody checks them.
+        Some(_) if !is_one => (None, false),
+        _ => health::of(service, port, subset, context),
+    };
     let fails_over = blocks.has_outlier_detection || is_checked;
     let (mut balancer, level) = balancer::compile(blocks, own, fails_over, context);
     if let Some(percent) = checks.and_then(|checks| checks.panic_percent) {
         balancer.panic_percent = percent;
     }
-    let endpoints = endpoints(taken, port.is_logical, &level);
+    let one = is_one
+        .then(|| itself(host, port.dynamic.map_or(0, i128::from)))
+        .flatten();
+    let endpoints = endpoints(taken.chain(&one), port, &level);
     let spec = ClusterSpec {
-        key: ClusterKey::outbound(
-            port.number,
-            subset.map_or("", |subset| &subset.name),
-            &service.host,
-        ),
+        key: ClusterKey::outbound(port.number, subset.map_or("", |subset| &subset.name), host),
+        dynamic: port.dynamic.filter(|_| !is_one).map(|number| Dynamic {
+            covers: HostPattern::parse(host),
+            port: number,
+        }),
         endpoints: Arc::new(endpoints),
         protocol: port.protocol,
         http: http(port.protocol, pool, &options.mesh),
@@ -92,6 +141,7 @@ fn cluster(
             .and_then(|pool| pool.tcp_idle_timeout)
             .unwrap_or(IDLE_TIMEOUT),
         proxy_protocol: blocks.proxy_protocol,
+        tunnel: blocks.tunnel.clone(),
         retries: super::retry::limits(blocks),
         outlier: blocks.outlier.clone(),
         health: checks.map(|checks| Arc::clone(&checks.policy)),
@@ -107,11 +157,12 @@ fn cluster(
 /// The endpoints of a cluster, with their levels; those that are known by name have no addresses yet.
 fn endpoints<'a>(
     taken: impl Iterator<Item = &'a (&'a BTreeMap<String, String>, Found)>,
-    is_logical: bool,
+    port: &Port<'_>,
     level: &Level,
 ) -> EndpointSet {
     let mut discovery = Discovery {
-        is_logical,
+        is_logical: port.is_logical,
+        reach: port.reach,
         ..Discovery::default()
     };
     for (labels, found) in taken {

@@ -14,22 +14,28 @@ use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, 
 use crate::origins::{
     RouteOrigin, RouteOrigins, ServerOrigin, StreamOrigin, StreamOrigins, TlsAsked, TlsPlace, TlsUse,
 };
+use crate::registry::Service;
 use crate::report::Report;
-use crate::resource::gateway::{MESH_DOOR, Server, UPGRADES};
+use crate::resource::gateway::{FORWARD_PROXY, MESH_DOOR, Server, UPGRADES};
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::{Meta, Resources, Written};
 use crate::validate::gateway::{is_http, is_tls};
 use crate::yaml::Path;
 use isthmus_core::listener::{
-    Accepts, Chain, ChainAction, Listener, ListenerKey, ProxyProtocol, SniTable, TcpRoute, Upgrades,
+    Accepts, Chain, ChainAction, ForwardPort, Listener, ListenerKey, ProxyProtocol, SniTable, TcpDestination,
+    TcpRoute, Upgrades,
 };
-use isthmus_core::name::{HostIndex, HostPattern};
+use isthmus_core::name::{ClusterKey, HostIndex, HostPattern};
+use isthmus_core::protocol::Protocol;
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
 use isthmus_core::tls::ServerTls;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+/// Most ports of targets of a forward proxy.
+const FORWARD_PORTS_MAX: usize = 1000;
 
 /// Annotation that says whether a PROXY header comes first: `accept` or `require`.
 const PROXY_PROTOCOL: &str = "isthmus.dev/proxy-protocol";
@@ -71,6 +77,8 @@ struct Draft<'a> {
     taken: HashMap<String, ServerAt>,
     /// Names whose TLS passes through, with whose they are.
     passing: HashMap<HostPattern, TlsMatch>,
+    /// Of a forward proxy, what is there for each port of targets.
+    forward: BTreeMap<u16, Self>,
 }
 
 impl Draft<'_> {
@@ -134,6 +142,20 @@ impl Table {
             self.order.push(pattern.clone());
         }
         self.drafts.entry(pattern.clone()).or_default()
+    }
+
+    /// The wildcards that VirtualServices have routes for.
+    fn wildcards(&self) -> Vec<HostPattern> {
+        let routed = self.drafts.iter().filter(|(_, parts)| parts.first.is_some());
+        let wildcards = routed.filter(|(pattern, _)| !matches!(pattern, HostPattern::Exact(_)));
+        wildcards.map(|(pattern, _)| pattern.clone()).collect()
+    }
+
+    /// Whether routes of a VirtualService are there for all that a pattern names.
+    fn covers(&self, pattern: &HostPattern, wildcards: &[HostPattern]) -> bool {
+        let own = self.drafts.get(pattern);
+        own.is_some_and(|parts| parts.first.is_some())
+            || wildcards.iter().any(|known| pattern.subset_of(known))
     }
 
     fn finish(mut self) -> (RouteTable, Vec<Vec<RouteOrigin>>) {
@@ -253,10 +275,10 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             );
             continue;
         }
-        let mesh = meta
-            .annotations
-            .get(MESH_DOOR)
-            .is_some_and(|value| value == "true");
+        let is_true = |name| meta.annotations.get(name).is_some_and(|value| value == "true");
+        let forwards = is_true(FORWARD_PROXY);
+        // What clients ask a proxy for is what they would ask for inside the mesh.
+        let mesh = is_true(MESH_DOOR) || forwards;
         facts.mesh_door |= mesh;
         facts.selected.insert(gateway_at);
         let proxy_protocol = proxy_protocol(meta, report);
@@ -324,10 +346,12 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 bound: &bound,
                 bindings: &bindings,
                 site: &site,
+                quiet: false,
                 facts: &mut facts,
                 context,
             };
             match transport {
+                Transport::Http if forwards => place.add_forward(draft, &path, report),
                 Transport::Http => place.add_http(draft.table(None).1, &path, report),
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
@@ -364,13 +388,27 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 origins.insert((key.clone(), at), places);
                 Arc::new(routes)
             });
-            let tables = tables.collect();
+            let mut tables: Vec<Arc<RouteTable>> = tables.collect();
+            let mut forward = Vec::new();
+            for (port, part) in draft.forward {
+                let at = tables.len();
+                let table = part.tables.into_iter().next().map(|(_, table)| table);
+                let (routes, places) = table.unwrap_or_default().finish();
+                origins.insert((key.clone(), at), places);
+                tables.push(Arc::new(routes));
+                forward.push(ForwardPort {
+                    port,
+                    table: at,
+                    connect: Arc::new(SniTable::new(part.chains, part.names)),
+                });
+            }
             Arc::new(Listener {
                 key,
                 proxy_protocol: draft.proxy_protocol,
                 upgrades: draft.upgrades.map(|(upgrades, _)| upgrades).unwrap_or_default(),
                 accepts,
                 tables,
+                forward,
             })
         });
     let listeners = listeners.collect();
@@ -525,20 +563,26 @@ fn hosts_of(written: &Written<VirtualService>, mesh: bool) -> Vec<HostPattern> {
     let mut hosts = Vec::new();
     for host in &written.spec.hosts {
         let whole = expand(host, &written.meta.namespace);
-        if mesh
-            && let Some(short) = whole
-                .strip_suffix(CLUSTER_DOMAIN)
-                .and_then(|rest| rest.strip_suffix('.'))
-        {
-            let name = short.split('.').next().unwrap_or(short);
-            hosts.extend(
-                [name.to_owned(), short.to_owned(), format!("{short}.svc")]
-                    .map(|name| HostPattern::parse(&name)),
-            );
-        }
-        hosts.push(HostPattern::parse(&whole));
+        hosts.extend(names_of(&whole, mesh));
     }
     hosts
+}
+
+/// The names of a host: clients of a mesh call a service of Kubernetes by short ones, too.
+fn names_of(whole: &str, mesh: bool) -> Vec<HostPattern> {
+    let short = whole
+        .strip_suffix(CLUSTER_DOMAIN)
+        .and_then(|rest| rest.strip_suffix('.'))
+        .filter(|_| mesh);
+    let mut names = Vec::new();
+    if let Some(short) = short {
+        let name = short.split('.').next().unwrap_or(short);
+        names.extend(
+            [name.to_owned(), short.to_owned(), format!("{short}.svc")].map(|name| HostPattern::parse(&name)),
+        );
+    }
+    names.push(HostPattern::parse(whole));
+    names
 }
 
 /// One server, and everything that what is bound to it depends on.
@@ -550,6 +594,8 @@ struct Place<'a> {
     bound: &'a [usize],
     bindings: &'a Bindings<'a>,
     site: &'a Site<'a>,
+    /// Whether nothing is said about what is not there: it is one port of many that clients may name.
+    quiet: bool,
     facts: &'a mut Facts,
     context: &'a Context<'a>,
 }
@@ -595,7 +641,8 @@ impl<'a> Place<'a> {
         let plain = is_http(&self.server.protocol);
         let https_redirect = plain && self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
         let all = self.common();
-        if all.is_empty() && !https_redirect {
+        let defaults = self.defaults(|protocol| protocol.is_http());
+        if all.is_empty() && !https_redirect && defaults.is_empty() && !self.quiet {
             let message = "no VirtualService is bound to these hosts: every request is answered with 404";
             // Whoever takes the trouble of a certificate means something to be there.
             let severity = if plain { Severity::Hint } else { Severity::Warning };
@@ -640,10 +687,70 @@ impl<'a> Place<'a> {
                 }
             }
         }
+        let wildcards = table.wildcards();
+        for (service, patterns) in defaults {
+            let part = table.routes.len();
+            let before = table.order.len();
+            for pattern in patterns {
+                // Where a VirtualService is, it alone decides.
+                if !table.covers(&pattern, &wildcards) {
+                    table.draft(&pattern).parts.push(part);
+                }
+            }
+            if table.order.len() > before {
+                table
+                    .routes
+                    .push(vec![super::route::default(service, self.site, self.context)]);
+            }
+        }
         if https_redirect {
             for pattern in hosts_for(self.server, self.meta, None) {
                 table.draft(&pattern).https_redirect = true;
             }
+        }
+    }
+
+    /// Services that clients inside a mesh reach at this port without a VirtualService, as they do in Istio, with the
+    /// names that the server has in common with them; none elsewhere.
+    fn defaults(&self, fits: impl Fn(Protocol) -> bool) -> Vec<(&'a Service<'a>, Vec<HostPattern>)> {
+        if !self.site.mesh {
+            return Vec::new();
+        }
+        let hosts = ServerHosts::new(self.server, self.meta, None);
+        let here = |service: &&Service<'_>| {
+            let mut ports = service.ports.iter();
+            ports.any(|port| port.number == self.site.port && fits(port.protocol))
+        };
+        let services = self.context.registry.services().iter().filter(here);
+        let common = services.map(|service| {
+            let names = names_of(&service.host, true);
+            let common = names.iter().flat_map(|name| hosts.intersection(name));
+            (service, common.collect::<Vec<HostPattern>>())
+        });
+        common.filter(|(_, common)| !common.is_empty()).collect()
+    }
+
+    /// Adds a server of a forward proxy: for each port that a target may have what a server on that port would have.
+    fn add_forward(&mut self, draft: &mut Draft<'_>, path: &Path<'_>, report: &mut Report<'_>) {
+        let services = self.context.registry.services().iter();
+        let ports = services.flat_map(|service| service.ports.iter().map(|port| port.number));
+        let ports: BTreeSet<u16> = ports.chain([80, 443]).take(FORWARD_PORTS_MAX).collect();
+        for port in ports {
+            let site = Site { port, ..*self.site };
+            let mut place = Place {
+                server: self.server,
+                meta: self.meta,
+                here: self.here,
+                bound: self.bound,
+                bindings: self.bindings,
+                site: &site,
+                quiet: true,
+                facts: &mut *self.facts,
+                context: self.context,
+            };
+            let part = draft.forward.entry(port).or_default();
+            place.add_http(part.table(None).1, path, report);
+            place.pass_through(part, "", path, report);
         }
     }
 
@@ -788,7 +895,41 @@ impl<'a> Place<'a> {
                 }
             }
         }
-        if draft.chains.len() == before {
+        for (service, patterns) in self.defaults(|protocol| !protocol.is_http() && protocol != Protocol::Udp)
+        {
+            let mut any = false;
+            let covered = |draft: &Draft<'_>, pattern: &HostPattern| {
+                let mut known = draft.passing.keys();
+                known.any(|known| pattern.subset_of(known))
+            };
+            for pattern in patterns {
+                if !covered(draft, &pattern) {
+                    draft.names.push((pattern, draft.chains.len()));
+                    any = true;
+                }
+            }
+            if any {
+                let port = service
+                    .ports
+                    .iter()
+                    .position(|port| port.number == self.site.port);
+                if let Some(origin) = service.origins.first() {
+                    let stream = StreamOrigin::new(origin, "ports", port.unwrap_or(0), None);
+                    draft.streams.push((Some(draft.chains.len()), stream));
+                }
+                draft.chains.push(Chain {
+                    server: name.into(),
+                    action: ChainAction::Pass(Arc::new(TcpRoute {
+                        virtual_service: service.id().into(),
+                        destinations: vec![TcpDestination {
+                            cluster: ClusterKey::outbound(self.site.port, "", &service.host),
+                            weight: 1,
+                        }],
+                    })),
+                });
+            }
+        }
+        if draft.chains.len() == before && !self.quiet {
             let message = "no VirtualService has a tls rule for this server: its connections are refused";
             report.warn("no-route", &self.meta.origin, path, message);
         }

@@ -10,7 +10,8 @@ use super::retry;
 use super::source::{self, Asks};
 use crate::Defaults;
 use crate::index::{GatewayName, expand, selects};
-use crate::origins::{RouteOrigin, RuleOrigin};
+use crate::origins::{RouteOrigin, RuleOrigin, WHOLE_RESOURCE};
+use crate::registry::Service;
 use crate::resource::virtual_service::{
     HeaderOperations as WrittenOperations, HttpDestination, HttpMatch, HttpRoute,
     Redirect as WrittenRedirect, Target, VirtualService,
@@ -31,6 +32,9 @@ use std::time::Duration;
 
 /// Time that a request may take when nothing is written: the seed's words, "15 seconds".
 const SEED_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What the route of a service is called that no VirtualService routes.
+const DEFAULT_ROUTE: &str = "default";
 
 /// Where routes are compiled for.
 pub(crate) struct Site<'a> {
@@ -134,6 +138,39 @@ pub(crate) fn compile(
         }
     }
     routes
+}
+
+/// The route of a service that no VirtualService routes, at its own port.
+pub(crate) fn default(service: &Service<'_>, site: &Site<'_>, context: &Context<'_>) -> (Route, RouteOrigin) {
+    let rule = HttpRoute {
+        route: vec![HttpDestination::to(&service.host, i128::from(site.port))],
+        ..HttpRoute::default()
+    };
+    let action = action(&rule, None, service.namespace, site, context);
+    let route = Route {
+        name: DEFAULT_ROUTE.into(),
+        virtual_service: service.id().into(),
+        matches: RouteMatch::ANY,
+        stat_prefix: "".into(),
+        action: Arc::new(action.unwrap_or(Action::Respond(DirectResponse {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            body: Bytes::new(),
+        }))),
+        response_headers: Vec::new(),
+    };
+    let origin = service.origins.first();
+    let own = RuleOrigin {
+        document: origin.map_or(0, |origin| origin.document),
+        item: origin.and_then(|origin| origin.item),
+        rule: WHOLE_RESOURCE,
+        matched: None,
+    };
+    let origin = RouteOrigin {
+        own,
+        root: None,
+        gateway: site.gateway_at,
+    };
+    (route, origin)
 }
 
 pub(crate) fn rule_origin(source: &delegate::Source<'_>, matched: Option<usize>) -> RuleOrigin {

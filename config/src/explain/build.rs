@@ -9,7 +9,7 @@ use super::{
 use crate::Defaults;
 use crate::index::GatewayName;
 use crate::mesh::MeshConfig;
-use crate::origins::{PolicyPlace, RouteOrigin, RuleOrigin, ServerOrigin};
+use crate::origins::{PolicyPlace, RouteOrigin, RuleOrigin, ServerOrigin, WHOLE_RESOURCE};
 use crate::view;
 use crate::yaml::{Node, Path};
 use isthmus_core::attempt::RetryPolicy;
@@ -169,6 +169,9 @@ fn by_default(name: &str, value: String, default: &str) -> ValueShown {
 
 /// Calls `with` with the path of a rule of a list, or of one match of it.
 fn with_rule<T>(list: &str, rule: usize, matched: Option<usize>, with: impl FnOnce(&Path<'_>) -> T) -> T {
+    if rule == WHOLE_RESOURCE {
+        return with(&Path::SPEC);
+    }
     let list = Path::SPEC.key(list);
     let rule = list.index(rule);
     let matches = rule.key("match");

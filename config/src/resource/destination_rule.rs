@@ -7,10 +7,11 @@ use crate::yaml::Node;
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::outlier::OutlierPolicy;
 use isthmus_core::cluster::retry_budget::Hedges;
-use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
+use isthmus_core::cluster::{ProxyVersion, TcpKeepalive, Tunnel};
 use isthmus_core::protocol::Http2Keepalive;
 use isthmus_core::shared::Limits;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The annotation that asks for a balancer which Istio has no name for, in place of `loadBalancer.simple`.
@@ -60,6 +61,7 @@ pub(crate) struct Blocks {
     pub(crate) connection_pool: Option<ConnectionPool>,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
+    pub(crate) tunnel: Option<Arc<Tunnel>>,
     pub(crate) retry_budget: Option<RetryBudget>,
     /// The annotation `isthmus.dev/hedging` of the whole rule.
     pub(crate) hedges: Hedges,
@@ -229,6 +231,11 @@ impl Blocks {
             proxy_protocol: node.get("proxyProtocol").map(|node| match node.text("version") {
                 Some("V2") => ProxyVersion::V2,
                 _ => ProxyVersion::V1,
+            }),
+            tunnel: node.get("tunnel").and_then(|node| {
+                let port = u16::try_from(node.int("targetPort")?).ok()?;
+                let host = node.text("targetHost")?.into();
+                (node.text("protocol") != Some("POST")).then(|| Arc::new(Tunnel { host, port }))
             }),
             retry_budget: node.get("retryBudget").map(RetryBudget::read),
             hedges: Hedges::default(),

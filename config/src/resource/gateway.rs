@@ -9,6 +9,9 @@ pub(crate) const UPGRADES: &str = "isthmus.dev/upgrades";
 /// Annotation that makes a Gateway the door of mesh clients: `true`.
 pub(crate) const MESH_DOOR: &str = "isthmus.dev/mesh";
 
+/// Annotation that makes a Gateway a forward proxy: `true`.
+pub(crate) const FORWARD_PROXY: &str = "isthmus.dev/forward-proxy";
+
 /// `Gateway.spec`.
 #[derive(Debug)]
 pub(crate) struct Gateway {

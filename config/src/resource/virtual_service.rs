@@ -142,6 +142,21 @@ pub(crate) struct HttpDestination {
     pub(crate) headers: Headers,
 }
 
+impl HttpDestination {
+    /// All of a rule's requests to a port of a host.
+    pub(crate) fn to(host: &str, port: i128) -> Self {
+        Self {
+            target: Target {
+                host: host.to_owned(),
+                subset: String::new(),
+                port: Some(port),
+            },
+            weight: 0,
+            headers: Headers::default(),
+        }
+    }
+}
+
 /// `http[].redirect`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Redirect {

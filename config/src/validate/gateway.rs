@@ -3,7 +3,7 @@
 use super::{Validate, check_port, host_fault, is_label, is_partial_wildcard};
 use crate::report::Report;
 use crate::resource::Meta;
-use crate::resource::gateway::{Gateway, MESH_DOOR, Server, UPGRADES};
+use crate::resource::gateway::{FORWARD_PROXY, Gateway, MESH_DOOR, Server, UPGRADES};
 use crate::yaml::Path;
 use isthmus_core::listener::Upgrades;
 use isthmus_core::name::HostPattern;
@@ -64,16 +64,14 @@ impl Validate for Gateway {
             let message = format!("`{}` must be a label of letters, digits and dashes", meta.name);
             report.error("bad-value", &meta.origin, &path.key("name"), message);
         }
-        let mesh = meta.annotations.get(MESH_DOOR);
-        if let Some(value) = mesh.filter(|value| !matches!(value.as_str(), "true" | "false")) {
+        for name in [MESH_DOOR, FORWARD_PROXY] {
+            let value = meta.annotations.get(name);
+            let Some(value) = value.filter(|value| !matches!(value.as_str(), "true" | "false")) else {
+                continue;
+            };
             let shown = crate::resource::schema::shortened(value);
             let message = format!("`{shown}` is neither `true` nor `false`");
-            report.error(
-                "bad-value",
-                &meta.origin,
-                &Path::ANNOTATIONS.key(MESH_DOOR),
-                message,
-            );
+            report.error("bad-value", &meta.origin, &Path::ANNOTATIONS.key(name), message);
         }
         if let Some(Err(error)) = meta.annotations.get(UPGRADES).map(|text| Upgrades::parse(text)) {
             let path = Path::ANNOTATIONS;

@@ -100,10 +100,19 @@ impl ServiceEntry {
             }
             _ => {}
         }
-        if matches!(self.resolution, Resolution::None | Resolution::DynamicDns) {
-            let message = "this resolution is not executed yet: this service has no endpoints";
-            report.warn("not-executed", origin, &resolution, message);
+        let is_open = matches!(self.resolution, Resolution::None | Resolution::DynamicDns);
+        if is_open && self.selector.is_some() {
+            let message = "a `workloadSelector` has a meaning with resolution STATIC or DNS only: this service has no endpoints";
+            report.warn("no-effect", origin, &resolution, message);
+        } else if self.resolution == Resolution::DynamicDns
+            && let Some(at) = self.hosts.iter().position(|host| !host.starts_with('*'))
+        {
+            // Istio: hosts must be wildcards.
+            let path = Path::SPEC.key("hosts");
+            let message = "DYNAMIC_DNS is for wildcards: write resolution DNS for one host";
+            report.error("bad-host", origin, &path.index(at), message);
         } else if self.resolution != Resolution::Static
+            && !is_open
             && self.endpoints.is_empty()
             && self.selector.is_none()
             && let Some(at) = self.hosts.iter().position(|host| host.starts_with('*'))

@@ -5,6 +5,7 @@
 
 use crate::cluster::health::HealthPolicy;
 use crate::cluster::locality::close_ranks;
+use crate::egress::Reach;
 use crate::endpoint::{Endpoint, EndpointSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct Discovery {
     /// Each name is one endpoint, whose new connections go to the first of its addresses that can be reached (Istio
     /// DNS_ROUND_ROBIN, Envoy LOGICAL_DNS); otherwise each address is an endpoint (Istio DNS, Envoy STRICT_DNS).
     pub is_logical: bool,
+    /// Where the addresses of names may be.
+    pub reach: Reach,
 }
 
 /// An endpoint that is known by a name.
@@ -167,6 +170,7 @@ mod tests {
             fixed: vec![Endpoint::new(([10, 0, 0, 9], 1).into())],
             names: vec![named("a", 80, 5), named("b", 81, 2), named("none", 82, 1)],
             is_logical: false,
+            reach: Reach::Written,
         });
         let answers = |name: &str| match name {
             "a" => ips(&["10.0.0.2", "10.0.0.1", "10.0.0.2"]),

@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod discovery;
 pub mod dns;
 pub mod drain;
+pub mod egress;
 pub mod endpoint;
 pub mod forwarded;
 pub mod grpc;

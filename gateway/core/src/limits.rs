@@ -4,6 +4,7 @@
 
 use crate::attempt::OverrideLimits;
 use crate::dns::Times;
+use crate::egress::AllowedRanges;
 use crate::forwarded::ForwardClientCert;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -176,6 +177,24 @@ impl SettingType for TrustedRanges {
     fn show(&self) -> String {
         let ranges: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         ranges.join(",")
+    }
+}
+
+impl SettingType for AllowedRanges {
+    const EXPECTS: &'static str = TrustedRanges::EXPECTS;
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        TrustedRanges::from_value(value).map(|ranges| Self(ranges.0))
+    }
+    fn show(&self) -> String {
+        TrustedRanges(self.0.clone()).show()
+    }
+}
+
+impl std::str::FromStr for AllowedRanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(|TrustedRanges(ranges)| Self(ranges))
     }
 }
 
@@ -455,6 +474,8 @@ settings! {
     "forwardClientCertDetails" forward_client_cert: ForwardClientCert = ForwardClientCert::SanitizeSet;
     /// Peers that are believed when they say who their client is (PROXY protocol); `--trusted-cidr` sets it, too.
     "trustedCidr" trusted: TrustedRanges = TrustedRanges::default();
+    /// Ranges that names of upstreams may lead to although clients choose them, or they are link-local; `--egress-allow-cidr` sets it, too.
+    "egressAllowCidr" egress_allowed: AllowedRanges = AllowedRanges::default();
     /// Pass the upstream's Server field through instead of writing `server: isthmus`.
     "passServerHeader" pass_server_header: bool = false;
     /// Answer with x-isthmus-cause, which names why the gateway itself answered.
@@ -474,6 +495,8 @@ pub struct MessageLimits {
     pub trailer_bytes: usize,
     /// See [`Settings::chunk_line_bytes`].
     pub chunk_line_bytes: usize,
+    /// Whether requests may be CONNECT, as they may at a forward proxy.
+    pub connect: bool,
 }
 
 /// What an HTTP/2 client may send that costs it little and the gateway more; each is the setting of its name, and
@@ -518,6 +541,7 @@ impl Settings {
             header_count: self.header_count.min(HEADER_COUNT_MAX),
             trailer_bytes: self.trailer_bytes.min(HEADER_BYTES_MAX),
             chunk_line_bytes: self.chunk_line_bytes.min(HEADER_BYTES_MAX),
+            connect: false,
         }
     }
 

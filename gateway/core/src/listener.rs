@@ -29,8 +29,29 @@ pub struct Listener {
     pub upgrades: Upgrades,
     /// What is done with a connection.
     pub accepts: Accepts,
-    /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes.
+    /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes; on the port
+    /// of a forward proxy one for each port of targets.
     pub tables: Vec<Arc<RouteTable>>,
+    /// What a forward proxy leads to (the annotation `isthmus.dev/forward-proxy` of a Gateway), in order of port; empty on
+    /// a port that is none.
+    pub forward: Vec<ForwardPort>,
+}
+
+/// A port of targets of a forward proxy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForwardPort {
+    /// The targets' port.
+    pub port: u16,
+    /// Position in [`Listener::tables`] of the routes of requests in absolute form (RFC 9112, 3.2.2).
+    pub table: usize,
+    /// Where CONNECT leads, by the target's host (RFC 9110, 9.3.6).
+    pub connect: Arc<SniTable>,
+}
+
+/// The entry of a port.
+pub fn forward_port(ports: &[ForwardPort], port: u16) -> Option<&ForwardPort> {
+    let at = ports.binary_search_by_key(&port, |one| one.port).ok()?;
+    ports.get(at)
 }
 
 /// Whether connections begin with a PROXY header of a balancer in front, which says who the client is (the annotation

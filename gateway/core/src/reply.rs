@@ -158,7 +158,15 @@ pub enum Cause {
     /// The client's TLS handshake failed.
     Handshake(HandshakeFailure),
     /// The upstream's TLS handshake failed, or its certificate is not the right one.
-    UpstreamTls,
+    UpstreamTls(HandshakeFailure),
+    /// The name of the upstream has no addresses, or nobody can be asked for them.
+    NameUnknown,
+    /// The name of the upstream leads where no connection may go.
+    AddressRefused,
+    /// The host is none of those that the route's destination stands for.
+    HostNotCovered,
+    /// The proxy that the upstream is behind refuses a tunnel to it.
+    TunnelRefused,
     /// A connection of bytes was silent for too long.
     ConnectionIdle,
     /// A connection of bytes lasted as long as it may.
@@ -195,7 +203,11 @@ impl Cause {
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::UpstreamTls => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamTls(_)
+            | Self::TunnelRefused
+            | Self::NameUnknown
+            | Self::AddressRefused
+            | Self::HostNotCovered => StatusCode::SERVICE_UNAVAILABLE,
             Self::FaultAbort(_) => StatusCode::OK,
             // These concern whole connections: nothing is answered.
             Self::NoChain
@@ -229,7 +241,10 @@ impl Cause {
             Self::ClientGone | Self::Drained => Flags::DC,
             Self::Misdirected => Flags::NR,
             Self::NoChain => Flags::NFCF,
-            Self::UpstreamTls => Flags::UF,
+            Self::UpstreamTls(_) | Self::TunnelRefused | Self::NameUnknown | Self::AddressRefused => {
+                Flags::UF
+            }
+            Self::HostNotCovered => Flags::NC,
             Self::ConnectionIdle => Flags::SI,
             Self::Handshake(HandshakeFailure::Timeout) => Flags::DT,
             Self::Handshake(_) | Self::ProxyHeader | Self::Http2(_) => Flags::DPE,
@@ -269,7 +284,11 @@ impl Cause {
             Self::NoChain => "filter_chain_not_found",
             Self::NoKeys => "downstream_transport_failure{no_certificate}",
             Self::Handshake(failure) => failure.detail(),
-            Self::UpstreamTls => "upstream_reset_before_response_started{tls_error}",
+            Self::UpstreamTls(failure) => failure.upstream_detail(),
+            Self::TunnelRefused => "upstream_reset_before_response_started{tunnel_refused}",
+            Self::NameUnknown => "dns_resolution_failure",
+            Self::AddressRefused => "egress_address_refused",
+            Self::HostNotCovered => "egress_host_not_covered",
             Self::ConnectionIdle => "idle_timeout",
             Self::ConnectionTooOld => "max_connection_duration_reached",
             Self::ProxyHeader => "proxy_protocol_error",
@@ -303,7 +322,11 @@ impl Cause {
             Self::ClientGone => "the client went away (DC)\n",
             Self::Drained => "the gateway ends (DC)\n",
             Self::Misdirected => "this connection is not for this authority: open another (NR)\n",
-            Self::UpstreamTls => "the upstream could not be reached securely (UF)\n",
+            Self::UpstreamTls(_) => "the upstream could not be reached securely (UF)\n",
+            Self::NameUnknown => "the upstream's name cannot be resolved (UF)\n",
+            Self::AddressRefused => "the upstream's name leads where no connection may go (UF)\n",
+            Self::HostNotCovered => "the route's destination does not have this host (NC)\n",
+            Self::TunnelRefused => "the upstream's proxy refuses to lead there (UF)\n",
             Self::NoChain
             | Self::NoKeys
             | Self::Handshake(_)
@@ -347,7 +370,11 @@ impl Cause {
             Self::NoChain => "no_filter_chain",
             Self::NoKeys => "no_keys",
             Self::Handshake(failure) => failure.label(),
-            Self::UpstreamTls => "upstream_tls",
+            Self::UpstreamTls(_) => "upstream_tls",
+            Self::TunnelRefused => "tunnel_refused",
+            Self::NameUnknown => "dns_resolution_failed",
+            Self::AddressRefused => "egress_address_refused",
+            Self::HostNotCovered => "egress_host_not_covered",
             Self::ConnectionIdle => "connection_idle",
             Self::ConnectionTooOld => "connection_too_old",
             Self::ProxyHeader => "proxy_header",

@@ -157,7 +157,8 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
             .all(|(old, new)| Arc::ptr_eq(old, new))
         && before.accepts == listener.accepts
         && before.proxy_protocol == listener.proxy_protocol
-        && before.upgrades == listener.upgrades;
+        && before.upgrades == listener.upgrades
+        && before.forward == listener.forward;
     *listener = if unchanged {
         Arc::clone(before)
     } else {
@@ -166,6 +167,7 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
             proxy_protocol: listener.proxy_protocol,
             upgrades: listener.upgrades.clone(),
             accepts: listener.accepts.clone(),
+            forward: listener.forward.clone(),
             tables,
         })
     };
@@ -187,6 +189,7 @@ mod tests {
                 key: ListenerKey { port: 80, bind: None },
                 proxy_protocol: ProxyProtocol::Off,
                 upgrades: Upgrades::default(),
+                forward: Vec::new(),
                 accepts: Accepts::Http,
                 tables: vec![Arc::new(RouteTable::new(hosts.collect()))],
             })],

@@ -169,7 +169,7 @@ impl Offer {
     }
 }
 
-/// Why a client's handshake failed, as far as operators tell such failures apart.
+/// Why a peer's handshake failed, as far as operators tell such failures apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HandshakeFailure {
     /// It sent no certificate where one must be.
@@ -217,6 +217,29 @@ impl HandshakeFailure {
             Self::Closed => "tls_closed",
             Self::Timeout => "tls_timeout",
             Self::Other => "tls_other",
+        }
+    }
+
+    /// As the access log names it when the peer is an upstream.
+    pub const fn upstream_detail(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "upstream_reset_before_response_started{tls_error:no_certificate}",
+            Self::UnknownCa => "upstream_reset_before_response_started{tls_error:unknown_ca}",
+            Self::Revoked => "upstream_reset_before_response_started{tls_error:certificate_revoked}",
+            Self::RevocationUnknown => "upstream_reset_before_response_started{tls_error:revocation_unknown}",
+            Self::Expired => "upstream_reset_before_response_started{tls_error:certificate_expired}",
+            Self::NotAllowed => {
+                "upstream_reset_before_response_started{tls_error:certificate_not_for_this_name}"
+            }
+            Self::BadCertificate => "upstream_reset_before_response_started{tls_error:bad_certificate}",
+            Self::NoSharedParameters => {
+                "upstream_reset_before_response_started{tls_error:no_shared_parameters}"
+            }
+            Self::RefusedByPeer => "upstream_reset_before_response_started{tls_error:refused_by_peer}",
+            Self::NotTls => "upstream_reset_before_response_started{tls_error:protocol_error}",
+            Self::Closed => "upstream_reset_before_response_started{tls_error:closed}",
+            Self::Timeout => "upstream_reset_before_response_started{tls_error:timeout}",
+            Self::Other => "upstream_reset_before_response_started{tls_error}",
         }
     }
 

@@ -18,6 +18,7 @@ use crate::run::{self, Exit};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use isthmus_config::Defaults;
 use isthmus_core::cluster::locality::Locality;
+use isthmus_core::egress::AllowedRanges;
 use isthmus_core::limits::{DnsServers, TrustedRanges};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -282,6 +283,10 @@ struct RunArgs {
     /// Servers of DNS that names of services are asked of [default: those of /etc/resolv.conf].
     #[arg(long, value_name = "ADDRESS,...", env = "ISTHMUS_DNS_SERVER")]
     dns_server: Option<DnsServers>,
+    /// Ranges that names of upstreams may lead to although clients choose them (wildcards, resolution NONE and DYNAMIC_DNS),
+    /// or they are link-local [default: public addresses only].
+    #[arg(long, value_name = "CIDR,...", env = "ISTHMUS_EGRESS_ALLOW_CIDR")]
+    egress_allow_cidr: Option<AllowedRanges>,
     /// Folder in which the last good resources are kept, Secrets included, so that a start with a broken file serves
     /// what was served before.
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE_DIR")]
@@ -305,6 +310,7 @@ impl RunArgs {
             state_dir: self.state_dir.clone(),
             trusted: self.trusted_cidr.clone(),
             dns_servers: self.dns_server.clone(),
+            egress_allowed: self.egress_allow_cidr.clone(),
             shards: self.shards.map(usize::from),
             access_log: match self.access_log.as_str() {
                 "off" => Target::Off,

@@ -7,15 +7,18 @@ use super::dns::Names;
 use super::publish::Publisher;
 use super::registration::Registration;
 use isthmus_core::discovery::Discovery as Found;
+use isthmus_core::egress::{AllowedRanges, Reach};
 use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::snapshot::Snapshot;
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Where names are used, and what is known of them.
 pub(super) struct Discovery {
     names: Names,
+    allowed: AllowedRanges,
     clusters: HashMap<Box<str>, Vec<ClusterKey>>,
     /// Instances that have registered themselves.
     pub(super) registration: Registration,
@@ -25,13 +28,27 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Of no cluster yet.
-    pub(super) fn new(names: Names) -> Self {
+    pub(super) fn new(names: Names, allowed: AllowedRanges) -> Self {
         Self {
             names,
+            allowed,
             clusters: HashMap::new(),
             registration: Registration::default(),
             touched: HashSet::new(),
         }
+    }
+
+    /// The addresses of a name, as far as connections may go there.
+    fn addresses(&self, name: &str, reach: Reach) -> Vec<IpAddr> {
+        let mut addresses = self.names.addresses(name);
+        addresses.retain(|address| {
+            let is_allowed = reach.allows(*address, &self.allowed);
+            if !is_allowed {
+                tracing::warn!(name, %address, "a name leads where no connection may go, unless --egress-allow-cidr names it");
+            }
+            is_allowed
+        });
+        addresses
     }
 
     /// What is known of names.
@@ -56,7 +73,7 @@ impl Discovery {
                 }
             }
             let before = publisher.endpoints(key).map_or(&nothing, |set| set);
-            let set = found.endpoints(|name| self.names.addresses(name), &registered, before);
+            let set = found.endpoints(|name| self.addresses(name, found.reach), &registered, before);
             Arc::make_mut(spec).endpoints = Arc::new(set);
         }
         let names: HashSet<&str> = self.clusters.keys().map(|name| &**name).collect();
@@ -76,16 +93,16 @@ impl Discovery {
 
     /// The clusters that were touched, with their endpoints as they are now.
     pub(super) fn take_changes(&mut self, publisher: &Publisher) -> Vec<(ClusterKey, EndpointSet)> {
+        let touched = std::mem::take(&mut self.touched);
         let present = |key: ClusterKey| {
             let before = publisher.endpoints(&key)?;
             let registered = self.registration.endpoints(&key);
-            let set = Found::of(before).endpoints(|name| self.names.addresses(name), &registered, before);
+            let found = Found::of(before);
+            let reach = found.reach;
+            let set = found.endpoints(|name| self.addresses(name, reach), &registered, before);
             Some((key, set))
         };
-        std::mem::take(&mut self.touched)
-            .into_iter()
-            .filter_map(present)
-            .collect()
+        touched.into_iter().filter_map(present).collect()
     }
 }
 

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Updates with the shards that they are for.
-pub(super) type Sent = Vec<(usize, Arc<EndpointUpdate>)>;
+pub type Sent = Vec<(usize, Arc<EndpointUpdate>)>;
 
 /// The sets that are not those of the published version.
 #[derive(Debug, Default)]
-pub(super) struct Updates {
+pub struct Updates {
     clusters: ClusterMap<Live>,
     /// Of the last change of any cluster.
     number: u64,
@@ -31,8 +31,8 @@ pub(super) struct Updates {
 struct Live {
     set: Arc<EndpointSet>,
     number: u64,
-    /// When it was changed first since all shards had the same.
-    since: Option<Instant>,
+    /// The first change that not all shards are known to have, or to have a later one in its place, and when it was.
+    since: Option<(u64, Instant)>,
     /// The newest that was made for shards, which may be older than `set`.
     made: Option<Arc<EndpointUpdate>>,
     /// Those before it that a shard may still use.
@@ -60,7 +60,7 @@ impl Updates {
 
     /// Takes another set of a cluster. Answers what is to be sent; nothing when the set is what it was, or the cluster
     /// is none of the published ones.
-    pub(super) fn change(
+    pub fn change(
         &mut self,
         key: &ClusterKey,
         set: EndpointSet,
@@ -91,15 +91,15 @@ impl Updates {
         });
         live.set = Arc::new(set);
         live.number = self.number;
-        live.since.get_or_insert(now);
+        live.since.get_or_insert((self.number, now));
         (0..shards)
             .filter_map(|shard| Some((shard, live.next(key, shard, published)?)))
             .collect()
     }
 
-    /// A shard has applied an update. Answers what is to be sent to it next, and how long the last change has taken to
-    /// reach all shards, if this was the last of them.
-    pub(super) fn applied(
+    /// A shard has applied an update. Answers what is to be sent to it next, and when the change was that all shards have
+    /// by this, or a later one in its place.
+    pub fn applied(
         &mut self,
         shard: usize,
         update: &EndpointUpdate,
@@ -120,8 +120,8 @@ impl Updates {
         let least = live.shards.iter().map(|standing| standing.applied).min();
         let least = least.unwrap_or(0);
         live.before.retain(|older| older.number >= least);
-        let since = (least == live.number).then(|| live.since.take()).flatten();
-        (next, since)
+        let since = live.since.take_if(|(number, _)| *number <= least);
+        (next, since.map(|(_, since)| since))
     }
 
     /// What is served: the published version with the sets as they are now.

@@ -8,7 +8,7 @@ mod admin;
 mod configuration;
 mod discovery;
 mod dns;
-mod endpoints;
+pub mod endpoints;
 mod explain;
 mod keys;
 mod life;
@@ -31,8 +31,8 @@ pub use source::Files;
 pub use upgrade::{Inherited, Parent};
 
 use crate::access_log;
-use crate::io::clock;
 use crate::io::executor::{self, Heartbeat};
+use crate::io::{clock, heap};
 use crate::mailbox::{
     Bells, ClusterView, Inbox, NameAnswer, Outbox, Publication, TlsSet, ToControl, ToShard,
 };
@@ -341,7 +341,7 @@ pub async fn run(
         shards,
         listeners,
         publisher: Publisher::new(bells),
-        discovery: Discovery::new(names.clone()),
+        discovery: Discovery::new(names.clone(), settings.egress_allowed.clone()),
         loads: 0,
         keys,
         configuration: Configuration::default(),
@@ -698,6 +698,8 @@ impl Control {
                 if self.shards.iter().all(|shard| shard.applied >= current) {
                     self.publisher.served(current);
                     self.applied(current);
+                    // What the version before was made of is freed by now.
+                    heap::give_back();
                 }
             }
             ToControl::EndpointsApplied(update) => {

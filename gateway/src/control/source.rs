@@ -7,7 +7,7 @@
 
 use super::Event;
 use super::resources::{Ask, Effective};
-use crate::io::clock;
+use crate::io::{clock, heap};
 use axum::http::StatusCode;
 use isthmus_config::diagnostic::{Diagnostic, Severity};
 use isthmus_config::keep::{self, LastGood, Outcome};
@@ -479,6 +479,7 @@ fn look_after(
         }
         if is_set {
             files.save();
+            heap::give_back();
         }
         for ask in asks {
             if !tell(files.answer(ask), &files, events) {

@@ -13,11 +13,13 @@ use http::StatusCode;
 use isthmus_core::attempt::{Overrides, Timeouts};
 use isthmus_core::grpc;
 use isthmus_core::header::HeaderList;
+use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::{RequestHead, ResponseHead};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What becomes of the client's connection.
@@ -30,6 +32,8 @@ pub enum After {
     Close,
     /// It is reset: the client must not take what it got for a whole answer.
     Abort,
+    /// It carries bytes to [`Exchange::tunnel`] from now on, and whoever carries them answers the request.
+    Tunnel,
 }
 
 /// How an exchange ended.
@@ -117,6 +121,8 @@ pub struct Exchange {
     pub(super) hash: Option<u64>,
     /// The Set-Cookie that gives the client its key.
     pub(super) set_cookie: Option<Box<str>>,
+    /// Where a request for a tunnel leads (CONNECT).
+    pub tunnel: Option<Arc<TcpRoute>>,
 }
 
 /// The largest header section whose buffer is kept.
@@ -198,6 +204,7 @@ impl Exchange {
             cors: None,
             hash: None,
             set_cookie: None,
+            tunnel: None,
         }
     }
 }

@@ -34,10 +34,17 @@ use isthmus_core::route::{Action, Destination, Forward, Route, VirtualHost, spli
 use isthmus_core::source::{Caller, Identity, Source, Sources};
 use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The port of a target in absolute form that names none.
+const HTTP_PORT: u16 = 80;
+
+/// What is left at least of a request's time whose upstream was found at the last moment.
+const LEAST: Duration = Duration::from_millis(1);
 
 struct Active(Rc<Cell<u64>>);
 
@@ -62,12 +69,21 @@ pub async fn serve(
     x.begin(started);
     x.route_timer.clear();
     x.timed_from = None;
-    route(context, listener, conn, x).await;
+    let is_connect = x.request.method == Method::CONNECT && x.request.version != Version::Http2;
+    if is_connect {
+        find_tunnel(context, listener, conn, x).await;
+    } else {
+        route(context, listener, conn, x).await;
+    }
     x.route_timer.clear();
     if x.timeouts.per_try.is_some() {
         x.try_timer.clear();
     }
     x.tee.clear();
+    if x.outcome.after == After::Tunnel {
+        // Counted and logged when it ends, by who carries it.
+        return After::Tunnel;
+    }
     finish(context, conn, x, started);
     x.outcome.after
 }
@@ -225,7 +241,15 @@ async fn route(
         asked.limit(context.settings.override_limits());
     }
 
-    let found = listener.serving.borrow().find(conn.policy(), &x.request.host);
+    let found = {
+        let serving = listener.serving.borrow();
+        if serving.is_forward_proxy() {
+            let port = split_port(&x.request.authority).1.unwrap_or(HTTP_PORT);
+            serving.find_forward(port, &x.request.host)
+        } else {
+            serving.find(conn.policy(), &x.request.host)
+        }
+    };
     let pin = match found {
         FoundHost::Host(pin) => pin,
         FoundHost::Unknown => {
@@ -273,6 +297,28 @@ async fn route(
             local::send(context, conn, x, answer).await;
         }
         Action::Forward(forward) => forward_request(context, conn, x, forward).await,
+    }
+}
+
+/// Finds where a request for a tunnel leads (RFC 9110, 9.3.6).
+async fn find_tunnel(
+    context: &Context,
+    listener: &ListenerState,
+    conn: &mut impl Downstream,
+    x: &mut Exchange,
+) {
+    if !x.request.body.is_empty() {
+        let cause = Cause::RequestHead(HeadError::BodyNotAllowed);
+        return local::refuse(context, conn, x, cause.into(), true).await;
+    }
+    let port = split_port(&x.request.authority).1.unwrap_or(0);
+    let found = listener.serving.borrow().tunnel(port, &x.request.host);
+    match found {
+        Some(route) => {
+            x.tunnel = Some(route);
+            x.outcome.after = After::Tunnel;
+        }
+        None => local::refuse(context, conn, x, Cause::NoVirtualHost.into(), false).await,
     }
 }
 
@@ -380,6 +426,36 @@ fn rewrite(conn: &impl Downstream, x: &mut Exchange, forward: &Forward, destinat
     x.timeouts = timeouts(&x.request, x.overrides.as_deref(), forward);
 }
 
+/// The cluster of the host that the request names, which may have to be resolved within the request's time.
+async fn host_of(
+    context: &Context,
+    template: &Rc<ClusterHandle>,
+    x: &mut Exchange,
+) -> Result<Rc<ClusterHandle>, Cause> {
+    let began = clock::now();
+    let connect = template.connect_timeout();
+    let (patience, late) = match x.timeouts.total {
+        Some(total) if total < connect => (total, Cause::UpstreamTimeout),
+        _ => (connect, Cause::NameUnknown),
+    };
+    let timer = context.wheel.timer();
+    timer.set(patience);
+    let allowed = &context.settings.egress_allowed;
+    let clusters = &context.clusters;
+    let mut found = pin!(clusters.of_host(template, &x.request.authority, allowed, &context.random));
+    let found = poll_fn(|cx| match found.as_mut().poll(cx) {
+        Poll::Pending => timer.poll(cx).map(|()| Err(late)),
+        found => found,
+    });
+    let found = found.await;
+    let took = clock::now().saturating_duration_since(began);
+    x.timeouts.total = x
+        .timeouts
+        .total
+        .map(|total| total.saturating_sub(took).max(LEAST));
+    found
+}
+
 async fn forward_request(
     context: &Rc<Context>,
     conn: &mut impl Downstream,
@@ -413,6 +489,19 @@ async fn forward_request(
         return local::refuse_with(context, conn, x, reply, operations, false).await;
     };
     rewrite(conn, x, forward, destination);
+    let cluster = if cluster.is_dynamic() {
+        match Box::pin(host_of(context, &cluster, x)).await {
+            Ok(own) => {
+                x.outcome.cluster = Some(Rc::clone(&own));
+                own
+            }
+            Err(cause) => {
+                return local::refuse_with(context, conn, x, cause.into(), operations, false).await;
+            }
+        }
+    } else {
+        cluster
+    };
     let key = cluster.key_of(&x.request, x.client, conn.peer(), conn.local_addr());
     x.hash = key.hash();
     x.set_cookie = key.into_cookie();

@@ -24,7 +24,10 @@ use crate::io::timer::Wheel;
 use crate::mailbox::TlsSet;
 use isthmus_core::drain::Drain;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::listener::{Accepts, Listener, ListenerKey, ProxyProtocol, TableOf, Upgrades};
+use isthmus_core::listener::{
+    Accepts, ChainAction, ForwardPort, Listener, ListenerKey, ProxyProtocol, TableOf, TcpRoute, Upgrades,
+    forward_port,
+};
 use isthmus_core::overload::{Bounds, Load};
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
@@ -125,6 +128,8 @@ pub struct Serving {
     upgrades: Upgrades,
     accepts: Accepts,
     tables: Vec<Table>,
+    /// What a forward proxy leads to.
+    forward: Vec<ForwardPort>,
     /// By chain of a TLS listener: what TLS ends with, if its keys could be loaded.
     configs: Vec<Option<Arc<ServerConfig>>>,
     /// Whether every name of a TLS listener has one policy, so that no request can be on the wrong connection.
@@ -169,6 +174,7 @@ impl Serving {
             upgrades: listener.upgrades.clone(),
             accepts: listener.accepts.clone(),
             tables: tables.collect(),
+            forward: listener.forward.clone(),
             one_policy: listener.accepts.has_one_policy(),
             configs: chain_configs(&listener.accepts, tls),
         }
@@ -185,6 +191,7 @@ impl Serving {
             upgrades: self.upgrades.clone(),
             accepts: self.accepts.clone(),
             tables: tables.collect(),
+            forward: self.forward.clone(),
             configs: chain_configs(&self.accepts, tls),
             one_policy: self.one_policy,
         }
@@ -203,6 +210,28 @@ impl Serving {
     /// Whether connections may go on in this protocol.
     pub fn passes(&self, protocol: &str) -> bool {
         self.upgrades.allows(protocol)
+    }
+
+    /// Whether requests are for hosts behind it, whom they name.
+    pub fn is_forward_proxy(&self) -> bool {
+        !self.forward.is_empty()
+    }
+
+    /// The virtual host of a target's host at a port of targets.
+    pub fn find_forward(&self, port: u16, host: &str) -> FoundHost {
+        let table = forward_port(&self.forward, port).and_then(|found| self.tables.get(found.table));
+        table
+            .and_then(|table| table.find(host))
+            .map_or(FoundHost::Unknown, FoundHost::Host)
+    }
+
+    /// Where a tunnel to a host and a port leads.
+    pub fn tunnel(&self, port: u16, host: &str) -> Option<Arc<TcpRoute>> {
+        let names = &forward_port(&self.forward, port)?.connect;
+        match &names.chains().get(names.find(Some(host))?)?.action {
+            ChainAction::Pass(route) => Some(Arc::clone(route)),
+            _ => None,
+        }
     }
 
     /// What TLS ends with at a chain, by its position.

@@ -11,10 +11,11 @@ use crate::downstream::tls::Secured;
 use crate::io::buffer::{Filled, ReadBuffer};
 use crate::io::stream::Stream;
 use crate::io::{clock, executor};
-use crate::upstream::connect;
-use http::Method;
+use crate::upstream::connect::{self, Wanted};
+use crate::upstream::tunnel;
+use http::{Method, StatusCode};
 use isthmus_core::cluster::outlier::Signal;
-use isthmus_core::cluster::{Choice, EndpointId};
+use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
 use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
@@ -22,6 +23,7 @@ use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
+use std::future::Future;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,8 +43,10 @@ pub struct Client {
     pub peer: SocketAddr,
     /// What is known about it, when its TLS ends here.
     pub secured: Option<Secured>,
-    /// The name that it asked TLS for.
+    /// The name that it asked TLS for, or the host that it asked this proxy for.
     pub server_name: Option<Box<str>>,
+    /// The target that it asked this proxy for, with its port, and waits for an answer (CONNECT).
+    pub asked: Option<Box<str>>,
     /// How far its listener is on its way out.
     pub drain: Rc<Cell<Drain>>,
 }
@@ -128,6 +132,8 @@ struct Outcome {
     sent: u64,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
+    /// What a client that asked for the connection was answered, and what it asked for.
+    answered: Option<(StatusCode, Box<str>)>,
 }
 
 /// Carries a connection to where a route says, until it ends.
@@ -136,7 +142,9 @@ pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
     let Some(key) = route.pick(draw).map(|destination| &destination.cluster) else {
         return;
     };
-    serve_to(context, client, key, true).await;
+    // What a client asks a proxy for has TLS of its own, as what passes through by its name.
+    let secure = client.asked.is_none();
+    serve_to(context, client, key, secure).await;
 }
 
 /// Carries a connection whose TLS is the endpoint's own to a cluster, without what the cluster's rule says about TLS.
@@ -147,8 +155,15 @@ pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) 
 async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: bool) {
     let started = clock::now();
     let mut outcome = Outcome::default();
-    let cluster = context.clusters.get(key);
-    let known = cluster.as_ref().map(|_| key.clone());
+    let named = context.clusters.get(key).ok_or(Cause::NoCluster);
+    let cluster = match named {
+        Ok(template) if template.is_dynamic() => {
+            let name = client.server_name.as_deref().unwrap_or("");
+            Box::pin(host_of(context, &template, name)).await
+        }
+        other => other,
+    };
+    let known = cluster.as_ref().ok().and_then(|cluster| cluster.key().clone());
     context.stats.borrow_mut().tcp_opened(&known);
     let (local, peer, name) = (
         client.stream.local_addr(),
@@ -156,17 +171,34 @@ async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: b
         client.server_name.clone(),
     );
     match cluster {
-        None => {
-            client.stream.reset_on_close();
-            outcome.cause = Some(Cause::NoCluster);
+        Err(cause) => {
+            refuse(&client, cause, &mut outcome).await;
         }
-        Some(cluster) => carry(context, client, &cluster, &known, secure, &mut outcome).await,
+        Ok(cluster) => carry(context, client, &cluster, &known, secure, &mut outcome).await,
     }
     context.stats.borrow_mut().tcp_closed(&known);
     if let Some(cause) = outcome.cause {
         context.count_cause(cause);
     }
     log(context, key, started, &outcome, local, peer, name.as_deref());
+}
+
+/// The cluster of a host that a client has named.
+async fn host_of(
+    context: &Context,
+    template: &Rc<ClusterHandle>,
+    name: &str,
+) -> Result<Rc<ClusterHandle>, Cause> {
+    let timer = context.wheel.timer();
+    timer.set(template.connect_timeout());
+    let allowed = &context.settings.egress_allowed;
+    let found = context.clusters.of_host(template, name, allowed, &context.random);
+    let mut found = std::pin::pin!(found);
+    let found = std::future::poll_fn(|cx| match found.as_mut().poll(cx) {
+        Poll::Pending => timer.poll(cx).map(|()| Err(Cause::NameUnknown)),
+        found => found,
+    });
+    found.await
 }
 
 /// Writes the line of a connection that ended before it led anywhere.
@@ -206,11 +238,15 @@ fn log(
         ..RequestHead::default()
     };
     request.set_path("-");
+    if let Some((_, target)) = &outcome.answered {
+        request.method = Method::CONNECT;
+        request.set_authority(target);
+    }
     context.log.write(&Record {
         start: wall.checked_sub(duration).unwrap_or(wall),
         request: &request,
         original_path: None,
-        status: None,
+        status: outcome.answered.as_ref().map(|(status, _)| status.as_u16()),
         flags: outcome.cause.map_or(Flags::NONE, Cause::flag),
         detail: outcome.cause.map_or("", Cause::detail),
         bytes_received: outcome.received,
@@ -248,12 +284,12 @@ async fn carry(
     ) {
         Ok(wanted) => wanted,
         Err(cause) => {
-            outcome.cause = Some(cause);
-            return client.stream.reset_on_close();
+            return refuse(&client, cause, outcome).await;
         }
     };
     // The lease lasts as long as the connection: it counts in the balancer.
-    let (lease, _permit, _open, upstream) = loop {
+    let tunnel = cluster.tunnel();
+    let (lease, _permit, _open, upstream, begun) = loop {
         let choice = Choice {
             hash,
             avoid: &avoid,
@@ -264,46 +300,102 @@ async fn carry(
             Start::Connect(lease, address, permit) => (lease, address, permit),
             Start::Reuse(..) | Start::Wait => continue,
             Start::Refuse(cause) => {
-                outcome.cause = Some(cause);
-                return client.stream.reset_on_close();
+                return refuse(&client, cause, outcome).await;
             }
         };
         outcome.upstream = Some(address);
         let open = context.clusters.count_open();
         wanted.targets = lease.targets();
-        let connected = connect::open(address, &wanted, &context.pool, &context.wheel).await;
-        let mut stats = context.stats.borrow_mut();
+        let connected = lead(context, address, &wanted, tunnel.as_deref()).await;
         match connected {
-            Ok((upstream, address)) => {
+            Ok((upstream, address, begun)) => {
                 outcome.upstream = Some(address);
-                stats.counters.upstream_connects += 1;
+                context.stats.borrow_mut().counters.upstream_connects += 1;
                 lease.report(Signal::Connected, clock::now());
-                break (lease, permit, open, upstream);
+                break (lease, permit, open, upstream, begun);
             }
             Err(cause) => {
-                stats.counters.upstream_connect_failures += 1;
+                context.stats.borrow_mut().counters.upstream_connect_failures += 1;
                 lease.report(Signal::NoAnswer, clock::now());
                 avoid.push(lease.endpoint());
                 lease.finish(None, clock::now());
-                if avoid.len() >= ATTEMPTS {
-                    outcome.cause = Some(cause);
-                    return client.stream.reset_on_close();
+                if avoid.len() >= ATTEMPTS || cause == Cause::TunnelRefused {
+                    return refuse(&client, cause, outcome).await;
                 }
             }
         }
     };
     outcome.upstream_local = upstream.local_addr();
+    if !answer(&client, StatusCode::OK, outcome).await {
+        outcome.cause = Some(Cause::ClientGone);
+        return lease.finish(None, clock::now());
+    }
     let (idle, longest) = cluster.tcp_limits();
-    let cause = exchange(context, client, upstream, key, (idle, longest), outcome).await;
+    let cause = exchange(context, client, (upstream, begun), key, (idle, longest), outcome).await;
     outcome.cause = cause;
     lease.finish(None, clock::now());
+}
+
+/// Ends a connection that leads nowhere: with an answer, when the client waits for one.
+async fn refuse(client: &Client, cause: Cause, outcome: &mut Outcome) {
+    outcome.cause = Some(cause);
+    if client.asked.is_none() || !answer(client, cause.status(), outcome).await {
+        client.stream.reset_on_close();
+    }
+}
+
+/// Answers a client that asked for the connection; false when it is gone.
+async fn answer(client: &Client, status: StatusCode, outcome: &mut Outcome) -> bool {
+    let Some(target) = &client.asked else {
+        return true;
+    };
+    outcome.answered = Some((status, target.clone()));
+    let text = match status {
+        StatusCode::OK => "HTTP/1.1 200 OK\r\n\r\n".to_owned(),
+        other => {
+            let body = outcome.cause.map_or("", Cause::text);
+            let length = body.len();
+            format!(
+                "HTTP/1.1 {other}\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            )
+        }
+    };
+    let mut left = text.as_bytes();
+    let written = std::future::poll_fn(|cx| {
+        while !left.is_empty() {
+            match client.stream.poll_write(cx, &[IoSlice::new(left)]) {
+                Poll::Ready(Ok(written)) => left = left.get(written..).unwrap_or(&[]),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        client.stream.poll_flush(cx).map(|flushed| flushed.is_ok())
+    });
+    written.await
+}
+
+/// Connects to an endpoint, and through it to the target of a tunnel. Answers also where it leads, and what has come of
+/// the target.
+async fn lead(
+    context: &Context,
+    address: SocketAddr,
+    wanted: &Wanted,
+    tunnel: Option<&Tunnel>,
+) -> Result<(Stream, SocketAddr, ReadBuffer), Cause> {
+    let (pool, wheel) = (&context.pool, &context.wheel);
+    let (stream, address) = connect::open(address, wanted, pool, wheel).await?;
+    let begun = match tunnel {
+        None => ReadBuffer::new(pool),
+        Some(target) => tunnel::ask(&stream, target, wanted.timeout, pool, wheel, &context.limits).await?,
+    };
+    Ok((stream, address, begun))
 }
 
 /// Moves bytes both ways until both have ended; answers what else ended it.
 async fn exchange(
     context: &Context,
     client: Client,
-    upstream: Stream,
+    (upstream, answered): (Stream, ReadBuffer),
     key: &Option<ClusterKey>,
     (idle, longest): (Duration, Duration),
     outcome: &mut Outcome,
@@ -312,7 +404,7 @@ async fn exchange(
         stream, begun, drain, ..
     } = client;
     let mut up = Way::new(begun);
-    let mut down = Way::new(ReadBuffer::new(&context.pool));
+    let mut down = Way::new(answered);
     let silence = context.wheel.timer();
     silence.set(idle);
     let age = context.wheel.timer();

@@ -12,9 +12,11 @@ use crate::proxy::exchange::{After, Exchange};
 use crate::proxy::http;
 use crate::proxy::{Context, ListenerState, tcp};
 use isthmus_core::drain::Drain;
+use isthmus_core::limits::MessageLimits;
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::Cause;
+use isthmus_core::route::split_port;
 use isthmus_core::tls::HandshakeFailure;
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -33,20 +35,20 @@ pub(super) async fn serve(
     drain: Rc<Cell<Drain>>,
     _counted: Counted,
 ) {
-    let plain = {
+    let (plain, connect) = {
         let serving = listener.serving.borrow();
-        matches!(serving.accepts(), Accepts::Http) && serving.proxy_protocol() == ProxyProtocol::Off
+        let is_http = matches!(serving.accepts(), Accepts::Http);
+        (
+            is_http && serving.proxy_protocol() == ProxyProtocol::Off,
+            serving.is_forward_proxy(),
+        )
+    };
+    let limits = MessageLimits {
+        connect,
+        ..context.limits
     };
     let http = |stream, begun, secured, peer| {
-        Connection::new(
-            stream,
-            begun,
-            secured,
-            peer,
-            context.limits,
-            &context.wheel,
-            drain,
-        )
+        Connection::new(stream, begun, secured, peer, limits, &context.wheel, drain)
     };
     if plain {
         let conn = http(stream, ReadBuffer::new(&context.pool), None, peer);
@@ -112,6 +114,7 @@ async fn begin(
         peer,
         secured,
         server_name,
+        asked: None,
         drain: Rc::clone(&listener.drain),
     };
     let names = match serving.accepts() {
@@ -250,6 +253,21 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
             }
             Warm::Close { .. } => return conn.linger(&context.settings).await,
             Warm::Abort => return conn.stream.reset_on_close(),
+            Warm::Tunnel(route, target) => {
+                let peer = conn.peer;
+                let server_name = Some(split_port(&target).0.into());
+                let (stream, begun, secured, _drain) = conn.into_parts();
+                let client = tcp::Client {
+                    stream,
+                    begun,
+                    peer,
+                    secured,
+                    server_name,
+                    asked: Some(target),
+                    drain: Rc::clone(&listener.drain),
+                };
+                return Box::pin(tcp::serve(context, client, &route)).await;
+            }
         }
     }
 }
@@ -301,6 +319,8 @@ enum Warm {
     },
     /// The gateway breaks off.
     Abort,
+    /// Bytes follow, to this target.
+    Tunnel(Arc<TcpRoute>, Box<str>),
 }
 
 /// Serves requests as long as they follow each other closely.
@@ -321,6 +341,13 @@ async fn serve_while_warm(context: &Rc<Context>, listener: &ListenerState, conn:
             After::KeepAlive => {}
             After::Close => return Warm::Close { asked },
             After::Abort => return Warm::Abort,
+            After::Tunnel => {
+                let target = exchange.request.authority.as_str().into();
+                return match exchange.tunnel.take() {
+                    Some(route) => Warm::Tunnel(route, target),
+                    None => Warm::Abort,
+                };
+            }
         }
     }
 }

@@ -6,11 +6,14 @@ use crate::io::clock;
 use crate::io::h1::MessageReader;
 use crate::io::stream::Stream;
 use crate::io::timer::Wheel;
+use crate::io::tls::HandshakeError;
+use crate::tls::classify;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::proxy_protocol::{self, Addresses};
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
+use isthmus_core::tls::HandshakeFailure;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::future::poll_fn;
@@ -82,9 +85,9 @@ pub async fn open(
     let Some(Secure { config, name }) = &wanted.secure else {
         return Ok((stream, address));
     };
-    let name = ServerName::try_from(&**name).map_err(|_| Cause::UpstreamTls)?;
-    let connection =
-        ClientConnection::new(Arc::clone(config), name.to_owned()).map_err(|_| Cause::UpstreamTls)?;
+    let name = ServerName::try_from(&**name).map_err(|_| Cause::UpstreamTls(HandshakeFailure::Other))?;
+    let connection = ClientConnection::new(Arc::clone(config), name.to_owned())
+        .map_err(|_| Cause::UpstreamTls(HandshakeFailure::Other))?;
     stream.begin_tls(connection, pool);
     let left = timeout.saturating_sub(clock::now().saturating_duration_since(before));
     let deadline = wheel.timer();
@@ -93,7 +96,10 @@ pub async fn open(
         Poll::Pending => deadline.poll(cx).map(|()| Err(Cause::ConnectTimeout)),
         shaken => shaken.map_err(|error| {
             tracing::debug!(%address, %error, "the upstream's handshake failed");
-            Cause::UpstreamTls
+            Cause::UpstreamTls(match &error {
+                HandshakeError::Tls(error) => classify(error),
+                HandshakeError::Closed | HandshakeError::Io(_) => HandshakeFailure::Closed,
+            })
         }),
     });
     shaken.await?;

@@ -113,7 +113,7 @@ async fn ask(
 fn failure_of(cause: Cause) -> Failure {
     match cause {
         Cause::ConnectTimeout => Failure::TooLate,
-        Cause::UpstreamTls => Failure::Handshake,
+        Cause::UpstreamTls(_) => Failure::Handshake,
         Cause::ConnectFailed => Failure::NotConnected,
         _ => Failure::NoAnswer,
     }

@@ -4,6 +4,7 @@ pub mod connect;
 pub mod h2;
 pub mod health;
 mod race;
+pub mod tunnel;
 
 use crate::io::h1::{Chunk, MessageReader, MessageWriter, ReadError};
 use crate::io::stream::Stream;

@@ -53,6 +53,12 @@ impl Check<'_, '_> {
             }
             self.port(tunnel, &path, "targetPort");
             let protocol = tunnel.text("protocol").unwrap_or("");
+            if protocol == "POST" {
+                let message = "tunnels are asked for by CONNECT only: there is none";
+                let origin = &self.meta.origin;
+                self.report
+                    .warn("not-executed", origin, &path.key("protocol"), message);
+            }
             if !["", "CONNECT", "POST"].contains(&protocol) {
                 self.error(
                     "bad-value",

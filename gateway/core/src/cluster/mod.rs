@@ -16,6 +16,7 @@ pub mod retry_budget;
 mod schedule;
 pub mod warmup;
 
+use crate::egress::Dynamic;
 use crate::endpoint::{Endpoint, EndpointSet};
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
@@ -68,6 +69,10 @@ pub struct ClusterSpec {
     pub keepalive: Option<TcpKeepalive>,
     /// The PROXY header that each connection begins with, which says who the client is.
     pub proxy_protocol: Option<ProxyVersion>,
+    /// Stands for hosts that requests bring; it has no endpoints then.
+    pub dynamic: Option<Dynamic>,
+    /// Where connections of bytes go on from their endpoint, which is a proxy.
+    pub tunnel: Option<Arc<Tunnel>>,
     /// How many requests may be sent again.
     pub retries: RetryLimits,
     /// How many connections and requests there may be, in the whole process.
@@ -105,6 +110,25 @@ impl ClusterSpec {
         let names = set.discovery.iter().flat_map(|discovery| &discovery.names);
         let names = names.filter_map(|named| named.health.as_ref());
         self.health.iter().chain(endpoints).chain(names)
+    }
+}
+
+/// The target of a tunnel through a proxy (Istio `trafficPolicy.tunnel`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tunnel {
+    /// Its name or address.
+    pub host: Box<str>,
+    /// Its port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') && !self.host.starts_with('[') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -686,6 +710,8 @@ mod tests {
             max_connection_duration: Duration::ZERO,
             keepalive: None,
             proxy_protocol: None,
+            tunnel: None,
+            dynamic: None,
             retries: RetryLimits::default(),
             limits: Limits::default(),
             outlier: None,

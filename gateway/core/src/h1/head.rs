@@ -319,7 +319,11 @@ fn read_request(block: &[u8], limits: &MessageLimits, head: &mut RequestHead) ->
         (None, None) if head.version == Version::Http10 => None,
         (None, None) => return Err(HeadError::Host),
     };
-    read_target(target, host, head)?;
+    if head.method == Method::CONNECT && limits.connect {
+        read_connect_target(target, head)?;
+    } else {
+        read_target(target, host, head)?;
+    }
 
     let headers = &head.headers;
     head.body = match transfer_encoding(headers, head.version)? {
@@ -434,6 +438,19 @@ pub fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> 
     head.set_authority(authority);
     let (name, _) = split_port(authority);
     head.host.push_str(name.strip_suffix('.').unwrap_or(name));
+    head.host.make_ascii_lowercase();
+    Ok(())
+}
+
+/// Reads the target of CONNECT, a host and a port (RFC 9112, 3.2.3), which is the authority whatever Host says.
+fn read_connect_target(target: &str, head: &mut RequestHead) -> Result<(), HeadError> {
+    let (host, port) = split_port(target);
+    if !is_authority(target) || host.is_empty() || port.is_none_or(|port| port == 0) {
+        return Err(HeadError::Target);
+    }
+    head.set_path("");
+    head.set_authority(target);
+    head.host.push_str(host.strip_suffix('.').unwrap_or(host));
     head.host.make_ascii_lowercase();
     Ok(())
 }
@@ -582,6 +599,43 @@ fn read_response(
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn connect_is_for_forward_proxies_and_names_a_host_and_a_port() {
+        let limits = MessageLimits {
+            connect: true,
+            ..Settings::default().message_limits()
+        };
+        let read = |target: &str, limits: &MessageLimits| {
+            let text = format!("CONNECT {target} HTTP/1.1\r\nHost: other\r\n\r\n");
+            let mut head = RequestHead::default();
+            let parsed = HeadParser::default().parse_request(text.as_bytes(), limits, &mut head);
+            parsed.map(|_| (head.authority, head.host))
+        };
+        for (target, host) in [
+            ("A.example:443", "a.example"),
+            ("a.example.:8443", "a.example"),
+            ("[::1]:443", "[::1]"),
+        ] {
+            let found = read(target, &limits).unwrap();
+            assert_eq!(found, (target.to_owned(), host.to_owned()));
+        }
+        for bad in [
+            "a.example",
+            "a.example:0",
+            "a.example:x",
+            ":443",
+            "u@a:443",
+            "/",
+            "http://a:443/",
+        ] {
+            assert_eq!(read(bad, &limits).unwrap_err(), HeadError::Target, "{bad}");
+        }
+        assert_eq!(
+            read("a:443", &Settings::default().message_limits()).unwrap_err(),
+            HeadError::Connect
+        );
+    }
+
     use super::*;
     use crate::limits::Settings;
 

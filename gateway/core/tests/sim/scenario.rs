@@ -225,6 +225,8 @@ impl Scenario {
             max_connection_duration: Duration::ZERO,
             keepalive: None,
             proxy_protocol: None,
+            tunnel: None,
+            dynamic: None,
             retries: self.retries,
             limits,
             health: None,

@@ -266,10 +266,9 @@ fn thresholds_hold_both_ways() {
     ] {
         expect(status, after);
     }
-    assert_eq!(
-        (verdicts(&gateway, "unhealthy"), verdicts(&gateway, "healthy")),
-        (2.0, 1.0)
-    );
+    eventually(SOON, "all are told", || {
+        (verdicts(&gateway, "unhealthy"), verdicts(&gateway, "healthy")) == (2.0, 1.0)
+    });
     assert_eq!(gateway.get("any.example", "/").status, 503, "nobody is left");
     drop(well);
     gateway.stop();
@@ -308,7 +307,7 @@ fn what_is_known_survives_a_reload_and_ends_with_the_endpoint() {
     assert_eq!(unhealthy(&gateway), Some(1));
     assert_eq!(statuses(&gateway, 40), [200; 40]);
     assert_eq!(ill.served(), before);
-    assert_eq!(verdicts(&gateway, "unhealthy"), 1.0);
+    eventually(SOON, "it is told", || verdicts(&gateway, "unhealthy") == 1.0);
 
     let held = gateway.resting();
     gateway.replace_resources("route", &route_among(&[well.address()], ""));

@@ -34,7 +34,7 @@ pub enum Reach {
 pub struct AllowedRanges(pub Vec<IpNet>);
 
 /// Addresses of the metadata of clouds that are in no other range that is refused.
-const METADATA: [IpAddr; 4] = [
+const METADATA: [IpAddr; 5] = [
     // Alibaba Cloud.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     // Azure.
@@ -43,6 +43,8 @@ const METADATA: [IpAddr; 4] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     // Amazon Web Services.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
+    // Google Cloud.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254)),
 ];
 
 impl Reach {
@@ -54,7 +56,8 @@ impl Reach {
         }
         let is_metadata = METADATA.contains(&address) || is_link_local(address);
         match self {
-            Self::Written => !is_metadata,
+            // A connection there would go to this machine, whoever wrote the name.
+            Self::Written => !is_metadata && !address.is_unspecified(),
             Self::Public => !is_metadata && is_public(address),
         }
     }
@@ -71,6 +74,8 @@ fn inner(address: IpAddr) -> IpAddr {
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
         // Compatible addresses, which nobody uses; `::` and `::1` are what they are.
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
+        // For translation within a network (RFC 8215), at the end as with the well-known prefix.
+        [0x64, 0xff9b, 1, .., high, low] => v4(high, low),
         [0x2002, high, low, ..] => v4(high, low),
         _ => address,
     }
@@ -173,6 +178,10 @@ mod tests {
             "fd00:ec2::254",
             "168.63.129.16",
             "::ffff:169.254.169.254",
+            "64:ff9b:1::a9fe:a9fe",
+            "fd20:ce::254",
+            "0.0.0.0",
+            "::",
         ] {
             assert!(!allows(Reach::Written, address, ""), "{address}");
         }

@@ -183,10 +183,16 @@ impl SettingType for TrustedRanges {
 impl SettingType for AllowedRanges {
     const EXPECTS: &'static str = TrustedRanges::EXPECTS;
     fn from_value(value: &SettingValue) -> Result<Self, String> {
-        TrustedRanges::from_value(value).map(|ranges| Self(ranges.0))
+        match value {
+            SettingValue::Text(text) if text == "none" => Ok(Self::default()),
+            _ => TrustedRanges::from_value(value).map(|ranges| Self(ranges.0)),
+        }
     }
     fn show(&self) -> String {
-        TrustedRanges(self.0.clone()).show()
+        match self.0.is_empty() {
+            true => "none".to_owned(),
+            false => TrustedRanges(self.0.clone()).show(),
+        }
     }
 }
 

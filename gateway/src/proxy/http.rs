@@ -71,7 +71,8 @@ pub async fn serve(
     x.timed_from = None;
     let is_connect = x.request.method == Method::CONNECT && x.request.version != Version::Http2;
     if is_connect {
-        find_tunnel(context, listener, conn, x).await;
+        // Boxed: its state would make every connection's larger.
+        Box::pin(find_tunnel(context, listener, conn, x)).await;
     } else {
         route(context, listener, conn, x).await;
     }
@@ -177,7 +178,14 @@ async fn route(
     x: &mut Exchange,
 ) {
     if let Err(shed) = context.bounds.admit(context.load()) {
-        return local::refuse(context, conn, x, Cause::Overload(shed).into(), false).await;
+        return Box::pin(local::refuse(
+            context,
+            conn,
+            x,
+            Cause::Overload(shed).into(),
+            false,
+        ))
+        .await;
     }
     if path::normalize(&mut x.request, context.settings.path_normalization).is_err() {
         return local::refuse(context, conn, x, Cause::RequestPath.into(), false).await;
@@ -307,6 +315,9 @@ async fn find_tunnel(
     conn: &mut impl Downstream,
     x: &mut Exchange,
 ) {
+    if let Err(shed) = context.bounds.admit(context.load()) {
+        return local::refuse(context, conn, x, Cause::Overload(shed).into(), false).await;
+    }
     if !x.request.body.is_empty() {
         let cause = Cause::RequestHead(HeadError::BodyNotAllowed);
         return local::refuse(context, conn, x, cause.into(), true).await;

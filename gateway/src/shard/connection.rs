@@ -43,11 +43,11 @@ pub(super) async fn serve(
             serving.is_forward_proxy(),
         )
     };
-    let limits = MessageLimits {
-        connect,
-        ..context.limits
-    };
     let http = |stream, begun, secured, peer| {
+        let limits = MessageLimits {
+            connect,
+            ..context.limits
+        };
         Connection::new(stream, begun, secured, peer, limits, &context.wheel, drain)
     };
     if plain {
@@ -253,23 +253,35 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
             }
             Warm::Close { .. } => return conn.linger(&context.settings).await,
             Warm::Abort => return conn.stream.reset_on_close(),
+            // Boxed as a whole, for the same reason.
             Warm::Tunnel(route, target) => {
-                let peer = conn.peer;
-                let server_name = Some(split_port(&target).0.into());
-                let (stream, begun, secured, _drain) = conn.into_parts();
-                let client = tcp::Client {
-                    stream,
-                    begun,
-                    peer,
-                    secured,
-                    server_name,
-                    asked: Some(target),
-                    drain: Rc::clone(&listener.drain),
-                };
-                return Box::pin(tcp::serve(context, client, &route)).await;
+                return Box::pin(serve_tunnel(context, listener, conn, route, target)).await;
             }
         }
     }
+}
+
+/// Carries the bytes behind a CONNECT to where it leads.
+async fn serve_tunnel(
+    context: &Rc<Context>,
+    listener: &Rc<ListenerState>,
+    conn: Connection,
+    route: Arc<TcpRoute>,
+    target: Box<str>,
+) {
+    let peer = conn.peer;
+    let server_name = Some(split_port(&target).0.into());
+    let (stream, begun, secured, _drain) = conn.into_parts();
+    let client = tcp::Client {
+        stream,
+        begun,
+        peer,
+        secured,
+        server_name,
+        asked: Some(target),
+        drain: Rc::clone(&listener.drain),
+    };
+    tcp::serve(context, client, &route).await;
 }
 
 /// Serves the streams of an HTTP/2 connection, each in a task of its own.

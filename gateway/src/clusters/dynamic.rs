@@ -1,8 +1,9 @@
 //! Hosts that requests bring: a cluster for each of them, made when the first request comes.
 //!
 //! The cluster of a wildcard ([`Dynamic`]) has no endpoints. Each host that it covers gets a cluster of its own beside it,
-//! with the same policy: its connections, ejections and time-outs are its own, while the limits of the policy hold for
-//! all hosts of the wildcard together. A host's one endpoint leads to the addresses that its name has when a connection is
+//! with the same policy: its connections and time-outs are its own, while the limits of the policy hold for all hosts of
+//! the wildcard together. So does the share of endpoints that may be ejected, and failures are counted by each shard for
+//! itself. A host's one endpoint leads to the addresses that its name has when a connection is
 //! made, as far as connections may go there ([`Reach::Public`]); connections that are there outlive them.
 
 use super::{ClusterHandle, Clusters, Keys};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub type Labels = BTreeMap<String, String>;
 
 /// An instance of a service, by the fields of a WorkloadEntry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Instance {
     /// Its address.
     pub address: IpAddr,

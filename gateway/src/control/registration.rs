@@ -85,12 +85,8 @@ pub(super) struct Shown {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Handed {
     service: String,
-    instance: String,
-    address: IpAddr,
-    ports: BTreeMap<String, u16>,
-    labels: BTreeMap<String, String>,
-    locality: String,
-    weight: u32,
+    name: String,
+    instance: Instance,
     ttl: Duration,
     left: Duration,
 }
@@ -215,12 +211,8 @@ impl Registration {
             let Held { instance, ttl, until } = held;
             Handed {
                 service: id.service.clone(),
-                instance: id.instance.clone(),
-                address: instance.address,
-                ports: instance.ports.clone(),
-                labels: instance.labels.clone(),
-                locality: instance.locality.clone(),
-                weight: instance.weight,
+                name: id.instance.clone(),
+                instance: instance.clone(),
                 ttl: *ttl,
                 left: until.saturating_duration_since(now),
             }
@@ -234,17 +226,10 @@ impl Registration {
         for one in handed.into_iter().take(INSTANCES_MAX) {
             let id = Id {
                 service: one.service,
-                instance: one.instance,
-            };
-            let instance = Instance {
-                address: one.address,
-                ports: one.ports,
-                labels: one.labels,
-                locality: one.locality,
-                weight: one.weight,
+                instance: one.name,
             };
             let left = one.left.clamp(TTL_MIN, TTL_MAX);
-            self.hold_until(&id, instance, one.ttl, now + left);
+            self.hold_until(&id, one.instance, one.ttl, now + left);
         }
     }
 

@@ -591,8 +591,8 @@ mod tests {
         let state = State {
             written,
             found: serde_json::from_str(
-                r#"{"instances": [{"service": "a.example", "instance": "one", "address": "10.0.0.1", "ports": {},
-                    "labels": {"app": "a"}, "locality": "", "weight": 1, "ttl": {"secs": 30, "nanos": 0},
+                r#"{"instances": [{"service": "a.example", "name": "one", "instance": {"address": "10.0.0.1",
+                    "ports": {}, "labels": {"app": "a"}, "locality": "", "weight": 1}, "ttl": {"secs": 30, "nanos": 0},
                     "left": {"secs": 9, "nanos": 0}}], "names": [["b.example", [["10.0.0.2"], []]]]}"#,
             )
             .unwrap(),

@@ -34,8 +34,7 @@ use isthmus_core::route::{Action, Destination, Forward, Route, VirtualHost, spli
 use isthmus_core::source::{Caller, Identity, Source, Sources};
 use isthmus_core::stats::{Answer as StatsAnswer, Finished, RequestProtocol};
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -449,16 +448,7 @@ async fn host_of(
         Some(total) if total < connect => (total, Cause::UpstreamTimeout),
         _ => (connect, Cause::NameUnknown),
     };
-    let timer = context.wheel.timer();
-    timer.set(patience);
-    let allowed = &context.settings.egress_allowed;
-    let clusters = &context.clusters;
-    let mut found = pin!(clusters.of_host(template, &x.request.authority, allowed, &context.random));
-    let found = poll_fn(|cx| match found.as_mut().poll(cx) {
-        Poll::Pending => timer.poll(cx).map(|()| Err(late)),
-        found => found,
-    });
-    let found = found.await;
+    let found = super::host_within(context, template, &x.request.authority, (patience, late)).await;
     let took = clock::now().saturating_duration_since(began);
     x.timeouts.total = x
         .timeouts

@@ -17,7 +17,7 @@ pub mod upgrade;
 mod watch;
 
 use crate::access_log::AccessLog;
-use crate::clusters::Clusters;
+use crate::clusters::{ClusterHandle, Clusters};
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
@@ -38,8 +38,12 @@ use isthmus_core::tls::ServerTls;
 use rustls::ServerConfig;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 /// What every exchange of a shard has at hand.
 pub struct Context {
@@ -272,4 +276,23 @@ pub struct ListenerState {
     pub serving: RefCell<Rc<Serving>>,
     /// How far it is on its way out: with the process, or alone because no resource has it any more.
     pub drain: Rc<Cell<Drain>>,
+}
+
+/// The cluster of a host that a client has named, which may have to be resolved: within this time, or it is this cause.
+async fn host_within(
+    context: &Context,
+    template: &Rc<ClusterHandle>,
+    name: &str,
+    (patience, late): (Duration, Cause),
+) -> Result<Rc<ClusterHandle>, Cause> {
+    let timer = context.wheel.timer();
+    timer.set(patience);
+    let allowed = &context.settings.egress_allowed;
+    let found = context.clusters.of_host(template, name, allowed, &context.random);
+    let mut found = pin!(found);
+    let found = poll_fn(|cx| match found.as_mut().poll(cx) {
+        Poll::Pending => timer.poll(cx).map(|()| Err(late)),
+        found => found,
+    });
+    found.await
 }

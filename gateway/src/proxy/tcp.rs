@@ -23,7 +23,6 @@ use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
-use std::future::Future;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -189,16 +188,8 @@ async fn host_of(
     template: &Rc<ClusterHandle>,
     name: &str,
 ) -> Result<Rc<ClusterHandle>, Cause> {
-    let timer = context.wheel.timer();
-    timer.set(template.connect_timeout());
-    let allowed = &context.settings.egress_allowed;
-    let found = context.clusters.of_host(template, name, allowed, &context.random);
-    let mut found = std::pin::pin!(found);
-    let found = std::future::poll_fn(|cx| match found.as_mut().poll(cx) {
-        Poll::Pending => timer.poll(cx).map(|()| Err(Cause::NameUnknown)),
-        found => found,
-    });
-    found.await
+    let within = (template.connect_timeout(), Cause::NameUnknown);
+    super::host_within(context, template, name, within).await
 }
 
 /// Writes the line of a connection that ended before it led anywhere.

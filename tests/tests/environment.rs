@@ -10,6 +10,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
+/// Much less than `--drain-timeout`, which ends the process without a second signal.
+const AT_ONCE: Duration = Duration::from_secs(12);
+
 /// An endpoint that is never asked.
 fn anything() -> Builder {
     let nobody: SocketAddr = "127.0.0.1:9".parse().expect("an address");
@@ -114,7 +117,7 @@ fn sigterm_lets_a_request_end_and_exits_0() {
     );
     client.assert_closed();
     drop(client);
-    let status = gateway.wait(Duration::from_secs(5));
+    let status = gateway.wait(SOON);
     assert_eq!(status.code(), Some(0), "{}", gateway.log());
 }
 
@@ -126,7 +129,7 @@ fn sigint_ends_at_once() {
     client.send_get("h", "/never");
     eventually(SOON, "the request is at the upstream", || peer.open() == 1);
     gateway.signal(Signal::INT);
-    let status = gateway.wait(Duration::from_secs(2));
+    let status = gateway.wait(AT_ONCE);
     assert!(status.code().is_some(), "it exits by itself: {status}");
 }
 
@@ -141,7 +144,7 @@ fn a_second_sigterm_ends_at_once() {
     gateway.signal(Signal::TERM);
     idle.assert_closed();
     gateway.signal(Signal::TERM);
-    gateway.wait(Duration::from_secs(2));
+    gateway.wait(AT_ONCE);
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn a_timeout_answers_504_ut() {
     let took = start.elapsed();
     assert_eq!(response.status, 504);
     assert!(
-        took >= Duration::from_millis(290) && took < Duration::from_secs(3),
+        took >= Duration::from_millis(290) && took < Duration::from_secs(10),
         "{took:?}"
     );
     let line = gateway.access_line("/slow");

@@ -130,6 +130,12 @@ fn example_02_splits_three_to_one_and_takes_turns_within_a_version() {
     gateway.stop();
 }
 
+/// Whether it took as long as it should, and less than so many milliseconds more. The gateway looks at its clock once per
+/// turn of its loop, so that a timeout may begin some milliseconds before what it is for.
+fn lasts(took: Duration, wanted: Duration, more: u64) -> bool {
+    took + Duration::from_millis(50) >= wanted && took < wanted + Duration::from_millis(more)
+}
+
 /// Asks for a path of an upstream that never answers, and says what came after how long.
 fn asked(gateway: &Gateway, host: &str) -> (Response, Duration) {
     let started = Instant::now();
@@ -158,10 +164,7 @@ fn example_03_ends_requests_after_ten_seconds_and_others_after_fifteen() {
                 let (response, took) = asked(&gateway, "ratings");
                 assert_eq!(response.status, 504);
                 let wanted = Duration::from_secs(seconds);
-                assert!(
-                    took >= wanted && took < wanted + Duration::from_secs(3),
-                    "{took:?}"
-                );
+                assert!(lasts(took, wanted, 4500), "{took:?}");
                 let line = gateway.access_line("/hanging");
                 assert!(line.has("UT"), "{line:?}");
                 gateway.stop();
@@ -200,10 +203,7 @@ fn example_04_tries_again_three_times_for_two_seconds_each_unless_a_trusted_call
         let (status, took) = ask(&gateway, path, fields);
         let wanted = Duration::from_millis(ms);
         assert_eq!(status, 504);
-        assert!(
-            took >= wanted && took < wanted + Duration::from_millis(1400),
-            "{took:?}"
-        );
+        assert!(lasts(took, wanted, 1900), "{took:?}");
         assert!(gateway.access_line(path).has("UT"));
     }
     gateway.stop();
@@ -587,10 +587,7 @@ fn example_20_ends_calls_to_an_external_host_after_ten_seconds() {
                 let (response, took) = asked(gateway, host);
                 assert_eq!(response.status, 504, "{host}: {response:?}");
                 let wanted = Duration::from_secs(seconds);
-                assert!(
-                    took >= wanted && took < wanted + Duration::from_secs(3),
-                    "{host}: {took:?}"
-                );
+                assert!(lasts(took, wanted, 4500), "{host}: {took:?}");
             });
         }
     });

@@ -266,9 +266,9 @@ fn limited(echo: &BytePeer, tcp: &str) -> Gateway {
 
 #[test]
 fn a_silent_connection_is_closed_and_one_that_speaks_is_not() {
-    const IDLE: Duration = Duration::from_millis(700);
+    const IDLE: Duration = Duration::from_secs(2);
     let echo = BytePeer::echo();
-    let gateway = limited(&echo, "idleTimeout: 700ms");
+    let gateway = limited(&echo, "idleTimeout: 2s");
     let mut client = open(&gateway);
     let began = Instant::now();
     let mut byte = [0; 1];
@@ -283,7 +283,7 @@ fn a_silent_connection_is_closed_and_one_that_speaks_is_not() {
     assert_eq!(hear(client), Ok(String::new()));
     let took = silent.elapsed();
     assert!(
-        took > IDLE - Duration::from_millis(200) && took < Duration::from_secs(5),
+        took > IDLE - Duration::from_millis(200) && took < SOON,
         "{took:?}"
     );
     gateway.assert_causes("connection_idle", 1);
@@ -302,10 +302,7 @@ fn a_connection_that_lasts_too_long_is_closed_while_it_speaks() {
         thread::sleep(Duration::from_millis(20));
     }
     let took = began.elapsed();
-    assert!(
-        took > Duration::from_millis(900) && took < Duration::from_secs(5),
-        "{took:?}"
-    );
+    assert!(took > Duration::from_millis(900) && took < SOON, "{took:?}");
     gateway.assert_causes("connection_too_old", 1);
     gateway.stop();
 }

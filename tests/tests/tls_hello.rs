@@ -153,7 +153,7 @@ fn a_hello_that_does_not_end_is_given_up_while_others_are_served() {
     }
     let took = began.elapsed();
     assert!(
-        took > Duration::from_millis(900) && took < Duration::from_secs(5),
+        took > Duration::from_millis(900) && took < Duration::from_secs(9),
         "{took:?}"
     );
     assert!(sent > 5);

@@ -22,7 +22,7 @@ pub const FRAME_BYTES: usize = 16_384;
 const FRAME_BYTES_TRIED: usize = 1 << 20;
 
 /// What a peer has to do anything that a case waits for.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a script cannot go on.
 pub type Failed = String;

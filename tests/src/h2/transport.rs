@@ -2,6 +2,7 @@
 //! deadline.
 
 use crate::deadline::SOON;
+use crate::openssl::WITHOUT_ROOTS;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -73,6 +74,7 @@ impl Transport {
                 "-connect",
             ])
             .arg(address.to_string())
+            .args(WITHOUT_ROOTS)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

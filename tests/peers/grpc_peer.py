@@ -195,13 +195,13 @@ def check(address, tls):
         error = failure(one("Hang"), b"deadline", timeout=0.5)
         expect(error.code(), grpc.StatusCode.DEADLINE_EXCEEDED, "deadline")
         taken = time.monotonic() - started
-        if not 0.4 < taken < 2:
+        if not 0.4 < taken < 10:
             raise AssertionError(f"the deadline of 0.5 s took {taken} s")
 
     def deadline_travels():
-        left = float(one("Remaining")(b"", timeout=5))
-        if not 3 < left < 5.1:
-            raise AssertionError(f"{left} s left of 5")
+        left = float(one("Remaining")(b"", timeout=30))
+        if not 10 < left < 30.1:
+            raise AssertionError(f"{left} s left of 30")
 
     def cancellation():
         call = one("Hang").future(b"cancel", timeout=20)

@@ -274,6 +274,31 @@ fn a_status_without_content_comes_in_one_frame_of_headers() {
 }
 
 #[test]
+fn a_call_that_its_own_deadline_ends_is_told_so_and_one_that_the_route_ends_is_not() {
+    let server = Scripted::silent(&[]);
+    for (timeout, asked, status) in [("10s", "200m", "4"), ("200ms", "30S", "14")] {
+        let gateway = before(server.address(), &format!("timeout: {timeout}")).start();
+        let mut client = Connection::open(Target::cleartext(gateway.address())).unwrap();
+        client.handshake(&[]).unwrap();
+        let stream = client.next_stream();
+        let head = client
+            .head("POST", "/peer.Echo/Unary")
+            .field("content-type", "application/grpc")
+            .field("te", "trailers")
+            .field("grpc-timeout", asked);
+        client.send(&Frame::headers(flag::WHOLE, stream, head));
+        let answer = client.answered(stream, 200).unwrap();
+        assert_eq!(
+            answer.field("grpc-status").as_deref(),
+            Some(status),
+            "{timeout} {asked}"
+        );
+        assert_line(&gateway, "HTTP/2\" 200", "UT");
+        gateway.stop();
+    }
+}
+
+#[test]
 fn what_a_call_says_of_itself_reaches_the_server() {
     let server = Scripted::start(&[], |peer, event| {
         if let Event::End(stream) = event {

@@ -601,10 +601,15 @@ fn a_drain_under_load_says_goaway_and_loses_no_request() {
         let server = Server::echo();
         let mut gateway = before(server.address(), "").shards(2).start();
         let address = gateway.address();
-        let sent = AtomicUsize::new(0);
+        let sent: [AtomicUsize; 4] = Default::default();
         let results: Vec<_> = thread::scope(|scope| {
-            let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| load(address, &sent))).collect();
-            eventually(SOON, "some load", || sent.load(Ordering::SeqCst) > 1000);
+            let clients: Vec<_> = sent
+                .iter()
+                .map(|sent| scope.spawn(|| load(address, sent)))
+                .collect();
+            eventually(SOON, "some load of each", || {
+                sent.iter().all(|sent| sent.load(Ordering::SeqCst) > 250)
+            });
             gateway.signal(Signal::TERM);
             clients.into_iter().map(|client| client.join().unwrap()).collect()
         });

@@ -7,6 +7,7 @@
 
 use super::buffer::{Pool, ReadBuffer, SMALL};
 use super::clock;
+use super::executor;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
 use bytes::{Buf, Bytes};
@@ -18,6 +19,7 @@ use isthmus_core::h2::{Misbehaviour, Repack, Watch};
 use isthmus_core::header::HeaderList;
 use isthmus_core::limits::Http2Limits;
 use std::cell::Cell;
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -34,6 +36,10 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 
 /// Reads in a row of which nothing is for the library, before others have their turn.
 const READS_MAX: usize = 4;
+/// What a client may have done in one turn of its connection's task, before the shard's other tasks have theirs: bytes
+/// that were read, and for each frame as many as it costs about as much as.
+const TURN: usize = 64 * 1024;
+const FRAME_COST: usize = 256;
 /// What is read when the library's room is used up by the beginning of a frame that goes before it. Else no more is read
 /// than it has room for: of a client's preface it asks for just that, and is asked what to do about mistakes behind it.
 const SMALL_ROOM: usize = 64;
@@ -64,6 +70,34 @@ pub struct Wire {
 struct Guard {
     watch: Watch,
     found: Rc<Cell<Option<Misbehaviour>>>,
+    turn: Turn,
+}
+
+/// How much of its turn a client has used up. Who always has more to say than was read would else never wait for the
+/// ring, and with it nobody else's bytes would be seen.
+#[derive(Default)]
+struct Turn {
+    used: usize,
+    /// Runs while others have theirs.
+    pause: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl Turn {
+    /// Ready when this one may go on.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.used >= TURN {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(executor::turn()));
+            ready!(pause.as_mut().poll(cx));
+            self.end();
+        }
+        Poll::Ready(())
+    }
+
+    /// The task waits, for whatever it may be.
+    fn end(&mut self) {
+        self.used = 0;
+        self.pause = None;
+    }
 }
 
 impl Guard {
@@ -92,6 +126,7 @@ impl Wire {
         wire.guard = Some(Guard {
             watch: Watch::new(limits, clock::now()),
             found: Rc::clone(&found),
+            turn: Turn::default(),
         });
         (wire, found)
     }
@@ -157,7 +192,9 @@ impl Wire {
                 guard.note(seen);
                 return Poll::Pending;
             }
-            voids = Some(guard.watch.voids().iter());
+            let frames = guard.watch.voids();
+            guard.turn.used += read + frames.len() * FRAME_COST;
+            voids = Some(frames.iter());
         }
         if let Some(start) = room.get_mut(..begun) {
             start.copy_from_slice(self.repack.begun());
@@ -230,11 +267,12 @@ impl AsyncRead for Wire {
             if this.is_dry && this.asks_again.get() {
                 return Poll::Pending;
             }
-            if let Some(guard) = &this.guard
-                && guard.found.get().is_some()
-            {
-                // Who waits for streams is about to say so and to leave.
-                return Poll::Pending;
+            if let Some(guard) = &mut this.guard {
+                if guard.found.get().is_some() {
+                    // Who waits for streams is about to say so and to leave.
+                    return Poll::Pending;
+                }
+                ready!(guard.turn.poll(cx));
             }
             // Not the library's own room, which would have to be cleared first.
             let mut block = this.pool.lend(into.remaining() > SMALL);
@@ -246,6 +284,11 @@ impl AsyncRead for Wire {
             let room = block.bytes.get_mut(..most).unwrap_or_default();
             let read = this.poll_passed(cx, room);
             this.is_dry = read.is_pending();
+            if let Some(guard) = &mut this.guard
+                && this.is_dry
+            {
+                guard.turn.end();
+            }
             let Some(passed) = ready!(read)? else {
                 return Poll::Ready(Ok(()));
             };
@@ -573,7 +616,7 @@ fn broken(error: h2::Error) -> io::Error {
 mod tests {
     use super::super::executor::{self, Heartbeat, Settings};
     use super::*;
-    use std::future::{Future, poll_fn};
+    use std::future::poll_fn;
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener};
     use std::pin::pin;

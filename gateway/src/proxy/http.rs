@@ -403,15 +403,20 @@ fn max_forwards(request: &mut RequestHead) -> Result<bool, Cause> {
     }
 }
 
-/// How long the request may take: what the route says, then a trusted caller, and no longer than a gRPC client waits.
-fn timeouts(request: &RequestHead, overrides: Option<&Overrides>, forward: &Forward) -> Timeouts {
-    let asked = request
+/// How long the caller of gRPC itself waits, as it says in `grpc-timeout`.
+pub(super) fn deadline(request: &RequestHead) -> Option<Duration> {
+    request
         .is_call()
         .then(|| request.headers.get(HeaderId::GrpcTimeout))
         .flatten()
         .and_then(grpc::parse_timeout)
-        .filter(|asked| !asked.is_zero());
-    Timeouts::new(forward.timeout, forward.retry.per_try_timeout, overrides, asked)
+        .filter(|asked| !asked.is_zero())
+}
+
+/// How long the request may take: what the route says, then a trusted caller, and no longer than a gRPC client waits.
+fn timeouts(request: &RequestHead, overrides: Option<&Overrides>, forward: &Forward) -> Timeouts {
+    let (total, per_try) = (forward.timeout, forward.retry.per_try_timeout);
+    Timeouts::new(total, per_try, overrides, deadline(request))
 }
 
 /// Makes the request what its destination is to get.

@@ -77,6 +77,12 @@ pub(super) async fn refuse_with(
         let fields = &mut x.response.headers;
         let status = match reply.cause {
             Cause::FaultAbort(Some(status)) => status,
+            // Not the route's patience has ended but the call's own, which its client knows by this name.
+            Cause::UpstreamTimeout
+                if x.timeouts.total.is_some() && x.timeouts.total == super::http::deadline(&x.request) =>
+            {
+                grpc::Status::DeadlineExceeded
+            }
             _ => grpc::Status::of_http(reply.status),
         };
         fields.append_known(HeaderId::ContentType, grpc::CONTENT_TYPE.as_bytes());

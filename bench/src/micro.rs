@@ -15,6 +15,7 @@ use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
 use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::cluster::outlier::{OutlierPolicy, Signal};
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{
     BUDGET_INTERVAL, BUDGET_MIN, BUDGET_PER_MILLION, RetryBudget, RetryLimits,
 };
@@ -144,6 +145,7 @@ const CASES: &[Case] = &[
         let choice = Choice {
             hash: None,
             avoid: &[],
+            group: Group::ALL,
             now,
         };
         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
@@ -457,6 +459,7 @@ fn acquire_among(spec: ClusterSpec, times: usize) {
                 .as_ref()
                 .and_then(|key| key.of(black_box(&head), client, peer, None).hash()),
             avoid: &[],
+            group: Group::ALL,
             now,
         };
         // A connection for each: what a pool costs is another case's affair.
@@ -515,6 +518,7 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
     let choice = Choice {
         hash: None,
         avoid: &[],
+        group: Group::ALL,
         now,
     };
     let mut permits = Vec::new();

@@ -16,6 +16,7 @@ use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::hash::{HashKey, Keyed, source};
 use isthmus_core::cluster::outlier::{Change, Signal};
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
@@ -140,6 +141,16 @@ pub enum TlsName<'h> {
     Host(&'h str),
 }
 
+impl TlsName<'_> {
+    /// The connections that have asked for it.
+    pub fn group(&self) -> Group {
+        match self {
+            Self::Fixed(_) => Group::ALL,
+            Self::Host(name) => Group::of_name(name),
+        }
+    }
+}
+
 impl Deref for TlsName<'_> {
     type Target = str;
 
@@ -173,6 +184,8 @@ pub struct Lease {
     endpoint: EndpointId,
     /// The connection that it has a stream of, when it has one.
     stream: Option<SharedId>,
+    /// Whom its connection can serve.
+    group: Group,
     /// Its place among the requests under way, when those are limited.
     _request: Option<Permit>,
     held: bool,
@@ -240,7 +253,7 @@ impl Lease {
         };
         let orphan = {
             let mut cluster = handle.cluster.borrow_mut();
-            let orphan = cluster.release(self.endpoint, conn, now);
+            let orphan = cluster.release_in(self.group, self.endpoint, conn, now);
             if conn.is_some() && orphan.is_none() {
                 cluster.call_first();
             }
@@ -426,13 +439,14 @@ impl ClusterHandle {
     fn lease(
         self: &Rc<Self>,
         endpoint: EndpointId,
-        stream: Option<SharedId>,
+        (stream, group): (Option<SharedId>, Group),
         request: Option<Permit>,
     ) -> Lease {
         Lease {
             handle: Rc::clone(self),
             endpoint,
             stream,
+            group,
             _request: request,
             held: true,
         }
@@ -617,7 +631,7 @@ impl ClusterHandle {
         match acquired {
             AcquiredStream::NoEndpoint | AcquiredStream::Overflow => StartStream::Refuse(Cause::NoEndpoint),
             AcquiredStream::Share { conn, endpoint } => {
-                let lease = self.lease(endpoint, Some(conn), request);
+                let lease = self.lease(endpoint, (Some(conn), choice.group), request);
                 let shared = self.shared.borrow();
                 match shared.iter().find(|(id, _)| *id == conn) {
                     Some((_, connection)) => StartStream::Share(lease, Rc::clone(connection)),
@@ -629,7 +643,7 @@ impl ClusterHandle {
                 address,
                 permit,
             } => {
-                let mut lease = self.lease(endpoint, None, request);
+                let mut lease = self.lease(endpoint, (None, choice.group), request);
                 let mut wanted = match self.wanted(name, Offer::Http2, peer, local) {
                     Ok(wanted) => wanted,
                     Err(cause) => return StartStream::Refuse(cause),
@@ -639,7 +653,7 @@ impl ClusterHandle {
                 let connection = Rc::new(h2::Connection::new(address, name.map(Box::from), config));
                 let mut cluster = self.cluster.borrow_mut();
                 let http = cluster.spec().http;
-                let id = cluster.share(endpoint, h2::STREAMS_AT_FIRST, choice.now);
+                let id = cluster.share(endpoint, choice.group, h2::STREAMS_AT_FIRST, choice.now);
                 self.shared.borrow_mut().push((id, Rc::clone(&connection)));
                 let means = h2::Means {
                     wanted,
@@ -733,14 +747,14 @@ impl ClusterHandle {
                     address,
                     permit,
                 } => {
-                    return Start::Connect(self.lease(endpoint, None, request), address, permit);
+                    return Start::Connect(self.lease(endpoint, (None, choice.group), request), address, permit);
                 }
                 Acquired::Use {
                     conn: ConnId(key),
                     endpoint,
                     idle_since,
                 } => {
-                    let mut lease = self.lease(endpoint, None, None);
+                    let mut lease = self.lease(endpoint, (None, choice.group), None);
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
@@ -780,7 +794,7 @@ impl ClusterHandle {
                     endpoint,
                     address,
                     permit,
-                } => return Start::Connect(self.lease(endpoint, None, None), address, permit),
+                } => return Start::Connect(self.lease(endpoint, (None, choice.group), None), address, permit),
                 Acquired::Overflow => {
                     // Idle connections of requests to the same port.
                     let victim = self.cluster.borrow_mut().give_up_idle();

@@ -148,19 +148,24 @@ impl Clusters {
     ) -> Result<Rc<ClusterHandle>, Cause> {
         let host = split_port(authority).0;
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let spec = Arc::clone(template.cluster.borrow().spec());
-        let Some(dynamic) = spec
-            .dynamic
-            .as_ref()
-            .filter(|dynamic| dynamic.covers.matches(&host))
-        else {
-            return Err(Cause::HostNotCovered);
+        let covering = |spec: &ClusterSpec| {
+            let dynamic = spec.dynamic.as_ref();
+            dynamic.is_some_and(|dynamic| dynamic.covers.matches(&host))
         };
+        // Nobody is asked for the name of a host that is not covered.
+        if !covering(template.cluster.borrow().spec()) {
+            return Err(Cause::HostNotCovered);
+        }
         let literal = host.trim_matches(['[', ']']).parse::<IpAddr>();
         let found = match literal {
             Ok(address) => Arc::from([address]),
             Err(_) if is_name(&host) => self.names.resolve(&host).await,
             Err(_) => return Err(Cause::NameUnknown),
+        };
+        // The policy may be another one than before the wait.
+        let spec = Arc::clone(template.cluster.borrow().spec());
+        let Some(dynamic) = spec.dynamic.as_ref().filter(|_| covering(&spec)) else {
+            return Err(Cause::HostNotCovered);
         };
         let now = clock::now();
         if let Some(known) = template.hosts.borrow_mut().get_mut(&*host)
@@ -240,6 +245,11 @@ impl Clusters {
                 let counted = self.counted_as(&key, &spec.key);
                 let handle = ClusterHandle::new(counted, &own, &Arc::new(shared), self, random);
                 handle.copy_keys(template);
+                if template.gone.get() {
+                    // For the request that has begun under a version that is no more: nothing is kept of it.
+                    handle.gone.set(true);
+                    return handle;
+                }
                 if own.outlier.is_some() {
                     self.watched.borrow_mut().push(Rc::clone(&handle));
                 }

@@ -15,6 +15,7 @@ use crate::upstream::connect::{self, Wanted};
 use crate::upstream::tunnel;
 use http::{Method, StatusCode};
 use isthmus_core::cluster::outlier::Signal;
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
 use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
@@ -284,6 +285,7 @@ async fn carry(
         let choice = Choice {
             hash,
             avoid: &avoid,
+            group: Group::ALL,
             now: clock::now(),
         };
         let started = cluster.start_bytes(choice, &context.random);

@@ -16,9 +16,9 @@ use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
-use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::hash::{HashKey, Keyed, source};
 use isthmus_core::cluster::outlier::{Change, Signal};
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{
     Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId, Tunnel,
@@ -747,7 +747,11 @@ impl ClusterHandle {
                     address,
                     permit,
                 } => {
-                    return Start::Connect(self.lease(endpoint, (None, choice.group), request), address, permit);
+                    return Start::Connect(
+                        self.lease(endpoint, (None, choice.group), request),
+                        address,
+                        permit,
+                    );
                 }
                 Acquired::Use {
                     conn: ConnId(key),
@@ -794,7 +798,9 @@ impl ClusterHandle {
                     endpoint,
                     address,
                     permit,
-                } => return Start::Connect(self.lease(endpoint, (None, choice.group), None), address, permit),
+                } => {
+                    return Start::Connect(self.lease(endpoint, (None, choice.group), None), address, permit);
+                }
                 Acquired::Overflow => {
                     // Idle connections of requests to the same port.
                     let victim = self.cluster.borrow_mut().give_up_idle();

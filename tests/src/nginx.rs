@@ -171,12 +171,7 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(
-    folder: &Path,
-    address: SocketAddr,
-    listen: &str,
-    (lines, servers): (&str, &str),
-) -> String {
+fn configuration(folder: &Path, address: SocketAddr, listen: &str, (lines, servers): (&str, &str)) -> String {
     let at = folder.display();
     let servers = servers.replace("ADDRESS", &address.to_string());
     format!(

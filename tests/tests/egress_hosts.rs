@@ -138,7 +138,10 @@ fn assert_kept(gateway: &Gateway, most: usize) {
     assert_apart(&together, most);
     // What was open is used again, before anything new is opened.
     for (host, before) in &alone {
-        assert!(before.is_subset(&together[host]), "{host}: {before:?} {together:?}");
+        assert!(
+            before.is_subset(&together[host]),
+            "{host}: {before:?} {together:?}"
+        );
     }
     let failed = gateway.access_log();
     let failed: Vec<_> = failed.iter().filter(|line| line.status != 200).collect();

@@ -145,7 +145,13 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
         .collect();
     for written in view.gateways() {
         // There what is registered needs no VirtualService.
-        let is_door = |name: &str| written.meta.annotations.get(name).is_some_and(|value| value == "true");
+        let is_door = |name: &str| {
+            written
+                .meta
+                .annotations
+                .get(name)
+                .is_some_and(|value| value == "true")
+        };
         if !is_door(MESH_DOOR) && !is_door(FORWARD_PROXY) {
             unled_of(written, led.get(&written.meta.id()), &registered, report);
         }
@@ -154,7 +160,8 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
 
 /// The port of a service that requests would go to.
 fn preferred(ports: &[crate::registry::Port<'_>]) -> Option<u16> {
-    let secured = |port: &&crate::registry::Port<'_>| matches!(port.protocol, Protocol::Https | Protocol::Tls);
+    let secured =
+        |port: &&crate::registry::Port<'_>| matches!(port.protocol, Protocol::Https | Protocol::Tls);
     let found = ports.iter().find(secured).or(ports.first());
     found.map(|port| port.number)
 }

@@ -452,7 +452,7 @@ impl Targets<'_, '_> {
         let known = self.names.short.get(self.meta.namespace.as_str());
         let help = known.and_then(|known| self.names.guess(short, known.iter().map(String::as_str)));
         let document = || egress::service_entry(self.spec, target, &self.meta.namespace);
-        let help = help.or_else(document);
+        let help = help.or_else(|| (self.severity == Severity::Warning).then(document).flatten());
         let message = format!("no service is named `{host}`: {outcome}");
         report.tell(Finding {
             help,

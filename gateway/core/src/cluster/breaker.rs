@@ -235,8 +235,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{any, spec};
     use super::super::pool::Group;
+    use super::super::tests::{any, spec};
     use super::super::{Acquired, AcquiredStream, ClusterSpec, EndpointId};
     use super::*;
     use crate::random::Random;

@@ -398,8 +398,8 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::cluster::outlier::{OutlierPolicy, Signal};
-    use crate::cluster::tests::spec;
     use crate::cluster::pool::Group;
+    use crate::cluster::tests::spec;
     use crate::cluster::{Acquired, Choice, Cluster, ClusterSpec};
     use crate::shared::{Bell, ClusterShared, Limits};
     use std::collections::HashSet;

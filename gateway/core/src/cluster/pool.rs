@@ -153,7 +153,11 @@ mod tests {
         }
         assert!(pool.remove(ConnId(2)) && !pool.remove(ConnId(2)));
         let mut expired = Vec::new();
-        pool.expire(start + Duration::from_secs(10), Duration::from_secs(10), &mut expired);
+        pool.expire(
+            start + Duration::from_secs(10),
+            Duration::from_secs(10),
+            &mut expired,
+        );
         assert_eq!(expired, [ConnId(0)]);
         assert_eq!((pool.len(), pool.grouped.len()), (1, 1));
         pool.drain(&mut expired);

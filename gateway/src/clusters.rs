@@ -6,12 +6,13 @@
 
 mod checked;
 mod dynamic;
+mod keys;
 pub mod names;
 mod update;
 
 use crate::io::clock;
 use crate::io::stream::Liveness;
-use crate::mailbox::{ClientConfigs, TlsSet};
+use crate::mailbox::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
@@ -30,12 +31,13 @@ use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::{Limit, Permit};
 use isthmus_core::tls::{HandshakeFailure, Offer};
+pub use keys::TlsName;
+use keys::{Keys, has_name};
 use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -123,43 +125,6 @@ enum Room {
     Wait,
     /// It is refused.
     Full,
-}
-
-/// What a cluster's connections are secured with.
-struct Keys {
-    /// The name to ask for; None for the host of each request.
-    sni: Option<Rc<str>>,
-    /// None when the keys could not be loaded.
-    config: Option<Arc<ClientConfigs>>,
-}
-
-/// The name that TLS is asked for.
-pub enum TlsName<'h> {
-    /// The rule says it.
-    Fixed(Rc<str>),
-    /// The request's host.
-    Host(&'h str),
-}
-
-impl TlsName<'_> {
-    /// The connections that have asked for it.
-    pub fn group(&self) -> Group {
-        match self {
-            Self::Fixed(_) => Group::ALL,
-            Self::Host(name) => Group::of_name(name),
-        }
-    }
-}
-
-impl Deref for TlsName<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Fixed(name) => name,
-            Self::Host(name) => name,
-        }
-    }
 }
 
 /// All clusters of this shard.
@@ -813,15 +778,6 @@ impl ClusterHandle {
         }
         self.cluster.borrow_mut().forget_pick();
         Start::Refuse(self.refuse(Limit::Connections))
-    }
-}
-
-/// Whether a connection that asked for one name can carry a request that asks for another.
-fn has_name(asked: Option<&str>, name: Option<&str>) -> bool {
-    match (asked, name) {
-        (Some(asked), Some(name)) => asked.eq_ignore_ascii_case(name),
-        (None, None) => true,
-        _ => false,
     }
 }
 

@@ -6,7 +6,8 @@
 //! itself. A host's one endpoint leads to the addresses that its name has when a connection is
 //! made, as far as connections may go there ([`Reach::Public`]); connections that are there outlive them.
 
-use super::{ClusterHandle, Clusters, Keys};
+use super::keys::Keys;
+use super::{ClusterHandle, Clusters};
 use crate::io::clock;
 use isthmus_core::cluster::{Cluster, ClusterSpec};
 use isthmus_core::egress::{AllowedRanges, Dynamic, Reach};
@@ -183,7 +184,9 @@ impl Clusters {
             .map(|address| SocketAddr::new(*address, dynamic.port))
             .collect();
         let Some(first) = targets.first().copied() else {
-            tracing::debug!(%host, addresses = ?found, "a name leads where no connection may go, unless --egress-allow-cidr names it");
+            if self.names.is_first_refusal(&host) {
+                tracing::warn!(%host, addresses = ?found, service = spec.key.host(), "a name leads where no connection may go, unless --egress-allow-cidr names it: its requests are refused");
+            }
             return Err(Cause::AddressRefused);
         };
         Ok(self.place(

@@ -36,6 +36,8 @@ struct Known {
     is_asked: bool,
     /// When a request has last asked for it.
     used: Option<Instant>,
+    /// Whether the log says that no connection may go where the answer leads.
+    is_refused: bool,
     waiting: Vec<Waker>,
 }
 
@@ -81,6 +83,13 @@ impl Names {
         .await
     }
 
+    /// Whether this is the first time that no connection may go where a name leads, since its addresses were others.
+    pub fn is_first_refusal(&self, name: &str) -> bool {
+        let mut known = self.known.borrow_mut();
+        let found = known.get_mut(name);
+        found.is_some_and(|known| !std::mem::replace(&mut known.is_refused, true))
+    }
+
     /// The names that control is to be asked for next.
     pub async fn wanted(&self) -> Vec<Arc<str>> {
         poll_fn(|cx| {
@@ -102,6 +111,8 @@ impl Names {
                 return;
             };
             let until = answer.until.max(clock::now() + GOOD_MIN);
+            let before = found.answer.as_ref().map(|(addresses, _)| addresses);
+            found.is_refused &= before.is_some_and(|before| **before == *answer.addresses);
             found.answer = Some((Arc::clone(&answer.addresses), until));
             found.is_asked = false;
             std::mem::take(&mut found.waiting)

@@ -349,6 +349,7 @@ pub fn auto_passthrough(name: &str, hosts: &[HostPattern]) -> Option<ClusterKey>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn route(weights: &[u32]) -> TcpRoute {
         let destination = |(at, &weight): (usize, &u32)| TcpDestination {

@@ -149,7 +149,7 @@ pub(crate) fn measure(gateway: &Path, out: &Path, time: Duration, judged: bool) 
     let scenario = SCENARIOS.first().context("a scenario")?;
     let ours = PROXIES.first().context("the gateway")?;
     let folder = tempfile::tempdir()?;
-    let origin = upstream(&folder.path().join("upstream"))?;
+    let origin = upstream(&folder.path().join("upstream"), &folder.path().join("keys"))?;
     let running = ours.start(scenario, (origin.plain(), origin.http2()), folder.path(), gateway)?;
     let neighbour = || -> Result<(u64, u64)> {
         let load = Load {

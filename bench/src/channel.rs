@@ -28,7 +28,7 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// For a scenario.
     pub(crate) fn new(scenario: &Scenario) -> Result<Self> {
-        if scenario.tls == Tls::None {
+        if !scenario.tls.is_downstream() {
             return Ok(Self::default());
         }
         let provider = rustls::crypto::aws_lc_rs::default_provider();

@@ -193,16 +193,18 @@ impl Figures {
 
 fn measure(scenario: &Scenario, arguments: &Arguments, rounds: usize, time: Duration) -> Result<Measured> {
     let folder = tempfile::tempdir()?;
-    let origin = proxy::upstream(&folder.path().join("upstream"))?;
+    let keys = folder.path().join("keys");
+    proxy::keys(&keys)?;
+    let origin = proxy::upstream(&folder.path().join("upstream"), &keys)?;
     // What is passed through is not looked at: an upstream that takes a hello for what it is would only measure itself.
     let upstream = match scenario.tls {
         Tls::Pass => proxy::sink()?,
+        Tls::Originated => origin.secured(),
         _ => origin.plain(),
     };
     let calls = scenario.grpc.then(Nghttpd::grpc);
     let http2 = calls.as_ref().map_or(origin.http2(), Nghttpd::address);
     let upstreams = (upstream, http2);
-    proxy::keys(&folder.path().join("keys"))?;
     let mut running = Vec::new();
     for proxy in PROXIES {
         let named = arguments.proxy.is_empty() || arguments.proxy.iter().any(|name| name == proxy.name);

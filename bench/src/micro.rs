@@ -15,6 +15,7 @@ use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
 use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::cluster::outlier::{OutlierPolicy, Signal};
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{
     BUDGET_INTERVAL, BUDGET_MIN, BUDGET_PER_MILLION, RetryBudget, RetryLimits,
 };
@@ -28,7 +29,7 @@ use isthmus_core::hello::{self, Peek};
 use isthmus_core::limits::{MessageLimits, Settings, TrustedRanges};
 use isthmus_core::listener::{Chain, ChainAction, SniTable};
 use isthmus_core::message::{RequestHead, ResponseHead};
-use isthmus_core::name::{ClusterKey, HostPattern};
+use isthmus_core::name::{ClusterKey, ClusterMap, HostPattern};
 use isthmus_core::path;
 use isthmus_core::protocol::{Protocol, UpstreamHttp};
 use isthmus_core::random::Random;
@@ -52,6 +53,14 @@ const REPETITIONS: [usize; 2] = [500, 1_500];
 const POLICY_COST: f64 = 1.05;
 const WITHOUT_POLICY: &str = "all of a tiny exchange through a cluster, without I/O: no policy";
 const WITH_POLICY: &str = "all of a tiny exchange through a cluster, without I/O: every policy";
+
+/// What a request to one of many external hosts may cost beside one to the only one.
+const HOSTS_COST: f64 = 1.03;
+const ONE_HOST: &str = "all of an exchange with an external host, without I/O: the only one";
+const MANY_HOSTS: &str = "all of an exchange with an external host, without I/O: each of 500";
+const ONE_NAME: &str = "all of an exchange with a host of a wildcard, without I/O: the only one";
+const MANY_NAMES: &str = "all of an exchange with a host of a wildcard, without I/O: each of 500";
+const HOSTS: usize = 500;
 
 /// A request as a browser sends it.
 const REQUEST: &[u8] = b"GET /service-00000/items?page=2 HTTP/1.1\r\nHost: host-00000.example.com\r\nUser-Agent: \
@@ -144,6 +153,7 @@ const CASES: &[Case] = &[
         let choice = Choice {
             hash: None,
             avoid: &[],
+            group: Group::ALL,
             now,
         };
         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
@@ -194,10 +204,10 @@ const CASES: &[Case] = &[
         },
     ),
     ("all of a tiny exchange, without I/O", |times| {
-        exchange(&prefixes(1), TINY_REQUEST, times, |_, _| {})
+        exchange(&prefixes(1), &[TINY_REQUEST], times, |_, _| {})
     }),
     ("all of a browser's exchange, without I/O", |times| {
-        exchange(&prefixes(1), REQUEST, times, |_, _| {})
+        exchange(&prefixes(1), &[REQUEST], times, |_, _| {})
     }),
     (WITHOUT_POLICY, |times| {
         exchange_through(cluster(), &RetryPolicy::off(), times)
@@ -205,6 +215,10 @@ const CASES: &[Case] = &[
     (WITH_POLICY, |times| {
         exchange_through(guarded(), &RetryPolicy::default(), times)
     }),
+    (ONE_HOST, |times| exchange_with_hosts(1, false, times)),
+    (MANY_HOSTS, |times| exchange_with_hosts(HOSTS, false, times)),
+    (ONE_NAME, |times| exchange_with_hosts(1, true, times)),
+    (MANY_NAMES, |times| exchange_with_hosts(HOSTS, true, times)),
 ];
 
 fn limits() -> MessageLimits {
@@ -457,6 +471,7 @@ fn acquire_among(spec: ClusterSpec, times: usize) {
                 .as_ref()
                 .and_then(|key| key.of(black_box(&head), client, peer, None).hash()),
             avoid: &[],
+            group: Group::ALL,
             now,
         };
         // A connection for each: what a pool costs is another case's affair.
@@ -515,6 +530,7 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
     let choice = Choice {
         hash: None,
         avoid: &[],
+        group: Group::ALL,
         now,
     };
     let mut permits = Vec::new();
@@ -525,7 +541,7 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
         }
     }
     let mut draws = Random::from_seed(2);
-    exchange(&prefixes(1), TINY_REQUEST, times, |request, response| {
+    exchange(&prefixes(1), &[TINY_REQUEST], times, |request, response| {
         let counts = &cluster.shared().retries;
         let counted = counts.begin_request(&cluster.spec().retries, now);
         let mut attempts = Attempts::new(policy, None, &request.method, request.is_call());
@@ -553,11 +569,94 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
     });
 }
 
-/// What a request goes through on its way and back, but for sockets, timers and logs. `through` is told of both heads
-/// once they are there.
+/// Requests to each of so many external hosts in turn, each with a cluster of its own, or all with that of a wildcard, and
+/// each with a connection that has asked for its name.
+fn exchange_with_hosts(count: usize, is_wildcard: bool, times: usize) {
+    let (mut random, now) = (Random::from_seed(1), Instant::now());
+    let names: Vec<String> = (0..count).map(Scenario::host).collect();
+    let requests: Vec<Vec<u8>> = names
+        .iter()
+        .map(|name| {
+            format!("GET /small HTTP/1.1\r\nhost: {name}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n")
+        })
+        .map(String::into_bytes)
+        .collect();
+    let requests: Vec<&[u8]> = requests.iter().map(Vec::as_slice).collect();
+    let wildcard = || {
+        let routes = vec![route("/".to_owned())];
+        let pattern = vec![HostPattern::parse("*.example.com")];
+        RouteTable::new(vec![Arc::new(VirtualHost::new("any", pattern, false, routes))])
+    };
+    let (table, services) = match is_wildcard {
+        true => (wildcard(), vec!["*.example.com".to_owned()]),
+        false => (hosts(count), names.clone()),
+    };
+    let key_of = |service: &String| ClusterKey::outbound(443, "", service);
+    let keys: Vec<ClusterKey> = services.iter().map(key_of).collect();
+    let mut clusters: ClusterMap<Cluster> = ClusterMap::default();
+    for key in &keys {
+        let limits = Limits {
+            connections: 1_000,
+            pending: 1_000,
+            requests: 1_000,
+        };
+        let spec = ClusterSpec {
+            key: key.clone(),
+            limits,
+            ..cluster()
+        };
+        let shared = ClusterShared::for_shards(limits, 4, Arc::new(Silent), now);
+        let cluster = Cluster::new(Arc::new(spec), Arc::new(shared), now, &mut random);
+        clusters.insert(key.clone(), cluster);
+    }
+    let group_of = |name: &str| match is_wildcard {
+        true => Group::of_name(name),
+        false => Group::ALL,
+    };
+    let choice = Choice {
+        hash: None,
+        avoid: &[],
+        group: Group::ALL,
+        now,
+    };
+    let mut permits = Vec::new();
+    for (at, name) in (0..).zip(&names) {
+        let key = keys.get(at as usize).or(keys.first());
+        let cluster = key.and_then(|key| clusters.get_mut(key));
+        if let Some(cluster) = cluster
+            && let Acquired::Open { endpoint, permit, .. } = cluster.acquire(choice, true, &mut random)
+        {
+            permits.push(permit);
+            cluster.release_in(group_of(name), endpoint, Some(ConnId(at)), now);
+        }
+    }
+    assert_eq!(permits.len(), count);
+    let mut carried = 0;
+    exchange(&table, &requests, times, |request, response| {
+        let at = table.find_host(&request.host);
+        let key = at.and_then(|at| keys.get(at));
+        let Some(cluster) = key.and_then(|key| clusters.get_mut(key)) else {
+            return;
+        };
+        let group = group_of(&request.host);
+        let admitted = cluster.admit();
+        let choice = Choice { group, ..choice };
+        let Acquired::Use { conn, endpoint, .. } = cluster.acquire(choice, false, &mut random) else {
+            return;
+        };
+        black_box(cluster.record(endpoint, Signal::Status(response.status.as_u16()), now));
+        black_box(cluster.release_in(group, endpoint, Some(conn), now));
+        drop(admitted);
+        carried += 1;
+    });
+    assert_eq!(carried, times, "each has its connection");
+}
+
+/// What requests go through on their way and back, one after the other, but for sockets, timers and logs. `through` is told
+/// of both heads once they are there.
 fn exchange(
     table: &RouteTable,
-    bytes: &[u8],
+    requests: &[&[u8]],
     times: usize,
     mut through: impl FnMut(&RequestHead, &ResponseHead),
 ) {
@@ -567,7 +666,7 @@ fn exchange(
     let normalization = Settings::default().path_normalization;
     let trusted = TrustedRanges::default();
     let host_of = |request: &RequestHead| table.find_host(&request.host).unwrap_or(0);
-    for _ in 0..times {
+    for bytes in requests.iter().cycle().take(times) {
         parse_request(black_box(bytes), &limits, &mut request);
         assert!(path::normalize(&mut request, normalization).is_ok());
         request.headers.remove_connection_fields();
@@ -630,6 +729,14 @@ pub(crate) fn measure(out: &Path, known: &Path, keep: bool) -> Result<()> {
             cost <= POLICY_COST,
             "that is more than {POLICY_COST} times as much"
         );
+    }
+    for (one, many) in [(ONE_HOST, MANY_HOSTS), (ONE_NAME, MANY_NAMES)] {
+        let (Some(one), Some(each)) = (counted.get(one), counted.get(many)) else {
+            continue;
+        };
+        let cost = each / one;
+        println!("{many}: {:+.1} % beside the only one.", (cost - 1.0) * 100.0);
+        ensure!(cost <= HOSTS_COST, "that is more than {HOSTS_COST} times as much");
     }
     fs::create_dir_all(out)?;
     fs::write(out.join("instructions.tsv"), &table)?;

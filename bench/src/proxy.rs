@@ -8,6 +8,7 @@ use crate::channel::NAME;
 use crate::measure::Process;
 use crate::scenario::{Key, Routes, Scenario, Tls};
 use anyhow::{Context, Result};
+use isthmus_tests::cert::Authority;
 use isthmus_tests::port::HeldPort;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 
 /// The gateway's ready file, in its folder.
 pub(crate) const READY: &str = "ready.json";
+/// The certificate of the authority of the upstream's, among the keys.
+const UPSTREAM_AUTHORITY: &str = "upstream.pem";
 
 /// Where things are.
 #[derive(Debug)]
@@ -209,6 +212,7 @@ pub(crate) struct Origin {
     _process: Process,
     plain: HeldPort,
     http2: HeldPort,
+    secured: HeldPort,
 }
 
 impl Origin {
@@ -221,12 +225,22 @@ impl Origin {
     pub(crate) fn http2(&self) -> SocketAddr {
         self.http2.address()
     }
+
+    /// Where it speaks HTTP/1.1 over TLS, with a certificate for [`NAME`].
+    pub(crate) fn secured(&self) -> SocketAddr {
+        self.secured.address()
+    }
 }
 
-/// Starts it.
-pub(crate) fn upstream(folder: &Path) -> Result<Origin> {
-    let (plain, http2) = (HeldPort::take(), HeldPort::take());
-    let (address, second) = (plain.address(), http2.address());
+/// Starts it. The authority that has signed its certificate is left among the `keys`.
+pub(crate) fn upstream(folder: &Path, keys: &Path) -> Result<Origin> {
+    let (plain, http2, secured) = (HeldPort::take(), HeldPort::take(), HeldPort::take());
+    let (address, second, third) = (plain.address(), http2.address(), secured.address());
+    let authority = Authority::new();
+    let leaf = authority.server(&[NAME]);
+    fs::create_dir_all(keys)?;
+    fs::copy(authority.certificate(), keys.join(UPSTREAM_AUTHORITY))?;
+    let (certificate, key) = (leaf.certificate.display(), leaf.key.display());
     let at = folder.display();
     fs::create_dir_all(folder)?;
     fs::write(folder.join("mib"), vec![b'x'; 1 << 20])?;
@@ -243,6 +257,8 @@ http {{
     server {{
         listen {address} reuseport backlog=16384;
         listen {second} http2 reuseport backlog=16384;
+        listen {third} ssl reuseport backlog=16384;
+        ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.3;
         http2_max_concurrent_streams 256;
         location ~ mib$ {{ root {at}; try_files /mib =404; }}
         location / {{ return 200 "forty-eight bytes, which is what a tiny body is.\n"; }}
@@ -264,6 +280,7 @@ http {{
         _process: process,
         plain,
         http2,
+        secured,
     })
 }
 
@@ -279,6 +296,11 @@ fn key_files(setup: &Setup<'_>, key: Key) -> [PathBuf; 3] {
         Key::Rsa => "rsa",
     };
     ["crt", "key", "pem"].map(|ending| key_folder(setup).join(format!("{name}.{ending}")))
+}
+
+/// The authority of the upstream's certificate, where it is spoken to over TLS.
+fn upstream_authority(setup: &Setup<'_>) -> Option<PathBuf> {
+    (setup.scenario.tls == Tls::Originated).then(|| key_folder(setup).join(UPSTREAM_AUTHORITY))
 }
 
 /// Makes a certificate of each kind of key, signed by itself: the load verifies nothing.
@@ -445,6 +467,15 @@ spec:
             virtual_service(&mut text, 0, "*", &rules)?;
         }
     }
+    if let Some(authority) = upstream_authority(setup) {
+        write!(
+            text,
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: up, namespace: \
+             default}}\nspec:\n  host: up.example\n  trafficPolicy: {{tls: {{mode: SIMPLE, sni: {NAME}, \
+             caCertificates: {}}}}}\n",
+            authority.display()
+        )?;
+    }
     fs::write(resources.join("all.yaml"), text)?;
     let mut command = gateway_command(setup.gateway, &resources, &setup.folder.join(READY));
     command.arg("--access-log");
@@ -523,6 +554,13 @@ fn haproxy(setup: &Setup<'_>, splice: bool) -> Result<Command> {
     } else {
         (upstream, "")
     };
+    let protocol = match upstream_authority(setup) {
+        Some(authority) => format!(
+            "ssl verify required ca-file {} sni str({NAME})",
+            authority.display()
+        ),
+        None => protocol.to_owned(),
+    };
     if setup.scenario.tls == Tls::Pass {
         fs::write(
             setup.folder.join("haproxy.cfg"),
@@ -563,7 +601,14 @@ fn nginx(setup: &Setup<'_>) -> Result<Command> {
     } else {
         ("access_log off;".to_owned(), "")
     };
-    let pass = "proxy_pass http://up;";
+    let pass = match upstream_authority(setup) {
+        Some(authority) => format!(
+            "proxy_pass https://up; proxy_ssl_verify on; proxy_ssl_server_name on; proxy_ssl_name {NAME}; \
+             proxy_ssl_protocols TLSv1.3; proxy_ssl_trusted_certificate {};",
+            authority.display()
+        ),
+        None => "proxy_pass http://up;".to_owned(),
+    };
     let (ssl, certificate) = match setup.scenario.tls.key() {
         Some(key) => {
             let [certificate, key, _] = key_files(setup, key);
@@ -741,6 +786,22 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                 "explicit_http_config": {"http2_protocol_options": {}}
+            }
+        });
+    }
+    if let Some(authority) = upstream_authority(setup) {
+        cluster["transport_socket"] = json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "sni": NAME,
+                "common_tls_context": {
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                    "validation_context": {
+                        "trusted_ca": {"filename": authority},
+                        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": NAME}}]
+                    }
+                }
             }
         });
     }

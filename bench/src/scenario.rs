@@ -24,6 +24,9 @@ pub(crate) enum Tls {
     Resumed,
     /// The proxy passes it through, by the name that is asked for.
     Pass,
+    /// Clients speak plaintext, and the proxy secures what leaves: its connections to the upstream are kept, and the
+    /// upstream's certificate is verified.
+    Originated,
 }
 
 /// The kind of a server's key.
@@ -36,10 +39,15 @@ pub(crate) enum Key {
 }
 
 impl Tls {
+    /// Whether clients speak it.
+    pub(crate) fn is_downstream(self) -> bool {
+        !matches!(self, Self::None | Self::Originated)
+    }
+
     /// The key of a proxy that ends it.
     pub(crate) fn key(self) -> Option<Key> {
         match self {
-            Self::None | Self::Pass => None,
+            Self::None | Self::Pass | Self::Originated => None,
             Self::Kept | Self::Resumed => Some(Key::Ecdsa),
             Self::Full(key) => Some(key),
         }
@@ -197,6 +205,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         tls: Tls::Pass,
         bulk: true,
         connections: 16,
+        ..PLAIN
+    },
+    Scenario {
+        key: "egress",
+        title: "HTTP in, TLS 1.3 out, keep-alive, 48 bytes",
+        tls: Tls::Originated,
         ..PLAIN
     },
     Scenario {

@@ -25,7 +25,7 @@ pub(crate) fn measure(gateway: &Path, out: &Path) -> Result<()> {
     let scenario = SCENARIOS.first().context("a scenario")?;
     let ours = PROXIES.first().context("the gateway")?;
     let folder = tempfile::tempdir()?;
-    let origin = upstream(&folder.path().join("upstream"))?;
+    let origin = upstream(&folder.path().join("upstream"), &folder.path().join("keys"))?;
     let upstreams = (origin.plain(), origin.http2());
     let running = ours.start(scenario, upstreams, folder.path(), gateway)?;
     let load = Load {

@@ -292,15 +292,25 @@ impl<'a> Comparison<'a> {
 
     /// Compares where connections go.
     fn connections(&mut self, name: &str, hosts: &[String], old: Option<&TcpRoute>, new: Option<&TcpRoute>) {
-        if old.map(|route| &route.destinations) == new.map(|route| &route.destinations) {
+        let of = |route: &TcpRoute| -> Vec<_> {
+            let each = route.each();
+            each.map(|route| (route.destinations.clone(), route.source.clone()))
+                .collect()
+        };
+        if old.map(of) == new.map(of) {
             return;
         }
         let decision = |route: Option<&TcpRoute>| Decision {
             outcome: route.map_or_else(
                 || "connections are closed".to_owned(),
                 |route| {
-                    let all = route.destinations.iter();
-                    destinations(all.map(|one| (&one.cluster, one.weight)))
+                    let text = |route: &TcpRoute| {
+                        let all = route.destinations.iter();
+                        let text = destinations(all.map(|one| (&one.cluster, one.weight)));
+                        let source = route.source.as_ref();
+                        source.map_or(text.clone(), |source| format!("{text} for {source}"))
+                    };
+                    route.each().map(text).collect::<Vec<_>>().join(", else ")
                 },
             ),
             rule: route.map_or_else(String::new, |route| {

@@ -32,6 +32,8 @@ pub struct MeshConfig {
     pub locality: LocalitySetting,
     /// Namespace of mesh-wide defaults (`rootNamespace`).
     pub root_namespace: String,
+    /// Trust domains of the mesh's identities (`trustDomain`, `trustDomainAliases`); empty for all.
+    pub trust_domains: Vec<String>,
     /// `exportTo` of services that have none (`defaultServiceExportTo`).
     pub service_export_to: Vec<String>,
     /// The same of VirtualServices (`defaultVirtualServiceExportTo`).
@@ -51,6 +53,7 @@ impl Default for MeshConfig {
             retry: RetryPolicy::default(),
             locality: LocalitySetting::default(),
             root_namespace: "istio-system".to_owned(),
+            trust_domains: Vec::new(),
             service_export_to: Vec::new(),
             virtual_service_export_to: Vec::new(),
             destination_rule_export_to: Vec::new(),
@@ -126,6 +129,14 @@ fn read(node: &Node, loaded: &mut Loaded) {
     if let Some(namespace) = node.text("rootNamespace").filter(|text| !text.is_empty()) {
         mesh.root_namespace = namespace.to_owned();
     }
+    mesh.trust_domains = match node.text("trustDomain").filter(|text| !text.is_empty()) {
+        Some(domain) => {
+            let aliases = node.texts("trustDomainAliases").into_iter();
+            std::iter::once(domain.to_owned()).chain(aliases).collect()
+        }
+        // Aliases alone do not say which domain they stand beside.
+        None => Vec::new(),
+    };
     mesh.keepalive = node.get("tcpKeepalive").map(keepalive);
     if let Some(setting) = node.get("localityLbSetting") {
         mesh.locality = LocalitySetting::read(setting);
@@ -169,7 +180,8 @@ mod tests {
 
     const TEXT: &str = "connectTimeout: 3s\nrootNamespace: root\npathNormalization:\n  normalization: 3\n\
                         defaultConfig:\n  gatewayTopology: {numTrustedProxies: 2}\ndefaultServiceExportTo: [.]\n\
-                        h2UpgradePolicy: 1\ndefaultHttpRetryPolicy: {attempts: 4, retryOn: \"503\"}\nenableTracing: true\nconectTimeout: 1s\ndnsRefreshRate: 30s\n";
+                        h2UpgradePolicy: 1\ndefaultHttpRetryPolicy: {attempts: 4, retryOn: \"503\"}\nenableTracing: true\nconectTimeout: 1s\ndnsRefreshRate: 30s\n\
+                        trustDomain: td1\ntrustDomainAliases: [td2]\n";
 
     #[test]
     fn what_concerns_a_gateway_is_taken() {
@@ -178,6 +190,7 @@ mod tests {
             assert_eq!(loaded.mesh.root_namespace, "root");
             assert_eq!(loaded.mesh.service_export_to, ["."]);
             assert!(loaded.mesh.h2_upgrade);
+            assert_eq!(loaded.mesh.trust_domains, ["td1", "td2"]);
             assert_eq!(loaded.mesh.retry.retries, 4);
             assert_eq!(*loaded.mesh.retry.status_codes, [503]);
             assert_eq!(

@@ -145,12 +145,21 @@ pub fn tcp_route(route: &TcpRoute) -> Value {
     let TcpRoute {
         virtual_service,
         destinations,
+        source,
+        others,
     } = route;
     let one = |TcpDestination { cluster, weight }: &TcpDestination| json!({"cluster": cluster.as_str(), "weight": weight});
-    json!({
+    let mut view = json!({
         "virtual_service": &**virtual_service,
         "destinations": destinations.iter().map(one).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(source) = source {
+        view["source"] = source.to_string().into();
+    }
+    if !others.is_empty() {
+        view["others"] = others.iter().map(tcp_route).collect();
+    }
+    view
 }
 
 fn virtual_host(table: usize, host: &VirtualHost) -> Value {

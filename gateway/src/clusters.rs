@@ -6,18 +6,20 @@
 
 mod checked;
 mod dynamic;
+mod keys;
 pub mod names;
 mod update;
 
 use crate::io::clock;
 use crate::io::stream::Liveness;
-use crate::mailbox::{ClientConfigs, TlsSet};
+use crate::mailbox::TlsSet;
 use crate::mailbox::{ClusterView, EndpointView, Publication};
 use crate::upstream::connect::{Secure, Wanted};
 use crate::upstream::{Connection, Open, h2};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::{HashKey, Keyed, source};
 use isthmus_core::cluster::outlier::{Change, Signal};
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{
     Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId, Tunnel,
@@ -29,12 +31,13 @@ use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
 use isthmus_core::shared::{Limit, Permit};
 use isthmus_core::tls::{HandshakeFailure, Offer};
+pub use keys::TlsName;
+use keys::{Keys, has_name};
 use rustls::ClientConfig;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -124,33 +127,6 @@ enum Room {
     Full,
 }
 
-/// What a cluster's connections are secured with.
-struct Keys {
-    /// The name to ask for; None for the host of each request.
-    sni: Option<Rc<str>>,
-    /// None when the keys could not be loaded.
-    config: Option<Arc<ClientConfigs>>,
-}
-
-/// The name that TLS is asked for.
-pub enum TlsName<'h> {
-    /// The rule says it.
-    Fixed(Rc<str>),
-    /// The request's host.
-    Host(&'h str),
-}
-
-impl Deref for TlsName<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Fixed(name) => name,
-            Self::Host(name) => name,
-        }
-    }
-}
-
 /// All clusters of this shard.
 #[derive(Default)]
 pub struct Clusters {
@@ -173,6 +149,8 @@ pub struct Lease {
     endpoint: EndpointId,
     /// The connection that it has a stream of, when it has one.
     stream: Option<SharedId>,
+    /// Whom its connection can serve.
+    group: Group,
     /// Its place among the requests under way, when those are limited.
     _request: Option<Permit>,
     held: bool,
@@ -240,7 +218,7 @@ impl Lease {
         };
         let orphan = {
             let mut cluster = handle.cluster.borrow_mut();
-            let orphan = cluster.release(self.endpoint, conn, now);
+            let orphan = cluster.release_in(self.group, self.endpoint, conn, now);
             if conn.is_some() && orphan.is_none() {
                 cluster.call_first();
             }
@@ -426,13 +404,14 @@ impl ClusterHandle {
     fn lease(
         self: &Rc<Self>,
         endpoint: EndpointId,
-        stream: Option<SharedId>,
+        (stream, group): (Option<SharedId>, Group),
         request: Option<Permit>,
     ) -> Lease {
         Lease {
             handle: Rc::clone(self),
             endpoint,
             stream,
+            group,
             _request: request,
             held: true,
         }
@@ -617,7 +596,7 @@ impl ClusterHandle {
         match acquired {
             AcquiredStream::NoEndpoint | AcquiredStream::Overflow => StartStream::Refuse(Cause::NoEndpoint),
             AcquiredStream::Share { conn, endpoint } => {
-                let lease = self.lease(endpoint, Some(conn), request);
+                let lease = self.lease(endpoint, (Some(conn), choice.group), request);
                 let shared = self.shared.borrow();
                 match shared.iter().find(|(id, _)| *id == conn) {
                     Some((_, connection)) => StartStream::Share(lease, Rc::clone(connection)),
@@ -629,7 +608,7 @@ impl ClusterHandle {
                 address,
                 permit,
             } => {
-                let mut lease = self.lease(endpoint, None, request);
+                let mut lease = self.lease(endpoint, (None, choice.group), request);
                 let mut wanted = match self.wanted(name, Offer::Http2, peer, local) {
                     Ok(wanted) => wanted,
                     Err(cause) => return StartStream::Refuse(cause),
@@ -639,7 +618,7 @@ impl ClusterHandle {
                 let connection = Rc::new(h2::Connection::new(address, name.map(Box::from), config));
                 let mut cluster = self.cluster.borrow_mut();
                 let http = cluster.spec().http;
-                let id = cluster.share(endpoint, h2::STREAMS_AT_FIRST, choice.now);
+                let id = cluster.share(endpoint, choice.group, h2::STREAMS_AT_FIRST, choice.now);
                 self.shared.borrow_mut().push((id, Rc::clone(&connection)));
                 let means = h2::Means {
                     wanted,
@@ -733,14 +712,18 @@ impl ClusterHandle {
                     address,
                     permit,
                 } => {
-                    return Start::Connect(self.lease(endpoint, None, request), address, permit);
+                    return Start::Connect(
+                        self.lease(endpoint, (None, choice.group), request),
+                        address,
+                        permit,
+                    );
                 }
                 Acquired::Use {
                     conn: ConnId(key),
                     endpoint,
                     idle_since,
                 } => {
-                    let mut lease = self.lease(endpoint, None, None);
+                    let mut lease = self.lease(endpoint, (None, choice.group), None);
                     let Some(connection) = self.idle.borrow_mut().try_remove(key as usize) else {
                         continue;
                     };
@@ -780,7 +763,9 @@ impl ClusterHandle {
                     endpoint,
                     address,
                     permit,
-                } => return Start::Connect(self.lease(endpoint, None, None), address, permit),
+                } => {
+                    return Start::Connect(self.lease(endpoint, (None, choice.group), None), address, permit);
+                }
                 Acquired::Overflow => {
                     // Idle connections of requests to the same port.
                     let victim = self.cluster.borrow_mut().give_up_idle();
@@ -793,15 +778,6 @@ impl ClusterHandle {
         }
         self.cluster.borrow_mut().forget_pick();
         Start::Refuse(self.refuse(Limit::Connections))
-    }
-}
-
-/// Whether a connection that asked for one name can carry a request that asks for another.
-fn has_name(asked: Option<&str>, name: Option<&str>) -> bool {
-    match (asked, name) {
-        (Some(asked), Some(name)) => asked.eq_ignore_ascii_case(name),
-        (None, None) => true,
-        _ => false,
     }
 }
 

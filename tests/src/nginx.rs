@@ -60,7 +60,31 @@ impl Nginx {
         }
     }
 
+    /// Starts one that speaks TLS for each of these names with a certificate of its own. Whatever is asked for, it says
+    /// what it sees: the number of the connection, the name that TLS was asked for on it, and the host of the request.
+    pub fn of_names(names: &[(String, Leaf)]) -> Self {
+        let mut servers = String::new();
+        for (name, leaf) in names {
+            let (certificate, key) = (leaf.certificate.display(), leaf.key.display());
+            servers += &format!(
+                "server {{ listen ADDRESS ssl; server_name {name}; ssl_certificate {certificate}; ssl_certificate_key \
+                 {key}; location / {{ return 200 \"$connection $ssl_server_name $host\"; }} }}\n"
+            );
+        }
+        let (_, first) = names.first().expect("a name");
+        let lines = format!(
+            "ssl_certificate {}; ssl_certificate_key {};",
+            first.certificate.display(),
+            first.key.display()
+        );
+        Self::launch_with(&[], "ssl", &lines, &servers)
+    }
+
     fn launch(files: &[(&str, &[u8])], listen: &str, lines: &str) -> Self {
+        Self::launch_with(files, listen, lines, "")
+    }
+
+    fn launch_with(files: &[(&str, &[u8])], listen: &str, lines: &str, servers: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let port = HeldPort::take();
         let root = folder.path().join("www");
@@ -71,7 +95,7 @@ impl Nginx {
         }
         fs::write(
             folder.path().join("nginx.conf"),
-            configuration(folder.path(), port.address(), listen, lines),
+            configuration(folder.path(), port.address(), listen, (lines, servers)),
         )
         .expect("a file");
         let mut nginx = Self {
@@ -147,14 +171,15 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(folder: &Path, address: SocketAddr, listen: &str, lines: &str) -> String {
+fn configuration(folder: &Path, address: SocketAddr, listen: &str, (lines, servers): (&str, &str)) -> String {
     let at = folder.display();
+    let servers = servers.replace("ADDRESS", &address.to_string());
     format!(
         r#"daemon off;
 master_process off;
 worker_processes 1;
 pid {at}/nginx.pid;
-events {{ worker_connections 2048; }}
+events {{ worker_connections 4096; }}
 http {{
     access_log {at}/access.log;
     client_body_temp_path {at}/body;
@@ -165,6 +190,7 @@ http {{
     client_max_body_size 64m;
     keepalive_requests 1000000;
     default_type application/octet-stream;
+    server_names_hash_max_size 8192;
     server {{
         listen {address} {listen} reuseport backlog=4096;
         {lines}
@@ -176,6 +202,7 @@ http {{
         }}
         location = /echo {{ return 200 "$request_method $content_length $http_content_type\n"; }}
     }}
+    {servers}
 }}
 "#
     )

@@ -6,7 +6,7 @@ use isthmus_tests::client::Client;
 use isthmus_tests::curl::Curl;
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::dns::{Dns, Reply, SERVFAIL};
-use isthmus_tests::gateway::{Builder, Gateway};
+use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
 use isthmus_tests::nginx::Nginx;
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use std::fs;
@@ -239,17 +239,42 @@ fn names_that_lead_inside_are_refused_at_first_and_when_they_turn() {
         );
     }
     gateway.assert_causes("egress_address_refused", 4);
-    let answer = client.get("turning.cdn.example", "/");
-    assert_eq!(answer.field(SERVED_BY), Some("outside"), "{answer:?}");
-    // The name is turned to this machine, as in an attack by rebinding.
-    dns.set("turning.cdn.example", &Reply::addresses(&["127.0.0.1"], 1));
-    eventually(SOON, "the new address is refused", || {
-        let answer = Client::connect(gateway.address()).get("turning.cdn.example", "/turned");
-        assert_ne!(answer.field(SERVED_BY), Some("inside"));
-        answer.status == 503
+    // Connections of TLS are refused for the same reason: there is no answer that could say so.
+    let curl = Curl::new(gateway.listener(443));
+    for host in ["loopback", "metadata"] {
+        assert_ne!(curl.run(&format!("https://{host}.cdn.example/")).code, 0);
+    }
+    gateway.assert_causes("egress_address_refused", 6);
+    let refused = |line: &&AccessLine| line.method == "-" && line.line.contains("egress_address_refused");
+    eventually(SOON, "a line of each", || {
+        let log = gateway.access_log();
+        let lines: Vec<&AccessLine> = log.iter().filter(refused).collect();
+        assert!(lines.iter().all(|line| line.has("UF")), "{lines:?}");
+        lines.len() == 2
     });
+
+    // The name is turned to this machine, and to the metadata, as in an attack by rebinding.
+    for (turn, address) in ["127.0.0.1", "169.254.169.254"].into_iter().enumerate() {
+        dns.set("turning.cdn.example", &Reply::addresses(&["127.0.0.2"], 1));
+        eventually(SOON, "the name leads outside", || {
+            let answer = Client::connect(gateway.address()).get("turning.cdn.example", "/");
+            answer.field(SERVED_BY) == Some("outside")
+        });
+        dns.set("turning.cdn.example", &Reply::addresses(&[address], 1));
+        let path = format!("/turned-{turn}");
+        eventually(SOON, "the new address is refused", || {
+            let answer = Client::connect(gateway.address()).get("turning.cdn.example", &path);
+            assert_ne!(answer.field(SERVED_BY), Some("inside"));
+            answer.status == 503
+        });
+        eventually(SOON, "the log says why", || {
+            let log = gateway.access_log();
+            let mut lines = log.iter().filter(|line| line.path == path && line.status == 503);
+            lines.any(|line| line.has("UF") && line.line.contains("egress_address_refused"))
+        });
+    }
     assert_eq!(inside.served(), 0, "not a request has come inside");
-    assert!(outside.served() >= 1);
+    assert!(outside.served() >= 2);
     gateway.stop();
 }
 

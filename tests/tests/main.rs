@@ -15,6 +15,7 @@ mod browser;
 mod cors;
 mod dns;
 mod egress;
+mod egress_hosts;
 mod environment;
 mod explain;
 mod fault;

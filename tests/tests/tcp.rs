@@ -2,7 +2,7 @@
 
 use isthmus_tests::bytes::{BytePeer, connect, pattern, read_to_end, try_connect};
 use isthmus_tests::cert::{Authority, Leaf};
-use isthmus_tests::client::Client;
+use isthmus_tests::client::{Client, connect_from};
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::gateway::{Builder, Gateway};
 use isthmus_tests::nginx::Nginx;
@@ -189,6 +189,51 @@ fn ports_lead_where_their_rules_say() {
         assert_eq!(hear(connect(gateway.listener(9000))), Ok("one".to_owned()));
         assert_eq!(hear(connect(gateway.listener(9001))), Ok("two".to_owned()));
     }
+    gateway.stop();
+}
+
+#[test]
+fn rules_are_for_the_clients_that_they_ask_for() {
+    let names = ["one", "two", "many"];
+    let peers = names.map(BytePeer::naming);
+    let routes = "- match: [{sourceSubnet: 127.0.0.1}]
+  route: [{destination: {host: one.internal, port: {number: 9000}}}]
+- match: [{sourceLabels: {app: two}}]
+  route: [{destination: {host: two.internal, port: {number: 9000}}}]
+- match: [{sourceSubnet: 127.0.1.0/24}, {sourceSubnet: 127.0.2.0/24}]
+  route: [{destination: {host: many.internal, port: {number: 9000}}}]";
+    let services = names.iter().zip(&peers).map(|(name, peer)| {
+        let host = format!("{name}.internal");
+        stream_service(&host, 9000, "TCP", &[peer.address()])
+    });
+    let two = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: two, namespace: default}
+spec: {address: 127.0.0.2, labels: {app: two}}
+";
+    let text = gateway_with(SERVER) + &rules(routes) + &services.collect::<String>() + two;
+    let gateway = Gateway::builder().resources("g", &text).port(9000).start();
+    let heard = |address: &str| {
+        let from = address.parse().unwrap();
+        let stream = connect_from(from, gateway.listener(9000), None).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        hear(stream)
+    };
+    for (address, name) in [
+        ("127.0.0.1", "one"),
+        ("127.0.0.2", "two"),
+        ("127.0.1.7", "many"),
+        ("127.0.2.7", "many"),
+    ] {
+        assert_eq!(heard(address), Ok(name.to_owned()), "{address}");
+    }
+    // Nothing is for this one.
+    let nobody = heard("127.0.0.3");
+    assert!(
+        nobody.as_deref().is_ok_and(str::is_empty) || nobody == Err(ErrorKind::ConnectionReset),
+        "{nobody:?}"
+    );
+    gateway.assert_causes("route_not_found", 1);
     gateway.stop();
 }
 

@@ -7,6 +7,7 @@
 //! subject, finds its own with an index and never with all pairs, and is called from here.
 
 mod actions;
+mod egress;
 pub(crate) mod facts;
 mod gateways;
 mod health;
@@ -71,6 +72,7 @@ pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
     services::check(view, report);
     rules::check(view, report);
     actions::check(view, report);
+    egress::check(view, report);
     if view.context.options.proofs {
         reach::finding::check(view, report);
     }

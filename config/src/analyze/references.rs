@@ -1,7 +1,7 @@
 //! What VirtualServices refer to: gateways and the hosts they serve, services and their ports, subsets, delegates.
 
 use super::hosts::HostSet;
-use super::{GUESSES_MAX, View};
+use super::{GUESSES_MAX, View, egress};
 use crate::compile::delegate::{self, Broken};
 use crate::diagnostic::{Severity, nearest};
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of};
@@ -154,6 +154,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
         let ports = gateways(written, view, &names, report);
         let targets = Targets {
             meta,
+            spec,
             severity: if concerns_us {
                 Severity::Warning
             } else {
@@ -164,7 +165,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
             view,
             names: &names,
         };
-        targets.all(spec, report);
+        targets.all(report);
         for (at, rule) in spec.http.iter().enumerate() {
             let list = Path::SPEC.key("http");
             check_delegate(rule, meta, &list.index(at), view, report);
@@ -264,7 +265,7 @@ fn gateways(
         let path = list.index(at);
         let Some(door) = names.doors.get(&id) else {
             all_known = false;
-            unknown_gateway(&id, meta, &path, view, names, report);
+            unknown_gateway(&id, written, &path, view, names, report);
             continue;
         };
         if door.faulty {
@@ -291,6 +292,7 @@ fn gateways(
             let servers = Path::SPEC.key("servers");
             let related = report.related(&door.meta.origin, &servers, "what it serves");
             report.tell(Finding {
+                help: egress::server_for(spec),
                 related: vec![related],
                 ..Finding::new(
                     Severity::Warning,
@@ -315,12 +317,13 @@ fn gateways(
 
 fn unknown_gateway(
     id: &str,
-    meta: &Meta,
+    written: &Written<VirtualService>,
     path: &Path<'_>,
     view: &View<'_>,
     names: &Names<'_>,
     report: &mut Report<'_>,
 ) {
+    let meta = &written.meta;
     let (_, name) = id.split_once('/').unwrap_or(("", id));
     let mut help = None;
     let message = if view.resources.foreign_gateways.contains(id) {
@@ -333,6 +336,7 @@ fn unknown_gateway(
                 names.guess(name, known)
             }
         };
+        help = help.or_else(|| egress::gateway(id, &written.spec));
         format!("no Gateway is named `{id}`")
     };
     report.tell(Finding {
@@ -364,6 +368,7 @@ fn seen_from<'a>(written: &'a Written<VirtualService>, view: &View<'_>) -> Vec<&
 /// The destinations of one VirtualService.
 struct Targets<'v, 'a> {
     meta: &'v Meta,
+    spec: &'v VirtualService,
     severity: Severity,
     /// Ports of its Gateways.
     ports: BTreeSet<u16>,
@@ -373,7 +378,8 @@ struct Targets<'v, 'a> {
 }
 
 impl Targets<'_, '_> {
-    fn all(&self, spec: &VirtualService, report: &mut Report<'_>) {
+    fn all(&self, report: &mut Report<'_>) {
+        let spec = self.spec;
         let list = Path::SPEC.key("http");
         for (at, rule) in spec.http.iter().enumerate() {
             let rule_path = list.index(at);
@@ -445,6 +451,8 @@ impl Targets<'_, '_> {
         let short = target.host.split('.').next().unwrap_or("");
         let known = self.names.short.get(self.meta.namespace.as_str());
         let help = known.and_then(|known| self.names.guess(short, known.iter().map(String::as_str)));
+        let document = || egress::service_entry(self.spec, target, &self.meta.namespace);
+        let help = help.or_else(|| (self.severity == Severity::Warning).then(document).flatten());
         let message = format!("no service is named `{host}`: {outcome}");
         report.tell(Finding {
             help,

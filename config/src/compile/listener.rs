@@ -925,6 +925,8 @@ impl<'a> Place<'a> {
                             cluster: ClusterKey::outbound(self.site.port, "", &service.host),
                             weight: 1,
                         }],
+                        source: None,
+                        others: Vec::new(),
                     })),
                 });
             }

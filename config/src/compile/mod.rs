@@ -57,7 +57,7 @@ pub(crate) fn compile(
         checks: Checks::new(&resources.health_check_policies, options),
         virtual_services: &resources.virtual_services,
         delegates: delegate::collect(&resources.virtual_services),
-        clients: source::Clients::new(resources),
+        clients: source::Clients::new(resources, options),
     };
     let listeners = listener::compile(resources, &context, report);
     let (clusters, services) = cluster::compile(&context);

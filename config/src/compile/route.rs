@@ -197,7 +197,7 @@ fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<
 }
 
 /// Whether a match is for the gateway and the port.
-fn is_here(gateways: &[String], port: Option<i128>, meta: &Meta, site: &Site<'_>) -> bool {
+pub(crate) fn is_here(gateways: &[String], port: Option<i128>, meta: &Meta, site: &Site<'_>) -> bool {
     (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
         && port.is_none_or(|port| port == i128::from(site.port))
 }

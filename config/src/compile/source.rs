@@ -22,8 +22,9 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    pub(crate) fn new(resources: &Resources) -> Self {
+    pub(crate) fn new(resources: &Resources, options: &Options) -> Self {
         let mut sources = Sources::default();
+        sources.trust(&options.mesh.trust_domains);
         for Written { meta, spec } in &resources.workload_entries {
             let workload = Workload {
                 namespace: meta.namespace.as_str().into(),

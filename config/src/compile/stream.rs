@@ -1,7 +1,9 @@
-//! Rules for whole connections: `tcp[]` and `tls[]` of one VirtualService at one gateway and port.
+//! Rules for whole connections: `tcp[]` and `tls[]` of one VirtualService at one gateway and port. What `tcp[]` asks of
+//! clients is asked of each connection; what `tls[]` asks of them, of the gateway's own labels, as Istio does.
 
 use super::Context;
-use super::route::{Site, applies_here, cluster_key};
+use super::route::{Site, applies_here, cluster_key, is_here};
+use super::source::{self, Asks};
 use crate::resource::virtual_service::{StreamMatch, StreamRoute, VirtualService};
 use crate::resource::{Meta, Written};
 use isthmus_core::listener::{TcpDestination, TcpRoute};
@@ -17,21 +19,57 @@ pub(crate) struct Passed<'a> {
     pub(crate) matched: usize,
 }
 
-/// The first `tcp[]` rule that applies, and its position in `spec.tcp`.
+/// The first `tcp[]` rule that applies, with those behind it for clients that it is not for, and its position in
+/// `spec.tcp`.
 pub(crate) fn tcp(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
 ) -> Option<(Arc<TcpRoute>, usize)> {
     let meta = &written.meta;
-    let (at, applied) = written.spec.tcp.iter().enumerate().find(|(_, rule)| {
-        rule.matches.is_empty()
-            || rule
-                .matches
-                .iter()
-                .any(|matched| applies(matched, meta, site, context))
-    })?;
-    Some((route(applied, meta, site, context)?, at))
+    let mut found: Option<(TcpRoute, usize)> = None;
+    'rules: for (at, rule) in written.spec.tcp.iter().enumerate() {
+        for asks in asked(rule, meta, site, context) {
+            let source = match asks {
+                Asks::Nothing => None,
+                Asks::For(source) => Some(source),
+                Asks::TooMuch => continue,
+            };
+            let is_last = source.is_none();
+            if let Some(one) = route(rule, meta, site, context) {
+                let one = TcpRoute { source, ..one };
+                match &mut found {
+                    Some((first, _)) => first.others.push(one),
+                    None => found = Some((one, at)),
+                }
+            }
+            if is_last {
+                break 'rules;
+            }
+        }
+    }
+    found.map(|(route, at)| (Arc::new(route), at))
+}
+
+/// What the matches of a rule that apply here ask of clients.
+fn asked(rule: &StreamRoute, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> Vec<Asks> {
+    if rule.matches.is_empty() {
+        return vec![Asks::Nothing];
+    }
+    let here = rule
+        .matches
+        .iter()
+        .filter(|matched| is_here(&matched.gateways, matched.port, meta, site));
+    let asks = here.map(|matched| {
+        source::asks(
+            &matched.source_labels,
+            &matched.source_namespace,
+            matched.source_subnet,
+            &context.clients,
+            context.options,
+        )
+    });
+    asks.collect()
 }
 
 /// All matches of `tls[]` rules that apply, in order.
@@ -48,7 +86,7 @@ pub(crate) fn tls<'a>(
             if let Some(route) = route(rule, meta, site, context) {
                 found.push(Passed {
                     sni_hosts: &matched.sni_hosts,
-                    route,
+                    route: Arc::new(route),
                     rule: at,
                     matched: matched_at,
                 });
@@ -71,7 +109,7 @@ fn applies(matched: &StreamMatch, meta: &Meta, site: &Site<'_>, context: &Contex
 }
 
 /// Where a rule leads: a single destination has everything, of several those without weight have nothing.
-fn route(rule: &StreamRoute, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> Option<Arc<TcpRoute>> {
+fn route(rule: &StreamRoute, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> Option<TcpRoute> {
     let only = rule.route.len() == 1;
     let destinations = rule.route.iter().map(|destination| TcpDestination {
         cluster: cluster_key(&destination.target, &meta.namespace, site.port, context),
@@ -82,10 +120,10 @@ fn route(rule: &StreamRoute, meta: &Meta, site: &Site<'_>, context: &Context<'_>
         },
     });
     let destinations: Vec<TcpDestination> = destinations.filter(|one| one.weight > 0).collect();
-    (!destinations.is_empty()).then(|| {
-        Arc::new(TcpRoute {
-            virtual_service: meta.id().into(),
-            destinations,
-        })
+    (!destinations.is_empty()).then(|| TcpRoute {
+        virtual_service: meta.id().into(),
+        destinations,
+        source: None,
+        others: Vec::new(),
     })
 }

@@ -820,7 +820,10 @@ impl<'a> Builder<'a> {
             },
             Accepts::Http => None,
         };
-        let Some(route) = route else { return };
+        let caller = caller(self.asked, listener, self.known.snapshot);
+        let Some((first, route)) = route.and_then(|first| Some((first, first.for_caller(&caller)?))) else {
+            return;
+        };
         let opened = if self.out.chain.is_some() {
             "the connection's bytes"
         } else {
@@ -835,6 +838,8 @@ impl<'a> Builder<'a> {
         };
         self.out.route = view::tcp_route(route);
         let origin = self.known.origins.streams.get(&(listener.key.clone(), chain));
+        // Where a rule for other clients was written is not kept.
+        let origin = origin.filter(|_| std::ptr::eq(first, route));
         if let Some(origin) = origin {
             let at = At::from(&origin.origin);
             let field = with_rule(origin.list, origin.rule, origin.matched, |path| path.to_string());

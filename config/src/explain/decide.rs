@@ -233,7 +233,13 @@ fn on_listener(
             let chain = names.chains().get(at).ok_or(Cause::NoChain)?;
             match &chain.action {
                 ChainAction::Http { tls, .. } => Some(tls),
-                ChainAction::Tcp { route: Some(_), .. } | ChainAction::Pass(_) => return Ok(Verdict::Bytes),
+                ChainAction::Tcp {
+                    route: Some(route), ..
+                }
+                | ChainAction::Pass(route) => {
+                    let found = route.for_caller(&caller);
+                    return found.map(|_| Verdict::Bytes).ok_or(Cause::NoRoute);
+                }
                 ChainAction::Tcp { route: None, .. } => return Err(Cause::NoRoute),
                 ChainAction::AutoPass(hosts) => {
                     let key = name.and_then(|name| auto_passthrough(&name, hosts));
@@ -241,7 +247,10 @@ fn on_listener(
                 }
             }
         }
-        Accepts::Tcp(Some(_)) => return Ok(Verdict::Bytes),
+        Accepts::Tcp(Some(route)) => {
+            let found = route.for_caller(&caller);
+            return found.map(|_| Verdict::Bytes).ok_or(Cause::NoRoute);
+        }
         Accepts::Tcp(None) => return Err(Cause::NoRoute),
         Accepts::Http | Accepts::Tls(_) => return Ok(Verdict::WrongProtocol),
     };

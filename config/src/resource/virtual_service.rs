@@ -9,8 +9,10 @@ use super::{Meta, duration_of};
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
+use ipnet::IpNet;
 use isthmus_core::route::{Regex, RegexError, TextMatch};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// `VirtualService.spec`.
@@ -60,6 +62,8 @@ pub(crate) struct StreamMatch {
     pub(crate) gateways: Vec<String>,
     pub(crate) source_labels: BTreeMap<String, String>,
     pub(crate) source_namespace: String,
+    /// Only of `tcp[]`.
+    pub(crate) source_subnet: Option<IpNet>,
 }
 
 /// `route[]` of such a rule.
@@ -95,6 +99,12 @@ impl Target {
     }
 }
 
+/// A range of addresses, or one.
+fn subnet(text: &str) -> Option<IpNet> {
+    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(one)
+}
+
 impl StreamRoute {
     fn read(node: &Node) -> Self {
         let matches = node.list("match").iter().map(|node| StreamMatch {
@@ -103,6 +113,7 @@ impl StreamRoute {
             gateways: node.texts("gateways"),
             source_labels: node.text_map("sourceLabels"),
             source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
+            source_subnet: node.text("sourceSubnet").and_then(subnet),
         });
         let route = node.list("route").iter().map(|node| StreamDestination {
             target: Target::read(node),

@@ -5,6 +5,7 @@
 
 use crate::name::{ClusterKey, HostIndex, HostPattern};
 use crate::route::{RouteTable, most_specific};
+use crate::source::{Caller, SourceMatch};
 use crate::tls::ServerTls;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -208,6 +209,10 @@ pub struct TcpRoute {
     pub virtual_service: Arc<str>,
     /// Candidates; a connection draws one. Never empty, and the weights are above 0.
     pub destinations: Vec<TcpDestination>,
+    /// Whose connections it is for; None for everybody's.
+    pub source: Option<Box<SourceMatch>>,
+    /// What is looked at for the connections of others, in order; these have no others of their own.
+    pub others: Vec<TcpRoute>,
 }
 
 /// One candidate of a [`TcpRoute`].
@@ -220,6 +225,17 @@ pub struct TcpDestination {
 }
 
 impl TcpRoute {
+    /// The first that is for a client.
+    pub fn for_caller(&self, caller: &Caller<'_>) -> Option<&Self> {
+        self.each()
+            .find(|route| route.source.as_ref().is_none_or(|source| source.matches(caller)))
+    }
+
+    /// Itself and the others.
+    pub fn each(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
     /// The destination that a draw from `0..=u32::MAX` falls on, each in proportion to its weight.
     pub fn pick(&self, draw: u32) -> Option<&TcpDestination> {
         let total: u64 = self.destinations.iter().map(|one| u64::from(one.weight)).sum();
@@ -333,6 +349,7 @@ pub fn auto_passthrough(name: &str, hosts: &[HostPattern]) -> Option<ClusterKey>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn route(weights: &[u32]) -> TcpRoute {
         let destination = |(at, &weight): (usize, &u32)| TcpDestination {
@@ -342,6 +359,40 @@ mod tests {
         TcpRoute {
             virtual_service: "ns/name".into(),
             destinations: weights.iter().enumerate().map(destination).collect(),
+            source: None,
+            others: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_route_that_is_for_a_client_takes_its_connections() {
+        let of = |subnet: &str, weight| TcpRoute {
+            source: Some(Box::new(SourceMatch {
+                labels: BTreeMap::new(),
+                namespace: "".into(),
+                subnet: Some(subnet.parse().unwrap()),
+                is_own: true,
+            })),
+            ..route(&[weight])
+        };
+        let all = TcpRoute {
+            others: vec![of("10.1.0.0/16", 2), of("10.0.0.0/8", 3)],
+            ..of("10.1.2.0/24", 1)
+        };
+        let weight_for = |address: &str| {
+            let caller = Caller {
+                address: Some(address.parse().unwrap()),
+                ..Caller::from("tcp")
+            };
+            all.for_caller(&caller).map(|route| route.destinations[0].weight)
+        };
+        for (address, weight) in [
+            ("10.1.2.3", Some(1)),
+            ("10.1.3.3", Some(2)),
+            ("::ffff:10.2.0.1", Some(3)),
+            ("11.0.0.1", None),
+        ] {
+            assert_eq!(weight_for(address), weight, "{address}");
         }
     }
 

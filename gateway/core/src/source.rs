@@ -83,6 +83,8 @@ pub struct Sources {
     by_address: HashMap<IpAddr, Known>,
     /// By namespace, then by account.
     by_identity: HashMap<Box<str>, HashMap<Box<str>, Known>>,
+    /// Trust domains whose identities mean workloads of the registry; empty for all.
+    trust_domains: Box<[Box<str>]>,
 }
 
 /// A workload with its name, made once.
@@ -166,6 +168,12 @@ impl Sources {
         }
     }
 
+    /// Takes identities of these trust domains only for those of workloads; without any, all that a client's certificate
+    /// was verified with (Istio MeshConfig `trustDomain`, `trustDomainAliases`).
+    pub fn trust(&mut self, domains: &[String]) {
+        self.trust_domains = domains.iter().map(|domain| domain.as_str().into()).collect();
+    }
+
     /// Whether no client is known by its address or account.
     pub fn is_empty(&self) -> bool {
         self.by_address.is_empty() && self.by_identity.is_empty()
@@ -179,12 +187,20 @@ impl Sources {
     }
 
     /// Which workload a client is. A verified identity counts for more than the address, which then only says which of
-    /// its workloads it is.
+    /// its workloads it is. One of a trust domain that is not the mesh's is of no namespace of the mesh.
     pub fn find<'a>(&'a self, address: IpAddr, identity: Option<Identity<'a>>) -> Option<Source<'a>> {
         let here = self.by_address.get(&address.to_canonical());
         let Some(identity) = identity else {
             return here.map(Known::source);
         };
+        let trusted = &self.trust_domains;
+        if !trusted.is_empty() && !trusted.iter().any(|domain| **domain == *identity.trust_domain) {
+            return Some(Source {
+                namespace: "",
+                workload: None,
+                name: None,
+            });
+        }
         let is_it = |known: &&Known| {
             let workload = &known.workload;
             *workload.namespace == *identity.namespace
@@ -209,6 +225,8 @@ impl Sources {
 /// Who a certificate says that a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity<'a> {
+    /// Where the identity comes from.
+    pub trust_domain: &'a str,
     /// Its namespace.
     pub namespace: &'a str,
     /// Its account.
@@ -219,10 +237,12 @@ impl<'a> Identity<'a> {
     /// Reads a SPIFFE URI as Istio writes them, `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; None for any other.
     pub fn parse(uri: &'a str) -> Option<Self> {
         let path = uri.strip_prefix("spiffe://")?;
-        let mut parts = path.split('/').skip(1);
+        let mut parts = path.split('/');
         let mut next = || parts.next().filter(|part| !part.is_empty());
+        let trust_domain = next()?;
         let (ns, namespace, sa, service_account) = (next()?, next()?, next()?, next()?);
         (ns == "ns" && sa == "sa" && parts.next().is_none()).then_some(Self {
+            trust_domain,
             namespace,
             service_account,
         })
@@ -348,6 +368,7 @@ mod tests {
     #[test]
     fn identities_are_read_as_istio_writes_them() {
         let found = Identity::parse("spiffe://cluster.local/ns/shop/sa/cart").unwrap();
+        assert_eq!(found.trust_domain, "cluster.local");
         assert_eq!((found.namespace, found.service_account), ("shop", "cart"));
         for other in [
             "spiffe://cluster.local/ns/shop/sa/",
@@ -355,6 +376,7 @@ mod tests {
             "spiffe://cluster.local/ns/shop/sa/cart/x",
             "spiffe://cluster.local/sa/cart/ns/shop",
             "https://cluster.local/ns/shop/sa/cart",
+            "spiffe:///ns/shop/sa/cart",
             "spiffe://",
         ] {
             assert_eq!(Identity::parse(other), None, "{other}");
@@ -389,6 +411,23 @@ mod tests {
         }
         let other = wanted(&[], "other", false);
         assert!(other.matches(&caller(&sources, "10.0.0.2", stranger)));
+    }
+
+    #[test]
+    fn identities_of_other_trust_domains_are_of_no_workload_of_the_mesh() {
+        let mut sources = Sources::default();
+        let cart = workload("shop", "cart", &[("app", "cart")]);
+        sources.add(&cart, ["10.0.0.1".parse().unwrap()].into_iter());
+        sources.trust(&["td1".to_owned(), "td2".to_owned()]);
+        let (labels, namespace) = (wanted(&[("app", "cart")], "", true), wanted(&[], "shop", true));
+        for (domain, expected) in [("td1", true), ("td2", true), ("td3", false), ("TD1", false)] {
+            let uri = format!("spiffe://{domain}/ns/shop/sa/cart");
+            for address in ["10.0.0.1", "10.0.0.9"] {
+                let caller = caller(&sources, address, Some(&uri));
+                let found = (labels.matches(&caller), namespace.matches(&caller));
+                assert_eq!(found, (expected, expected), "{uri} {address}");
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! itself. A host's one endpoint leads to the addresses that its name has when a connection is
 //! made, as far as connections may go there ([`Reach::Public`]); connections that are there outlive them.
 
-use super::{ClusterHandle, Clusters, Keys};
+use super::keys::Keys;
+use super::{ClusterHandle, Clusters};
 use crate::io::clock;
 use isthmus_core::cluster::{Cluster, ClusterSpec};
 use isthmus_core::egress::{AllowedRanges, Dynamic, Reach};
@@ -148,19 +149,24 @@ impl Clusters {
     ) -> Result<Rc<ClusterHandle>, Cause> {
         let host = split_port(authority).0;
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let spec = Arc::clone(template.cluster.borrow().spec());
-        let Some(dynamic) = spec
-            .dynamic
-            .as_ref()
-            .filter(|dynamic| dynamic.covers.matches(&host))
-        else {
-            return Err(Cause::HostNotCovered);
+        let covering = |spec: &ClusterSpec| {
+            let dynamic = spec.dynamic.as_ref();
+            dynamic.is_some_and(|dynamic| dynamic.covers.matches(&host))
         };
+        // Nobody is asked for the name of a host that is not covered.
+        if !covering(template.cluster.borrow().spec()) {
+            return Err(Cause::HostNotCovered);
+        }
         let literal = host.trim_matches(['[', ']']).parse::<IpAddr>();
         let found = match literal {
             Ok(address) => Arc::from([address]),
             Err(_) if is_name(&host) => self.names.resolve(&host).await,
             Err(_) => return Err(Cause::NameUnknown),
+        };
+        // The policy may be another one than before the wait.
+        let spec = Arc::clone(template.cluster.borrow().spec());
+        let Some(dynamic) = spec.dynamic.as_ref().filter(|_| covering(&spec)) else {
+            return Err(Cause::HostNotCovered);
         };
         let now = clock::now();
         if let Some(known) = template.hosts.borrow_mut().get_mut(&*host)
@@ -178,7 +184,9 @@ impl Clusters {
             .map(|address| SocketAddr::new(*address, dynamic.port))
             .collect();
         let Some(first) = targets.first().copied() else {
-            tracing::debug!(%host, addresses = ?found, "a name leads where no connection may go, unless --egress-allow-cidr names it");
+            if self.names.is_first_refusal(&host) {
+                tracing::warn!(%host, addresses = ?found, service = spec.key.host(), "a name leads where no connection may go, unless --egress-allow-cidr names it: its requests are refused");
+            }
             return Err(Cause::AddressRefused);
         };
         Ok(self.place(
@@ -240,6 +248,11 @@ impl Clusters {
                 let counted = self.counted_as(&key, &spec.key);
                 let handle = ClusterHandle::new(counted, &own, &Arc::new(shared), self, random);
                 handle.copy_keys(template);
+                if template.gone.get() {
+                    // For the request that has begun under a version that is no more: nothing is kept of it.
+                    handle.gone.set(true);
+                    return handle;
+                }
                 if own.outlier.is_some() {
                     self.watched.borrow_mut().push(Rc::clone(&handle));
                 }

@@ -1,7 +1,8 @@
 //! Names that requests bring, on a shard: control resolves them, and the shard remembers what it was told.
 //!
 //! Requests that ask for one name share one question to control. What was told is used as long as it is good, and a
-//! moment longer while it is asked for anew, so that no request waits for a name that is in use.
+//! moment longer while it is asked for anew, so that no request waits for a name that is in use. When there are too many,
+//! those that were asked for longest ago make room.
 
 use crate::io::clock;
 use crate::mailbox::NameAnswer;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Most names that a shard remembers.
 const NAMES_MAX: usize = 10_000;
+/// Which part of them makes room at once, so that each new name does not look at all that are there.
+const ROOM: usize = 8;
 /// How long an answer is used at least: requests in a burst are not to ask one after the other.
 const GOOD_MIN: Duration = Duration::from_secs(1);
 
@@ -31,6 +34,10 @@ pub struct Names {
 struct Known {
     answer: Option<(Arc<[IpAddr]>, Instant)>,
     is_asked: bool,
+    /// When a request has last asked for it.
+    used: Option<Instant>,
+    /// Whether the log says that no connection may go where the answer leads.
+    is_refused: bool,
     waiting: Vec<Waker>,
 }
 
@@ -45,16 +52,16 @@ impl Names {
             let name = match has {
                 Some(name) => name,
                 None => {
+                    make_room(&mut known, now);
                     if known.len() >= NAMES_MAX {
-                        known.retain(|_, known| known.is_asked || known.is_good(now));
-                    }
-                    if known.len() >= NAMES_MAX {
+                        // As many questions are under way.
                         return Poll::Ready(Arc::default());
                     }
                     name.into()
                 }
             };
             let found = known.entry(Arc::clone(&name)).or_default();
+            found.used = Some(now);
             if !found.is_good(now) && !found.is_asked {
                 found.is_asked = true;
                 self.wanted.borrow_mut().push(name);
@@ -74,6 +81,13 @@ impl Names {
             }
         })
         .await
+    }
+
+    /// Whether this is the first time that no connection may go where a name leads, since its addresses were others.
+    pub fn is_first_refusal(&self, name: &str) -> bool {
+        let mut known = self.known.borrow_mut();
+        let found = known.get_mut(name);
+        found.is_some_and(|known| !std::mem::replace(&mut known.is_refused, true))
     }
 
     /// The names that control is to be asked for next.
@@ -97,12 +111,35 @@ impl Names {
                 return;
             };
             let until = answer.until.max(clock::now() + GOOD_MIN);
+            let before = found.answer.as_ref().map(|(addresses, _)| addresses);
+            found.is_refused &= before.is_some_and(|before| **before == *answer.addresses);
             found.answer = Some((Arc::clone(&answer.addresses), until));
             found.is_asked = false;
             std::mem::take(&mut found.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
     }
+}
+
+/// Forgets what is old when there are as many as there may be: first what is not good any more, then what was asked for
+/// longest ago. Somebody waits for those that are asked for.
+fn make_room(known: &mut HashMap<Arc<str>, Known>, now: Instant) {
+    if known.len() < NAMES_MAX {
+        return;
+    }
+    known.retain(|_, known| known.is_asked || known.is_good(now));
+    if known.len() < NAMES_MAX {
+        return;
+    }
+    let idle = known.values().filter(|known| !known.is_asked);
+    let mut used: Vec<Option<Instant>> = idle.map(|known| known.used).collect();
+    let at = (used.len() / ROOM).min(used.len().saturating_sub(1));
+    if used.is_empty() {
+        return;
+    }
+    let (_, last, _) = used.select_nth_unstable(at);
+    let last = *last;
+    known.retain(|_, known| known.is_asked || known.used > last);
 }
 
 impl Known {
@@ -157,6 +194,39 @@ mod tests {
             assert_eq!(names.resolve("a").await.len(), 1);
             assert_eq!(poll_once(names.resolve("b")).await, None);
             assert_eq!(names.wanted().await.len(), 2);
+        });
+    }
+
+    #[test]
+    fn names_make_room_for_others_when_there_are_too_many() {
+        block_on(async {
+            let names = Names::default();
+            let start = clock::now();
+            for at in 0..NAMES_MAX {
+                let name = format!("n{at}");
+                assert_eq!(poll_once(names.resolve(&name)).await, None);
+                names.answered(&answer(&name, &[[10, 0, 0, 1]], Duration::from_secs(600)));
+                let mut known = names.known.borrow_mut();
+                known.get_mut(&*name).unwrap().used = Some(start + Duration::from_micros(at as u64));
+            }
+            assert_eq!(names.wanted().await.len(), NAMES_MAX);
+            assert_eq!(poll_once(names.resolve("another")).await, None);
+            assert_eq!(names.wanted().await, ["another".into()]);
+            let has = |name: &str| names.known.borrow().contains_key(name);
+            assert!(!has("n0") && has(&format!("n{}", NAMES_MAX - 1)));
+            assert!(names.known.borrow().len() > NAMES_MAX / 2);
+        });
+    }
+
+    #[test]
+    fn as_many_questions_as_there_may_be_names_are_enough() {
+        block_on(async {
+            let names = Names::default();
+            for at in 0..NAMES_MAX {
+                assert_eq!(poll_once(names.resolve(&format!("n{at}"))).await, None);
+            }
+            assert_eq!(names.resolve("another").await.len(), 0);
+            assert_eq!(names.known.borrow().len(), NAMES_MAX);
         });
     }
 }

@@ -7,7 +7,7 @@ use super::body::{End, Moved, Sending, TURN_BYTES, poll_request};
 use super::exchange::{Exchange, Outcome};
 use super::watch::{status_of, watched};
 use super::{Context, pending, upgrade};
-use crate::clusters::{ClusterHandle, Lease, Start, StartStream};
+use crate::clusters::{ClusterHandle, Lease, Start, StartStream, TlsName};
 use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::timer::Timer;
@@ -18,6 +18,7 @@ use isthmus_core::attempt::{
     Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
 };
 use isthmus_core::cluster::outlier::Signal;
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::RetryPermit;
 use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::drain::Drain;
@@ -568,10 +569,12 @@ async fn connect(
 ) -> Result<Connected, End> {
     let careful = !x.request.method.is_idempotent() || !conn.is_body_done();
     let name = cluster.tls_name(split_port(&x.request.authority).0);
+    let group = name.as_ref().map_or(Group::ALL, TlsName::group);
     let name = name.as_deref();
     let choice = Choice {
         hash: x.hash,
         avoid,
+        group,
         now,
     };
     if cluster.version(x.request.version) == Version::Http2 {

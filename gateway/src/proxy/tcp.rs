@@ -15,12 +15,14 @@ use crate::upstream::connect::{self, Wanted};
 use crate::upstream::tunnel;
 use http::{Method, StatusCode};
 use isthmus_core::cluster::outlier::Signal;
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
 use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
+use isthmus_core::source::{Caller, Identity};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
 use std::io::IoSlice;
@@ -137,6 +139,10 @@ struct Outcome {
 
 /// Carries a connection to where a route says, until it ends.
 pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
+    let Some(route) = route_for(context, &client, route) else {
+        let (local, name) = (client.stream.local_addr(), client.server_name.as_deref());
+        return refused(context, local, client.peer, name, Cause::NoRoute);
+    };
     let draw = (context.random.borrow_mut().next_u64() >> 32) as u32;
     let Some(key) = route.pick(draw).map(|destination| &destination.cluster) else {
         return;
@@ -144,6 +150,25 @@ pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
     // What a client asks a proxy for has TLS of its own, as what passes through by its name.
     let secure = client.asked.is_none();
     serve_to(context, client, key, secure).await;
+}
+
+/// The route that is for a client.
+fn route_for<'r>(context: &Context, client: &Client, route: &'r TcpRoute) -> Option<&'r TcpRoute> {
+    if route.source.is_none() {
+        return Some(route);
+    }
+    let sources = context.sources.borrow();
+    let identity = client
+        .secured
+        .as_ref()
+        .and_then(|secured| secured.identity.as_deref());
+    let address = client.peer.ip();
+    let caller = Caller {
+        scheme: "tcp",
+        address: Some(address),
+        source: sources.find(address, identity.and_then(Identity::parse)),
+    };
+    route.for_caller(&caller)
 }
 
 /// Carries a connection whose TLS is the endpoint's own to a cluster, without what the cluster's rule says about TLS.
@@ -284,6 +309,7 @@ async fn carry(
         let choice = Choice {
             hash,
             avoid: &avoid,
+            group: Group::ALL,
             now: clock::now(),
         };
         let started = cluster.start_bytes(choice, &context.random);

@@ -796,6 +796,7 @@ fn covered(
                 || (!matched.gateways.is_empty()
                     && ids(&matched.gateways).is_subset(&ids(&earlier.gateways))))
             && (earlier.source_namespace.is_empty() || earlier.source_namespace == matched.source_namespace)
+            && (earlier.source_subnet.is_none() || earlier.source_subnet == matched.source_subnet)
             && earlier
                 .source_labels
                 .iter()

@@ -188,7 +188,7 @@ impl Cluster {
         let idle = self
             .endpoints
             .iter()
-            .filter_map(|state| state.idle.iter().next())
+            .filter_map(|state| state.idle.oldest())
             .map(|idle| (idle.since, Victim::Idle(idle.conn)));
         let shared = self
             .endpoints
@@ -235,6 +235,7 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pool::Group;
     use super::super::tests::{any, spec};
     use super::super::{Acquired, AcquiredStream, ClusterSpec, EndpointId};
     use super::*;
@@ -458,7 +459,7 @@ mod tests {
         else {
             panic!("nothing is open");
         };
-        let conn = cluster.share(endpoint, 100, now);
+        let conn = cluster.share(endpoint, Group::ALL, 100, now);
         let refused = cluster.acquire_stream(any(), |_| false, &mut random);
         assert!(matches!(refused, AcquiredStream::Overflow), "of another name");
         assert_eq!(cluster.give_up_idle(), None, "it has a stream");

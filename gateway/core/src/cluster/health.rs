@@ -398,6 +398,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::cluster::outlier::{OutlierPolicy, Signal};
+    use crate::cluster::pool::Group;
     use crate::cluster::tests::spec;
     use crate::cluster::{Acquired, Choice, Cluster, ClusterSpec};
     use crate::shared::{Bell, ClusterShared, Limits};
@@ -767,6 +768,7 @@ mod tests {
                         let choice = Choice {
                             hash: (random.below(3) == 0).then(|| random.next_u64()),
                             avoid: &[],
+                            group: Group::ALL,
                             now: self.now,
                         };
                         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, random) {
@@ -816,6 +818,7 @@ mod tests {
                 let choice = Choice {
                     hash,
                     avoid: &[],
+                    group: Group::ALL,
                     now: self.now,
                 };
                 match cluster.acquire(choice, true, random) {

@@ -25,7 +25,7 @@ use crate::shared::{ClusterShared, EndpointShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerSpec, Load};
 use health::HealthPolicy;
-use pool::Pool;
+use pool::{Group, Pool};
 use retry_budget::RetryLimits;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -224,6 +224,8 @@ pub struct Choice<'a> {
     pub hash: Option<u64>,
     /// Endpoints that failed the request: others are taken if there is a choice.
     pub avoid: &'a [EndpointId],
+    /// The connections that can carry it.
+    pub group: Group,
     /// The present time.
     pub now: Instant,
 }
@@ -261,6 +263,7 @@ impl Load for [EndpointState] {
 #[derive(Debug)]
 struct Multiplexed {
     conn: SharedId,
+    group: Group,
     streams: u32,
     max: u32,
     /// Streams so far.
@@ -402,7 +405,7 @@ impl Cluster {
         else {
             return Acquired::NoEndpoint;
         };
-        if !fresh && let Some(idle) = state.idle.take() {
+        if !fresh && let Some(idle) = state.idle.take(choice.group) {
             state.active += 1;
             return Acquired::Use {
                 conn: idle.conn,
@@ -444,10 +447,12 @@ impl Cluster {
             return AcquiredStream::NoEndpoint;
         };
         // The first that has room, so that those behind it fall idle and go.
-        let free = state
-            .shared
-            .iter_mut()
-            .find(|shared| shared.streams < shared.max && shared.requests < last && fits(shared.conn));
+        let free = state.shared.iter_mut().find(|shared| {
+            shared.group == choice.group
+                && shared.streams < shared.max
+                && shared.requests < last
+                && fits(shared.conn)
+        });
         if let Some(shared) = free {
             shared.streams += 1;
             shared.requests += 1;
@@ -521,14 +526,15 @@ impl Cluster {
     }
 
     /// The connection that an [`AcquiredStream::Open`] asked for can be shared from now on, by `max` streams at a time or
-    /// as many as its endpoint is known to allow; its first stream is the one that asked.
-    pub fn share(&mut self, endpoint: EndpointId, max: u32, now: Instant) -> SharedId {
+    /// as many as its endpoint is known to allow; its first stream is the one that asked, of this group.
+    pub fn share(&mut self, endpoint: EndpointId, group: Group, max: u32, now: Instant) -> SharedId {
         self.next_shared += 1;
         let conn = SharedId(self.next_shared);
         let max = self.streams_max(max);
         if let Some(state) = self.state_mut(endpoint) {
             state.shared.push(Multiplexed {
                 conn,
+                group,
                 streams: 1,
                 max: max.min(state.streams_allowed),
                 requests: 1,
@@ -597,10 +603,21 @@ impl Cluster {
         true
     }
 
-    /// Gives an endpoint back. `reusable` is the connection if it may carry another request; it is handed back when
-    /// its endpoint is gone, and must then be closed.
+    /// Gives an endpoint back. `reusable` is the connection if it may carry another request, whichever; it is handed back
+    /// when its endpoint is gone, and must then be closed.
     pub fn release(
         &mut self,
+        endpoint: EndpointId,
+        reusable: Option<ConnId>,
+        now: Instant,
+    ) -> Option<ConnId> {
+        self.release_in(Group::ALL, endpoint, reusable, now)
+    }
+
+    /// The same with a connection that may carry requests of its group only.
+    pub fn release_in(
+        &mut self,
+        group: Group,
         endpoint: EndpointId,
         reusable: Option<ConnId>,
         now: Instant,
@@ -610,7 +627,7 @@ impl Cluster {
         };
         state.active = state.active.saturating_sub(1);
         if let Some(conn) = reusable {
-            state.idle.put(conn, now);
+            state.idle.put(conn, group, now);
         }
         None
     }
@@ -727,6 +744,7 @@ mod tests {
         Choice {
             hash: None,
             avoid,
+            group: Group::ALL,
             now: Instant::now(),
         }
     }

@@ -17,6 +17,7 @@ use isthmus_core::attempt::{Answer, Attempts, BodyProgress, Failure, Judged, Ret
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::hash;
 use isthmus_core::cluster::outlier::Signal;
+use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};
 use isthmus_core::cluster::{
     Acquired, AcquiredStream, Choice, Cluster, ClusterSpec, ConnId, EndpointId, SharedId,

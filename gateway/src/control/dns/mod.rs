@@ -4,7 +4,9 @@
 //! Names that the configuration has are kept ([`Names::keep`]): each family of each is a task that asks, takes what
 //! `core::dns` makes of the answer, and sleeps until the next question is due. Names that a request brings are resolved
 //! when they are asked for ([`Names::resolve`]): askers of one name share its question, and it is remembered as long as
-//! it is good, and for as long again whenever somebody has asked for it meanwhile.
+//! it is good, and for as long again whenever somebody has asked for it meanwhile. The two kinds take nothing from each
+//! other: each has questions of its own, and of those that requests bring the ones that were asked for longest ago make
+//! room for others.
 
 mod resolver;
 
@@ -25,10 +27,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep_until, timeout, timeout_at};
 
-/// Most questions that are under way at a time; more wait for their turn.
+/// Most questions of each kind of names that are under way at a time; more wait for their turn.
 const QUESTIONS_MAX: usize = 256;
 /// Most names that requests have brought and that are remembered.
 const BROUGHT_MAX: usize = 10_000;
+/// Which part of them makes room at once, so that each new name does not look at all that are there.
+const ROOM: usize = 8;
 /// Longest time for a question with all its search domains and servers.
 const QUESTION_MAX: Duration = Duration::from_secs(30);
 
@@ -64,7 +68,10 @@ struct State {
     times: Times,
     start_timeout: Duration,
     table: RefCell<HashMap<Arc<str>, Rc<Known>>>,
-    questions: Semaphore,
+    /// How many of them requests have brought.
+    brought: Cell<usize>,
+    /// For names that are kept, and for the others.
+    questions: [Semaphore; 2],
     random: RefCell<Random>,
     counts: Counts,
     events: mpsc::Sender<Event>,
@@ -107,7 +114,7 @@ impl Known {
     }
 
     async fn settled(&self) {
-        while !self.is_settled() {
+        while !self.is_settled() && !self.is_gone.get() {
             self.told.notified().await;
         }
     }
@@ -121,7 +128,8 @@ impl Names {
             times: settings.dns_times(),
             start_timeout: settings.dns_start_timeout,
             table: RefCell::default(),
-            questions: Semaphore::new(QUESTIONS_MAX),
+            brought: Cell::new(0),
+            questions: [Semaphore::new(QUESTIONS_MAX), Semaphore::new(QUESTIONS_MAX)],
             random: RefCell::new(Random::from_seed(seed)),
             counts: Counts::default(),
             events,
@@ -133,7 +141,10 @@ impl Names {
         for name in names {
             let known = self.0.table.borrow().get(name).cloned();
             match known {
-                Some(known) => known.is_kept.set(true),
+                Some(known) => {
+                    let was_kept = known.is_kept.replace(true);
+                    self.0.count_brought(-isize::from(!was_kept));
+                }
                 None => {
                     self.begin(name, true);
                 }
@@ -160,6 +171,7 @@ impl Names {
 
     fn begin_with(&self, name: &str, known: Known) -> Rc<Known> {
         let name: Arc<str> = name.into();
+        self.0.count_brought(isize::from(!known.is_kept.get()));
         let known = Rc::new(known);
         self.0
             .table
@@ -237,8 +249,9 @@ impl Names {
         let known = match found {
             Some(known) => known,
             None => {
-                let is_full = self.0.table.borrow().len() >= BROUGHT_MAX;
-                if is_full {
+                self.0.make_room();
+                if self.0.brought.get() >= BROUGHT_MAX {
+                    // As many questions are under way.
                     tracing::warn!(
                         name = &*name,
                         most = BROUGHT_MAX,
@@ -306,6 +319,37 @@ impl Names {
 }
 
 impl State {
+    fn count_brought(&self, change: isize) {
+        self.brought.set(self.brought.get().saturating_add_signed(change));
+    }
+
+    /// Forgets those names that requests have brought longest ago, when there are as many as there may be. Somebody
+    /// waits for those of which nothing is known yet.
+    fn make_room(&self) {
+        if self.brought.get() < BROUGHT_MAX {
+            return;
+        }
+        let is_idle = |known: &Known| !known.is_kept.get() && known.is_settled();
+        let mut table = self.table.borrow_mut();
+        let idle = table.values().filter(|known| is_idle(known));
+        let mut used: Vec<Instant> = idle.map(|known| known.used.get()).collect();
+        if used.is_empty() {
+            return;
+        }
+        let at = used.len() / ROOM;
+        let (_, last, _) = used.select_nth_unstable(at);
+        let last = *last;
+        table.retain(|_, known| {
+            let goes = is_idle(known) && known.used.get() <= last;
+            if goes {
+                known.is_gone.set(true);
+                known.told.notify_waiters();
+                self.count_brought(-1);
+            }
+            !goes
+        });
+    }
+
     /// Asks for one family of a name's addresses as long as somebody wants to know.
     async fn follow(self: Rc<Self>, name: Arc<str>, known: Rc<Known>, family: Family) {
         let records = match family {
@@ -326,7 +370,9 @@ impl State {
                 return;
             }
             last = Some(clock::now());
-            let Ok(_turn) = self.questions.acquire().await else {
+            let [kept, brought] = &self.questions;
+            let turns = if known.is_kept.get() { kept } else { brought };
+            let Ok(_turn) = turns.acquire().await else {
                 return;
             };
             records.borrow_mut().asked();
@@ -349,6 +395,7 @@ impl State {
             known.is_gone.set(true);
             known.told.notify_waiters();
             self.table.borrow_mut().remove(name);
+            self.count_brought(-1);
         }
         is_unused
     }
@@ -400,5 +447,55 @@ impl State {
         if is_other && known.is_kept.get() {
             let _ended = self.events.send(Event::Resolved(Arc::clone(name))).await;
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    /// Whether nothing is known at once.
+    async fn waits(names: &Names, name: &str) -> bool {
+        let mut asking = pin!(names.resolve(name.into()));
+        poll_fn(|cx| Poll::Ready(asking.as_mut().poll(cx).is_pending())).await
+    }
+
+    #[test]
+    fn names_that_requests_bring_make_room_for_each_other_and_take_none_of_the_kept() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        // Nothing is asked: no question has its turn before the end.
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (events, _told) = mpsc::channel(1);
+            let names = Names::new(&Settings::default(), 1, events);
+            let start = clock::now();
+            for at in 0..BROUGHT_MAX {
+                let addresses = [vec![[10, 0, 0, 1].into()], Vec::new()];
+                let known = Known {
+                    records: addresses.map(|list| RefCell::new(Records::known_before(list, start))),
+                    used: Cell::new(start + Duration::from_micros(at as u64)),
+                    ..Known::new(false)
+                };
+                names.begin_with(&format!("n{at}"), known);
+            }
+            let last = format!("n{}", BROUGHT_MAX - 1);
+            names.keep(["kept"]);
+            assert_eq!(names.0.brought.get(), BROUGHT_MAX, "the kept one is none of them");
+            names.keep(["n1"]);
+            assert_eq!(names.0.brought.get(), BROUGHT_MAX - 1);
+            assert!(waits(&names, "other").await && waits(&names, "another").await);
+            let has = |name: &str| names.0.table.borrow().contains_key(name);
+            assert!(has("kept") && has("n1") && has("other") && has("another") && has(&last));
+            assert!(!has("n0") && !has("n2"));
+            let table = names.0.table.borrow();
+            let brought = table.values().filter(|known| !known.is_kept.get()).count();
+            assert_eq!(brought, names.0.brought.get());
+        });
     }
 }

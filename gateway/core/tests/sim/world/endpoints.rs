@@ -242,6 +242,7 @@ impl World<'_> {
             let choice = Choice {
                 hash: None,
                 avoid: &[],
+                group: Group::ALL,
                 now: at,
             };
             let acquired = self.shards[shard].cluster.acquire(choice, true, &mut self.draws);

@@ -124,6 +124,7 @@ impl World<'_> {
             let choice = Choice {
                 hash,
                 avoid: &avoid,
+                group: Group::ALL,
                 now,
             };
             match self.acquire(shard, choice, fresh) {
@@ -205,7 +206,7 @@ impl World<'_> {
         let shared = self
             .scenario
             .is_http2
-            .then(|| cluster.share(endpoint, STREAMS_MAX, now));
+            .then(|| cluster.share(endpoint, Group::ALL, STREAMS_MAX, now));
         let conn = Conn {
             shard,
             port,

@@ -1,0 +1,303 @@
+//! The way out to a host needs four resources: a Gateway that takes what is for it, a ServiceEntry that says that it is there,
+//! a VirtualService that leads from one to the other, and a DestinationRule that has plaintext requests secured. Of a set
+//! that lacks one, that one is named, with a document to begin with.
+//!
+//! What a VirtualService names and is not there is told by [`super::references`], with the documents from here; what
+//! nobody names is found here.
+
+use super::View;
+use super::hosts::HostSet;
+use crate::diagnostic::Severity;
+use crate::index::{CLUSTER_DOMAIN, GatewayName, expand};
+use crate::report::{Finding, Report};
+use crate::resource::gateway::{FORWARD_PROXY, Gateway, MESH_DOOR, Server};
+use crate::resource::virtual_service::{Target, VirtualService};
+use crate::resource::{Meta, Written};
+use crate::validate::gateway::is_http;
+use crate::yaml::Path;
+use isthmus_core::name::{ClusterKey, HostPattern};
+use isthmus_core::protocol::Protocol;
+use std::collections::{HashMap, HashSet};
+
+/// The name of findings about a piece that nobody names.
+const INCOMPLETE: &str = "egress-incomplete";
+
+/// Reports what a way out lacks.
+pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
+    unled(view, report);
+    unsecured(view, report);
+}
+
+/// A name of a resource about a host.
+fn name_for(host: &str) -> String {
+    host.replace('*', "any").replace('.', "-")
+}
+
+fn document(kind: &str, host: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {}, namespace: {namespace}}}\nspec:\n{spec}",
+        name_for(host)
+    )
+}
+
+/// What is spoken on the way to a destination, and its port.
+fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i128)> {
+    let leads = |target: &Target| target.host.eq_ignore_ascii_case(host);
+    let http = spec.http.iter().flat_map(|rule| &rule.route);
+    let http = http.map(|destination| (Protocol::Http, &destination.target));
+    let tls = spec.tls.iter().flat_map(|rule| &rule.route);
+    let tls = tls.map(|destination| (Protocol::Tls, &destination.target));
+    let tcp = spec.tcp.iter().flat_map(|rule| &rule.route);
+    let tcp = tcp.map(|destination| (Protocol::Tcp, &destination.target));
+    let (protocol, target) = http.chain(tls).chain(tcp).find(|(_, target)| leads(target))?;
+    let usual = if protocol == Protocol::Http { 80 } else { 443 };
+    Some((protocol, target.port.unwrap_or(usual)))
+}
+
+/// The host of a VirtualService that it leads to itself, as the way out of a mesh does.
+fn led_to_itself(spec: &VirtualService) -> Option<(&str, Protocol, i128)> {
+    spec.hosts.iter().find_map(|host| {
+        let (protocol, port) = way_of(spec, host)?;
+        is_external(host).then_some((host.as_str(), protocol, port))
+    })
+}
+
+/// Whether a host is not one of a cluster's own services, nor short for one.
+fn is_external(host: &str) -> bool {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    name.contains('.') && !name.ends_with(CLUSTER_DOMAIN) && !name.ends_with(".svc")
+}
+
+/// A Gateway for a VirtualService that leads a host out through one that is not there.
+pub(super) fn gateway(id: &str, spec: &VirtualService) -> Option<String> {
+    let (host, protocol, port) = led_to_itself(spec)?;
+    let (namespace, name) = id.split_once('/')?;
+    let server = server(protocol, port, host);
+    Some(format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
+         servers:\n{server}"
+    ))
+}
+
+/// A server for a VirtualService whose Gateway does not serve its host.
+pub(super) fn server_for(spec: &VirtualService) -> Option<String> {
+    let (host, protocol, port) = led_to_itself(spec)?;
+    let server = server(protocol, port, host);
+    Some(format!("serve it there: a host of a server, or\n{server}"))
+}
+
+fn server(protocol: Protocol, port: i128, host: &str) -> String {
+    match protocol {
+        Protocol::Http => {
+            format!("  - port: {{number: 80, name: http, protocol: HTTP}}\n    hosts: ['{host}']")
+        }
+        Protocol::Tls => format!(
+            "  - port: {{number: {port}, name: tls, protocol: TLS}}\n    hosts: ['{host}']\n    tls: {{mode: PASSTHROUGH}}"
+        ),
+        _ => format!("  - port: {{number: {port}, name: tcp, protocol: TCP}}\n    hosts: ['{host}']"),
+    }
+}
+
+/// A ServiceEntry for a destination that is not there and is a host of the VirtualService itself.
+pub(super) fn service_entry(spec: &VirtualService, target: &Target, namespace: &str) -> Option<String> {
+    let host = target.host.as_str();
+    let is_led = spec.hosts.iter().any(|own| own.eq_ignore_ascii_case(host));
+    let (protocol, port) = way_of(spec, host).filter(|_| is_led && is_external(host))?;
+    let protocol = match (protocol, port) {
+        (Protocol::Http, 443) => "HTTPS",
+        (Protocol::Http, _) => "HTTP",
+        (Protocol::Tls, _) => "TLS",
+        _ => "TCP",
+    };
+    let resolution = if host.starts_with('*') {
+        "DYNAMIC_DNS"
+    } else {
+        "DNS"
+    };
+    let name = protocol.to_ascii_lowercase();
+    let spec = format!(
+        "  hosts: ['{host}']\n  location: MESH_EXTERNAL\n  resolution: {resolution}\n  ports:\n  - {{number: {port}, name: \
+         {name}, protocol: {protocol}}}"
+    );
+    Some(document("ServiceEntry", host, namespace, &spec))
+}
+
+/// Reports hosts of Gateways that are registered, and that no VirtualService leads anywhere.
+fn unled(view: &View<'_>, report: &mut Report<'_>) {
+    let mut led: HashMap<String, HostSet<()>> = HashMap::new();
+    for Written { meta, spec } in view.virtual_services() {
+        for name in &spec.gateways {
+            if let Some(GatewayName::Named { id, .. }) = GatewayName::parse(name, &meta.namespace) {
+                let hosts = led.entry(id).or_default();
+                for host in &spec.hosts {
+                    hosts.insert(&HostPattern::parse(&expand(host, &meta.namespace)), ());
+                }
+            }
+        }
+    }
+    let registered: HashMap<&str, u16> = view
+        .context
+        .registry
+        .services()
+        .iter()
+        .filter(|service| is_external(&service.host))
+        .filter_map(|service| Some((service.host.as_str(), preferred(&service.ports)?)))
+        .collect();
+    for written in view.gateways() {
+        // There what is registered needs no VirtualService.
+        let is_door = |name: &str| {
+            written
+                .meta
+                .annotations
+                .get(name)
+                .is_some_and(|value| value == "true")
+        };
+        if !is_door(MESH_DOOR) && !is_door(FORWARD_PROXY) {
+            unled_of(written, led.get(&written.meta.id()), &registered, report);
+        }
+    }
+}
+
+/// The port of a service that requests would go to.
+fn preferred(ports: &[crate::registry::Port<'_>]) -> Option<u16> {
+    let secured =
+        |port: &&crate::registry::Port<'_>| matches!(port.protocol, Protocol::Https | Protocol::Tls);
+    let found = ports.iter().find(secured).or(ports.first());
+    found.map(|port| port.number)
+}
+
+fn unled_of(
+    written: &Written<Gateway>,
+    led: Option<&HostSet<()>>,
+    registered: &HashMap<&str, u16>,
+    report: &mut Report<'_>,
+) {
+    let Written { meta, spec } = written;
+    let list = Path::SPEC.key("servers");
+    let mut told = HashSet::new();
+    for (at, server) in spec.servers.iter().enumerate() {
+        let item = list.index(at);
+        let hosts = item.key("hosts");
+        for (at, host) in server.hosts.iter().enumerate() {
+            let (_, name) = host.split_once('/').unwrap_or(("", host));
+            let name = name.to_ascii_lowercase();
+            let Some(port) = registered.get(name.as_str()) else {
+                continue;
+            };
+            let is_led = led.is_some_and(|led| led.overlapping(&HostPattern::parse(&name)).is_some());
+            let Some(rules) = rules_for(server, &name, *port).filter(|_| !is_led) else {
+                continue;
+            };
+            if !told.insert(name.clone()) {
+                continue;
+            }
+            let gateway = meta.id();
+            let spec = format!("  hosts: ['{name}']\n  gateways: [{gateway}]\n{rules}");
+            let message = format!(
+                "`{name}` is registered, and no VirtualService of this Gateway leads to it: requests for it are refused"
+            );
+            report.tell(Finding {
+                help: Some(document("VirtualService", &name, &meta.namespace, &spec)),
+                absent: Some(&name),
+                ..Finding::new(
+                    Severity::Warning,
+                    INCOMPLETE,
+                    &meta.origin,
+                    &hosts.index(at),
+                    message,
+                )
+            });
+        }
+    }
+}
+
+/// The rules that lead from a server to a host.
+fn rules_for(server: &Server, host: &str, port: u16) -> Option<String> {
+    let destination = format!("    - destination: {{host: '{host}', port: {{number: {port}}}}}");
+    let tls = server.tls.as_ref();
+    let mode = tls.and_then(|tls| tls.mode.as_deref()).unwrap_or("PASSTHROUGH");
+    let passes = tls.is_some() && mode == "PASSTHROUGH" && !is_http(&server.protocol);
+    if tls.is_some_and(|tls| tls.https_redirect) || mode == "AUTO_PASSTHROUGH" {
+        return None;
+    }
+    if passes {
+        return Some(format!(
+            "  tls:\n  - match: [{{sniHosts: ['{host}']}}]\n    route:\n{destination}"
+        ));
+    }
+    let speaks_http = is_http(&server.protocol) || server.protocol.eq_ignore_ascii_case("HTTPS");
+    speaks_http.then(|| format!("  http:\n  - route:\n{destination}"))
+}
+
+/// Reports requests that go in plaintext to a port that speaks TLS.
+fn unsecured(view: &View<'_>, report: &mut Report<'_>) {
+    let mut told = HashSet::new();
+    for (at, Written { meta, spec }) in view.resources.virtual_services.iter().enumerate() {
+        if !view.facts.used.contains(&at) {
+            continue;
+        }
+        let list = Path::SPEC.key("http");
+        for (at, rule) in spec.http.iter().enumerate() {
+            let item = list.index(at);
+            let routes = item.key("route");
+            for (at, destination) in rule.route.iter().enumerate() {
+                let item = routes.index(at);
+                let path = item.key("destination");
+                one_unsecured(&destination.target, meta, &path, view, &mut told, report);
+            }
+        }
+    }
+}
+
+fn one_unsecured(
+    target: &Target,
+    meta: &Meta,
+    path: &Path<'_>,
+    view: &View<'_>,
+    told: &mut HashSet<ClusterKey>,
+    report: &mut Report<'_>,
+) {
+    let host = expand(&target.host, &meta.namespace);
+    let Some(service) = view.context.registry.find(&host, &meta.namespace) else {
+        return;
+    };
+    let port = match (target.port, &service.ports[..]) {
+        (Some(port), _) => u16::try_from(port).ok(),
+        (None, [only]) => Some(only.number),
+        (None, _) => None,
+    };
+    let Some(port) = port else { return };
+    let speaks_tls = service
+        .ports
+        .iter()
+        .any(|known| known.number == port && matches!(known.protocol, Protocol::Https | Protocol::Tls));
+    let key = ClusterKey::outbound(port, &target.subset, &host);
+    let spec = view.snapshot.clusters.get(&key);
+    let is_secured = spec.is_none_or(|spec| spec.tls.is_some());
+    if !speaks_tls || is_secured || !told.insert(key) {
+        return;
+    }
+    let sni = if host.starts_with('*') {
+        String::new()
+    } else {
+        format!(", sni: '{host}'")
+    };
+    let policy = format!(
+        "  trafficPolicy:\n    portLevelSettings:\n    - port: {{number: {port}}}\n      tls: {{mode: SIMPLE{sni}}}"
+    );
+    let has_rule = view.context.rules.find(&host, service.namespace).is_some();
+    let help = if has_rule {
+        format!("say in its DestinationRule\nspec:\n{policy}")
+    } else {
+        let spec = format!("  host: '{host}'\n{policy}");
+        document("DestinationRule", &host, &meta.namespace, &spec)
+    };
+    let message = format!(
+        "port {port} of `{host}` speaks TLS, and no DestinationRule secures what goes there: it gets plaintext requests"
+    );
+    report.tell(Finding {
+        help: Some(help),
+        absent: Some(&host),
+        ..Finding::new(Severity::Warning, INCOMPLETE, &meta.origin, path, message)
+    });
+}

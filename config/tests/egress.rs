@@ -1,0 +1,158 @@
+//! The four resources of a way out: of a set that lacks one, that one is told, with what makes the set whole.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helpers as well"
+)]
+
+use isthmus_config::diagnostic::{Diagnostic, Severity};
+use isthmus_config::{Options, Source, compile};
+use std::fs;
+use std::path::Path;
+
+/// What is told of these documents, hints left out.
+fn told(documents: &[&str]) -> Vec<Diagnostic> {
+    let source = Source {
+        name: "egress.yaml".to_owned(),
+        text: documents.join("\n---\n"),
+    };
+    let all = compile(&[source], &Options::default()).diagnostics;
+    all.into_iter()
+        .filter(|found| found.severity != Severity::Hint)
+        .collect()
+}
+
+/// The documents of an example, with their kinds.
+fn example(name: &str) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/examples/egress");
+    let text = fs::read_to_string(folder.join(name)).unwrap();
+    let kind = |document: &str| {
+        let line = document.lines().find_map(|line| line.strip_prefix("kind: "));
+        line.map(str::to_owned)
+    };
+    let documents = text.split("\n---\n");
+    documents
+        .filter_map(|document| Some((kind(document)?, document.to_owned())))
+        .collect()
+}
+
+/// Each example without each of its pieces: one thing is told, and its document mends it.
+#[test]
+fn the_missing_piece_of_a_way_out_is_told_with_a_document_that_mends_it() {
+    for (name, pieces) in [
+        (
+            "https-for-http.yaml",
+            &[
+                ("Gateway", "IST0101"),
+                ("ServiceEntry", "IST0101"),
+                ("DestinationRule", "egress-incomplete"),
+                ("VirtualService", "egress-incomplete"),
+            ][..],
+        ),
+        (
+            "tls-passthrough.yaml",
+            &[
+                ("Gateway", "IST0101"),
+                ("ServiceEntry", "IST0101"),
+                ("VirtualService", "egress-incomplete"),
+            ],
+        ),
+        (
+            "wildcard.yaml",
+            &[
+                ("Gateway", "IST0101"),
+                ("ServiceEntry", "IST0101"),
+                ("VirtualService", "egress-incomplete"),
+            ],
+        ),
+    ] {
+        let set = example(name);
+        let all: Vec<&str> = set.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(told(&all), [], "{name} is whole");
+        for (kind, code) in pieces {
+            let rest = set.iter().filter(|(known, _)| known != kind);
+            let mut rest: Vec<&str> = rest.map(|(_, text)| text.as_str()).collect();
+            assert_eq!(rest.len(), set.len() - 1, "{name} has one {kind}");
+            let found = told(&rest);
+            let first = found.iter().find(|finding| finding.code == *code);
+            let first = first.unwrap_or_else(|| panic!("{name} without its {kind}: {found:?}"));
+            let help = first.help.clone().unwrap_or_default();
+            assert!(
+                help.contains(&format!("kind: {kind}\n")),
+                "{name} without its {kind}: {found:?}"
+            );
+            rest.push(&help);
+            let left = told(&rest);
+            let is_about_it = |finding: &&Diagnostic| finding.message == first.message;
+            assert!(
+                !left.iter().any(|finding| is_about_it(&finding)),
+                "{name} with\n{help}\n{left:?}"
+            );
+            assert!(
+                left.iter().all(|finding| finding.severity != Severity::Error),
+                "{name} with\n{help}\n{left:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_gateway_that_does_not_serve_the_host_is_told_what_to_serve() {
+    let set = example("https-for-http.yaml");
+    let texts: Vec<String> = set
+        .iter()
+        .map(|(kind, text)| match kind.as_str() {
+            "Gateway" => text.replace("hosts: [api.partner.example]", "hosts: [other.example]"),
+            _ => text.clone(),
+        })
+        .collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let found = told(&texts);
+    let [finding] = &found[..] else {
+        panic!("{found:?}");
+    };
+    let help = finding.help.clone().unwrap_or_default();
+    assert!(help.contains("hosts: ['api.partner.example']"), "{finding:?}");
+}
+
+#[test]
+fn a_rule_that_secures_nothing_is_told_what_it_lacks() {
+    let set = example("https-for-http.yaml");
+    let bare = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: partner, namespace: egress}
+spec:
+  host: api.partner.example
+";
+    let texts = set.iter().map(|(kind, text)| match kind.as_str() {
+        "DestinationRule" => bare,
+        _ => text.as_str(),
+    });
+    let found = told(&texts.collect::<Vec<_>>());
+    let [finding] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(finding.code, "egress-incomplete");
+    let help = finding.help.clone().unwrap_or_default();
+    let (_, policy) = help.split_once("spec:\n").unwrap();
+    let texts = set.iter().map(|(kind, text)| match kind.as_str() {
+        "DestinationRule" => format!("{bare}{policy}"),
+        _ => text.clone(),
+    });
+    let texts: Vec<String> = texts.collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    assert_eq!(told(&texts), []);
+}
+
+/// What a gateway serves without VirtualServices lacks none.
+#[test]
+fn doors_of_the_mesh_and_forward_proxies_need_no_virtual_service() {
+    let set = example("forward-proxy.yaml");
+    let texts = set
+        .iter()
+        .map(|(_, text)| text.replace("hosts: [\"*\"]", "hosts: [api.partner.example]"));
+    let texts: Vec<String> = texts.collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    assert_eq!(told(&texts), []);
+}

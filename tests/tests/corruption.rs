@@ -63,8 +63,21 @@ fn tls_server(service: usize) -> String {
     )
 }
 
-/// The keys of a name: those of even generations, and those of odd ones.
-type Leaves = [Leaf; 2];
+/// The keys of a name: those of even generations, and those of odd ones; and their serial numbers.
+struct Leaves([Leaf; 2], [String; 2]);
+
+impl Leaves {
+    fn issue(authority: &Authority) -> Vec<Self> {
+        let issue = |name| {
+            let leaves = [(), ()].map(|()| authority.server(&[&host(name)]));
+            let serials = leaves
+                .each_ref()
+                .map(|leaf| leaf.serial().trim_start_matches('0').to_owned());
+            Self(leaves, serials)
+        };
+        (0..NAMES).map(issue).collect()
+    }
+}
 
 fn credential(service: usize, leaf: &Leaf) -> Document {
     let values = [("tls.crt", leaf.certificate_pem()), ("tls.key", leaf.key_pem())];
@@ -86,7 +99,7 @@ fn documents(generation: usize, leaves: &[Leaves]) -> Vec<Document> {
     for at in 0..SERVICES {
         let (name, host) = (format!("s{at}"), host(at));
         if at < NAMES {
-            all.push(credential(at, &leaves[at][generation % 2]));
+            all.push(credential(at, &leaves[at].0[generation % 2]));
         }
         if (1..NAMES).contains(&at) {
             let servers = format!("  servers:\n{}", tls_server(at));
@@ -174,7 +187,7 @@ fn spoil(all: &mut [Document], seed: usize, leaves: &[Leaves], generation: usize
         // Certificates and keys.
         _ => {
             let name = random.below(NAMES);
-            let (good, other) = (&leaves[name][generation % 2], &leaves[(name + 1) % NAMES][0]);
+            let (good, other) = (&leaves[name].0[generation % 2], &leaves[(name + 1) % NAMES].0[0]);
             let (certificate, key) = (good.certificate_pem(), good.key_pem());
             let (certificate, key) = match random.below(4) {
                 0 => ("no certificate at all\n".to_owned(), key),
@@ -276,10 +289,9 @@ fn assert_serves(gateway: &Gateway, all: &[Document], good: &[usize], leaves: &[
     assert_eq!(certificates.len(), NAMES, "seed {seed}: {shown}");
     for (name, leaves) in leaves.iter().enumerate() {
         let generation = good[at(all, &format!("Secret default/c{name}"))];
-        let (host, serial) = (host(name), leaves[generation % 2].serial());
-        let wanted = |(names, shown): &(&str, &str)| {
-            names.ends_with(&host) && shown.trim_start_matches('0') == serial.trim_start_matches('0')
-        };
+        let (host, serial) = (host(name), &leaves.1[generation % 2]);
+        let wanted =
+            |(names, shown): &(&str, &str)| names.ends_with(&host) && shown.trim_start_matches('0') == serial;
         assert!(
             certificates.iter().any(wanted),
             "seed {seed}: {host} {serial}: {shown}"
@@ -302,9 +314,7 @@ fn of_a_thousand_documents_only_what_is_spoilt_stays_behind() {
     let _turn = load::turn();
     let seeds = std::env::var("ISTHMUS_SEEDS").map_or(SEEDS, |text| text.parse().unwrap());
     let authority = Authority::new();
-    let leaves: Vec<Leaves> = (0..NAMES)
-        .map(|name| [(), ()].map(|()| authority.server(&[&host(name)])))
-        .collect();
+    let leaves = Leaves::issue(&authority);
     let mut volume = Volume::new();
     let all = documents(0, &leaves);
     volume.write(&all);
@@ -374,9 +384,7 @@ fn of_a_thousand_documents_only_what_is_spoilt_stays_behind() {
 #[test]
 fn everything_that_is_wrong_is_named_at_once() {
     let authority = Authority::new();
-    let leaves: Vec<Leaves> = (0..NAMES)
-        .map(|name| [(), ()].map(|()| authority.server(&[&host(name)])))
-        .collect();
+    let leaves = Leaves::issue(&authority);
     let mut all = documents(0, &leaves);
     for seed in 0..SEEDS {
         spoil(&mut all, seed, &leaves, 0);

@@ -105,6 +105,11 @@ fn sigterm_lets_a_request_end_and_exits_0() {
     idle.assert_closed();
     // The kernel may be slow to end a watch, and must not be waited for at the end.
     eventually(SOON, "files are watched no more", || watches(&gateway) == 0);
+    let (done, said) = gateway.command("reload", &[]);
+    assert!(
+        !done && said.contains("not loaded: this process is on its way out"),
+        "{said}"
+    );
     assert!(
         gateway.try_wait().is_none(),
         "it waits for the request:\n{}",

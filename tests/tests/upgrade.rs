@@ -88,6 +88,7 @@ fn no_request_is_lost_while_processes_follow_each_other() {
                         h2.until("GOAWAY", |connection| connection.goaway.is_some())
                             .unwrap();
                         h2.until_closed().unwrap();
+                        drop(h2);
                         assert_eq!(websocket.exactly(4), GOING_AWAY);
                         websocket.send(SO_IT_IS);
                         websocket.assert_closed();
@@ -330,7 +331,7 @@ fn sockets_of_a_supervisor_are_taken() {
 import os, socket, sys
 wanted = int(sys.argv[1])
 held = []
-for port in (wanted, 0):
+for port in (wanted, 0, 0):
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     one.bind(('127.0.0.1', port))
@@ -341,7 +342,7 @@ import fcntl
 high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in held]
 for at, fd in enumerate(high):
     os.dup2(fd, 3 + at, inheritable=True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='80:metrics')
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='3', LISTEN_FDNAMES='80:metrics:81')
 os.execv(sys.argv[2], sys.argv[2:])
 ";
     let upstream = Upstream::echo("u");
@@ -359,11 +360,20 @@ os.execv(sys.argv[2], sys.argv[2:])
         assert_eq!(gateway.get("a.example", "/").status, 200);
     }
     assert!(gateway.metric("isthmus_config_version").is_some());
-    // They are handed on like any other.
+    // They are handed on like any other, and so is the one that nobody has wanted yet.
     let mut old = gateway.upgrade();
     assert!(old.wait(ENDS).is_some_and(|status| status.success()));
     assert_eq!(gateway.get("a.example", "/").status, 200);
     assert_eq!(gateway.listener_now(80).map(|address| address.port()), Some(port));
+    let server = |port: u16| {
+        format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}\n")
+    };
+    let both = resources::gateway_with(&(server(80) + &server(81))) + &resources::all_to(upstream.address());
+    gateway.replace_resources("route", &both);
+    gateway.reload();
+    let second = eventually_some(SOON, "the other port", || gateway.listener_now(81));
+    assert_ne!(second.port(), 81, "the supervisor's, wherever it is");
+    assert_eq!(get(second, "a.example", "/").status, 200);
     gateway.stop();
 }
 

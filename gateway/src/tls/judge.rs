@@ -47,3 +47,39 @@ fn look(name: &CredentialName, values: &BTreeMap<String, Vec<u8>>, asked: Secret
         .filter(|error| !matches!(error, MaterialError::NotFound { .. }))
         .map(|error| error.to_string())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::tls::fixtures::{Authority, Leaf, credential};
+
+    #[test]
+    fn what_no_key_can_be_made_of_is_told() {
+        let authority = Authority::new("root");
+        let (one, other) = (
+            authority.issue(&Leaf::named(&["a.example"])),
+            authority.issue(&Leaf::named(&["b.example"])),
+        );
+        let judged = |pairs: &[(&str, &str)], asked| {
+            let values = pairs
+                .iter()
+                .map(|(key, text)| ((*key).to_owned(), text.as_bytes().to_vec()));
+            judge(&credential("door"), &values.collect(), asked)
+        };
+        let [certificate, key] = one.entries();
+        assert_eq!(judged(&[certificate, key], SecretAsked::Key), None);
+        let [_, foreign] = other.entries();
+        // Asked twice, the second time it is remembered.
+        for _ in 0..2 {
+            let why = judged(&[certificate, foreign], SecretAsked::Key).unwrap();
+            assert!(why.contains("not the key of the first certificate"), "{why}");
+        }
+        let why = judged(&[("tls.crt", "no certificate"), key], SecretAsked::Key).unwrap();
+        assert!(why.contains("tls.crt"), "{why}");
+        assert!(judged(&[certificate, key], SecretAsked::Authorities).is_some());
+        let pem = authority.pem();
+        assert_eq!(judged(&[("ca.crt", &pem)], SecretAsked::Authorities), None);
+        assert!(judged(&[("ca.crt", &pem)], SecretAsked::Key).is_some());
+    }
+}

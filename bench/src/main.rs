@@ -4,13 +4,14 @@
 //! with one worker on core 0; the load and the upstream share core 1; the proxies are loaded one after the other in an
 //! order that rotates from round to round, and a proxy's CPU time per request is divided by the others' of the same
 //! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends through a [`channel`], [`measure`] reads
-//! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`] and [`uneven`] measure
-//! latencies instead.
+//! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`], [`uneven`] and
+//! [`endpoints`] measure latencies instead.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
 mod attack;
 mod channel;
+mod endpoints;
 mod h2load;
 mod load;
 mod measure;
@@ -77,6 +78,10 @@ struct Arguments {
     /// Measure instead what balancers make of one slow upstream among ten
     #[arg(long)]
     uneven: bool,
+    /// Measure instead how long a change of endpoints takes until every shard has it; fails when the median is not below
+    /// 2 ms
+    #[arg(long)]
+    endpoints: bool,
     /// With --micro: let the figures be those that later ones are compared with
     #[arg(long, requires = "micro")]
     keep: bool,
@@ -112,6 +117,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         pin(1)?;
         let time = Duration::from_secs(if arguments.smoke { 1 } else { 10 });
         return attack::measure(&arguments.gateway, &arguments.out, time, !arguments.smoke);
+    }
+    if arguments.endpoints {
+        return endpoints::measure(&arguments.gateway, &arguments.out, arguments.smoke);
     }
     if arguments.uneven {
         pin(1)?;

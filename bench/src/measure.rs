@@ -53,16 +53,22 @@ pub(crate) fn pin(core: usize) -> Result<()> {
 
 impl Process {
     /// Starts a process on a core. What it prints goes to files in `folder`.
-    pub(crate) fn start(mut command: Command, core: usize, folder: &Path) -> Result<Self> {
+    pub(crate) fn start(command: Command, core: usize, folder: &Path) -> Result<Self> {
+        // A child has its parent's affinity.
+        pin(core)?;
+        let started = Self::anywhere(command, folder);
+        pin(1)?;
+        started
+    }
+
+    /// Starts a process on whatever cores the calling thread may use.
+    pub(crate) fn anywhere(mut command: Command, folder: &Path) -> Result<Self> {
         let log = folder.join("stderr");
         command
             .stdin(Stdio::null())
             .stdout(File::create(folder.join("stdout"))?)
             .stderr(File::create(&log)?);
-        // A child has its parent's affinity.
-        pin(core)?;
         let child = command.spawn();
-        pin(1)?;
         let child = child.with_context(|| format!("{}", command.get_program().display()))?;
         Ok(Self { child, log })
     }

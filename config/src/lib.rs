@@ -15,6 +15,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod explain;
 mod index;
+mod judge;
 pub mod keep;
 pub mod mesh;
 mod origins;
@@ -28,6 +29,7 @@ mod validate;
 pub mod view;
 mod yaml;
 
+pub use judge::{SecretAsked, SecretJudge};
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields, own_fields};
 pub use sarif::to_sarif;
@@ -80,6 +82,8 @@ pub struct Options {
     /// Whether rules that no request reaches are looked for: some seconds for ten thousand rules, which a gateway that
     /// loads changed files has not.
     pub proofs: bool,
+    /// Who looks into Secrets that a `tls` names; without one they are taken as they are.
+    pub judge: Option<SecretJudge>,
     /// Version of the snapshot.
     pub version: u64,
 }
@@ -95,6 +99,7 @@ impl Default for Options {
             mesh: mesh::MeshConfig::default(),
             hostname: String::new(),
             proofs: true,
+            judge: None,
             version: 1,
         }
     }
@@ -153,6 +158,9 @@ pub fn compile(sources: &[Source], options: &Options) -> Compiled {
     let mut report = report::Report::new(sources, options.lenient);
     let resources = resource::read_all(&mut report);
     let (snapshot, origins, services) = compile::compile(&resources, options, &mut report);
+    if let Some(judge) = options.judge {
+        judge::judge(&resources, &origins, judge, &mut report);
+    }
     let documents = report.outcome(&resources.named);
     Compiled {
         snapshot,

@@ -4,6 +4,7 @@
 //! the formatting and nothing else. When the writer cannot keep up, whole batches are dropped and counted: a slow disk
 //! must not stop requests.
 
+use crate::io::clock;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::RequestHead;
 use isthmus_core::reply::Flags;
@@ -21,6 +22,8 @@ use std::time::{Duration, SystemTime};
 const BATCH_BYTES: usize = 32 * 1024;
 /// Batches that may wait for the writer.
 const QUEUE_BATCHES: usize = 256;
+/// How often whoever waits for the writer's end looks for it.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,15 +124,33 @@ impl Writer {
         )
     }
 
-    /// Writes out everything that shards have handed over, and ends the thread.
-    pub fn stop(&mut self) {
+    /// Writes out everything that shards have handed over, and ends the thread. Answers whether that was done in time: a
+    /// pipe that nobody reads, or a disk that stands still, takes nothing and must not hold the process up.
+    pub fn stop(&mut self, patience: Duration) -> bool {
+        let until = clock::now() + patience;
+        let in_time = |is_done: &mut dyn FnMut() -> bool| {
+            while !is_done() {
+                if clock::now() >= until {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+            true
+        };
         if let Some(sender) = self.sender.take() {
-            // Waits for room: the writer is alive and makes some.
-            let _already_ended = sender.send(Message::Stop);
+            let mut is_told = || !matches!(sender.try_send(Message::Stop), Err(TrySendError::Full(_)));
+            if !in_time(&mut is_told) {
+                return false;
+            }
         }
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else {
+            return true;
+        };
+        let has_ended = in_time(&mut || thread.is_finished());
+        if has_ended {
             let _panicked = thread.join();
         }
+        has_ended
     }
 }
 
@@ -457,7 +478,7 @@ mod tests {
         let request = request();
         log.write(&record(&request));
         log.flush();
-        writer.stop();
+        assert!(writer.stop(Duration::from_secs(30)));
         std::fs::read_to_string(path).unwrap()
     }
 

@@ -16,12 +16,14 @@ use isthmus_core::limits::{DnsServers, Settings, TrustedRanges};
 use isthmus_core::overload::Bounds;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Messages that a mailbox holds on their way; more wait in the sender's outbox.
 const MAILBOX: usize = 64;
 /// File descriptors that are no connection of a client's: rings, files, listeners, admin.
 const RESERVED_FDS: u64 = 256;
+/// How long what control has begun on threads of its own, such as a file that is written, may take to end with it.
+const LAST_WORK: Duration = Duration::from_secs(2);
 /// Most downstream connections of one shard, whatever the limits allow.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
@@ -333,6 +335,9 @@ fn run_compiled(
             log,
         ),
     );
+    drop(tasks);
+    // A disk that stands still must not keep the process.
+    runtime.shutdown_timeout(LAST_WORK);
     match ended {
         Ok(Ended::Asked) => Exit::Done,
         Ok(Ended::Environment(text)) => Exit::Environment(text),

@@ -16,7 +16,9 @@ use std::process::Command;
 const NAME: &str = "api.example";
 
 /// Short times, so that a test sees several.
-const QUICK: &str = "dnsTimeout: 1s\ndnsTtlMin: 1s\ndnsRefreshRate: 1s\ndnsStartTimeout: 2s\n";
+const QUICK: &str = "dnsTimeout: 1s\ndnsTtlMin: 1s\ndnsRefreshRate: 1s\n";
+/// How long a start waits for names that are answered: on a busy machine an answer may come late.
+const PATIENT: &str = "dnsStartTimeout: 30s\n";
 
 /// A service `api.example` with this resolution, whose port 80 is this one at its addresses; `more` are further fields.
 fn named(resolution: &str, port: u16, more: &str) -> String {
@@ -32,9 +34,13 @@ spec: {{hosts: [{NAME}], resolution: {resolution}, ports: [{{number: 80, name: h
 }
 
 fn starting(dns: &Dns, resources: &str) -> Builder {
+    starting_with(dns, resources, PATIENT)
+}
+
+fn starting_with(dns: &Dns, resources: &str, more: &str) -> Builder {
     Gateway::builder()
         .resources("all", resources)
-        .settings(QUICK)
+        .settings(&format!("{QUICK}{more}"))
         .arg("--dns-server")
         .arg(dns.address().to_string())
 }
@@ -159,6 +165,11 @@ fn what_was_known_serves_while_no_server_answers() {
             });
         });
     assert_eq!(report.total(), report.status(200), "{report}");
+    dns.set(NAME, &Reply::Code(SERVFAIL));
+    eventually(SOON, "the status names it", || {
+        let (_, said) = gateway.command("status", &[]);
+        said.contains("api.example cannot be resolved") && said.contains("its last addresses are served")
+    });
     assert!(
         gateway.log().contains("a name cannot be resolved"),
         "{}",
@@ -304,7 +315,8 @@ fn a_start_waits_for_names_no_longer_than_it_may() {
     let upstream = Upstream::echo("late");
     let dns = Dns::start();
     dns.set(NAME, &Reply::Silence);
-    let gateway = starting(&dns, &named("DNS", upstream.address().port(), "")).start();
+    let documents = named("DNS", upstream.address().port(), "");
+    let gateway = starting_with(&dns, &documents, "dnsStartTimeout: 2s\n").start();
     assert_eq!(gateway.get("any.example", "/early").status, 503);
     assert!(gateway.access_line("/early").has("UH"));
     dns.set(NAME, &Reply::addresses(&["127.0.0.1"], 60));
@@ -354,7 +366,7 @@ fn the_hosts_file_comes_first_and_short_names_are_looked_for_in_the_search_domai
         two.address().port()
     );
     let files = format!(
-        "dnsHostsFile: {}\ndnsConfigFile: {}\n{QUICK}",
+        "dnsHostsFile: {}\ndnsConfigFile: {}\n{QUICK}{PATIENT}",
         hosts.display(),
         resolv.display()
     );

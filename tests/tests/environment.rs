@@ -6,7 +6,9 @@ use isthmus_tests::gateway::{Builder, Gateway, IO_URING_SETUP};
 use isthmus_tests::resources::one_route;
 use isthmus_tests::upstream::{Answer, Upstream};
 use rustix::process::Signal;
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -102,8 +104,16 @@ fn sigterm_lets_a_request_end_and_exits_0() {
     client.send_get("h", "/slow");
     eventually(SOON, "the request is at the upstream", || upstream.served() == 1);
     let mut idle = gateway.client();
+    assert_eq!(watches(&gateway), 1);
     gateway.signal(Signal::TERM);
     idle.assert_closed();
+    // The kernel may be slow to end a watch, and must not be waited for at the end.
+    eventually(SOON, "files are watched no more", || watches(&gateway) == 0);
+    let (done, said) = gateway.command("reload", &[]);
+    assert!(
+        !done && said.contains("not loaded: this process is on its way out"),
+        "{said}"
+    );
     assert!(
         gateway.try_wait().is_none(),
         "it waits for the request:\n{}",
@@ -121,22 +131,39 @@ fn sigterm_lets_a_request_end_and_exits_0() {
     assert_eq!(status.code(), Some(0), "{}", gateway.log());
 }
 
+/// How many instances of inotify it has.
+fn watches(gateway: &Gateway) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("the process runs");
+    let leads_to = |file: std::io::Result<fs::DirEntry>| fs::read_link(file.ok()?.path()).ok();
+    let of_inotify = |path: &PathBuf| path.to_string_lossy().contains("inotify");
+    files.filter_map(leads_to).filter(of_inotify).count()
+}
+
+/// One whose drain would last far longer than a test waits.
+fn patient(address: SocketAddr) -> Gateway {
+    Gateway::builder()
+        .resources("route", &one_route(address, ""))
+        .arg("--drain-timeout")
+        .arg("1h")
+        .start()
+}
+
 #[test]
 fn sigint_ends_at_once() {
     let peer = FaultPeer::start(Fault::NeverAnswers);
-    let mut gateway = Gateway::in_front_of(peer.address());
+    let mut gateway = patient(peer.address());
     let mut client = gateway.client();
     client.send_get("h", "/never");
     eventually(SOON, "the request is at the upstream", || peer.open() == 1);
     gateway.signal(Signal::INT);
     let status = gateway.wait(AT_ONCE);
-    assert!(status.code().is_some(), "it exits by itself: {status}");
+    assert!(status.success(), "{status}");
 }
 
 #[test]
 fn a_second_sigterm_ends_at_once() {
     let peer = FaultPeer::start(Fault::NeverAnswers);
-    let mut gateway = Gateway::in_front_of(peer.address());
+    let mut gateway = patient(peer.address());
     let mut client = gateway.client();
     client.send_get("h", "/never");
     let mut idle = gateway.client();
@@ -144,7 +171,43 @@ fn a_second_sigterm_ends_at_once() {
     gateway.signal(Signal::TERM);
     idle.assert_closed();
     gateway.signal(Signal::TERM);
-    gateway.wait(AT_ONCE);
+    assert!(gateway.wait(AT_ONCE).success());
+    // What was under way is not forgotten.
+    let line = gateway.access_line("/never");
+    assert!(line.line.contains("drain_timeout"), "{line:?}");
+}
+
+/// Becomes the gateway, with a pipe in the place of its access log that is open and that nobody reads.
+const NOBODY_READS: &str = "
+import os, sys
+path = sys.argv[sys.argv.index('--access-log') + 1]
+os.mkfifo(path)
+os.set_inheritable(os.open(path, os.O_RDWR), True)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn an_access_log_that_nobody_reads_keeps_no_process() {
+    let upstream = Upstream::start(|_| Answer::ok("x"));
+    let mut gateway = Gateway::builder()
+        .resources("route", &one_route(upstream.address(), ""))
+        .through(&["python3", "-c", NOBODY_READS])
+        .start();
+    // More than a pipe takes.
+    let path = "/".to_owned() + &"p".repeat(2000);
+    let mut client = gateway.client();
+    for _ in 0..200 {
+        assert_eq!(client.get("h", &path).status, 200);
+    }
+    drop(client);
+    gateway.signal(Signal::TERM);
+    let status = gateway.wait(SOON);
+    assert!(status.success(), "{status}\n{}", gateway.log());
+    assert!(
+        gateway.log().contains("its last lines are lost"),
+        "{}",
+        gateway.log()
+    );
 }
 
 #[test]

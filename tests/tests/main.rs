@@ -12,6 +12,7 @@ mod admin_resources;
 mod balancing;
 mod bookinfo;
 mod browser;
+mod corruption;
 mod cors;
 mod dns;
 mod egress;

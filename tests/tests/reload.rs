@@ -1,14 +1,17 @@
 //! The configuration changes while traffic flows: files that are replaced, spoilt, added and taken away.
 
+use isthmus_tests::cert::{Authority, Leaf};
 use isthmus_tests::client::{Client, get};
 use isthmus_tests::deadline::{SOON, eventually, eventually_some};
-use isthmus_tests::gateway::{Builder, Gateway};
+use isthmus_tests::gateway::Gateway;
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
 use isthmus_tests::h2::frame::{Frame, flag};
+use isthmus_tests::h2::server::{Event, Server as Scripted};
 use isthmus_tests::load::{self, Load};
+use isthmus_tests::openssl;
 use isthmus_tests::resources::{
-    self, Endpoint, UPSTREAM_HOST, one_route, route_to, service, virtual_service,
+    self, Endpoint, UPSTREAM_HOST, one_route, route_to, service, stream_service, virtual_service,
 };
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use rustix::process::Signal;
@@ -18,11 +21,15 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Reloads under traffic of an ordinary run; `ISTHMUS_RELOADS` gives another number, and with 500 or more there are
 /// as many clients as an edge is held to.
 const RELOADS: usize = 40;
+/// How often the long form loads: 500 times a minute.
+const PERIOD: Duration = Duration::from_millis(118);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn served_by(gateway: &Gateway) -> String {
     let answer = gateway.get("any.example", "/");
@@ -257,29 +264,82 @@ fn a_port_that_is_taken_is_tried_again_and_the_rest_is_served() {
     gateway.stop();
 }
 
-/// A peer that agrees to carry bytes and sends them back.
-fn echo_of_bytes() -> SocketAddr {
+/// What proves that the key of [`WEBSOCKET_WISH`] was understood (RFC 6455, 1.3).
+const AGREED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+const WEBSOCKET_WISH: &str = "GET /tunnel HTTP/1.1\r\nhost: a.example\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// Serves each connection on a thread of its own, once its first head has come.
+fn peer(serve: fn(BufReader<TcpStream>) -> std::io::Result<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { return };
             thread::spawn(move || {
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut reader = BufReader::new(stream);
                 let mut line = String::new();
                 while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
                     line.clear();
                 }
-                let mut writer = stream;
-                let agreed =
-                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-                if writer.write_all(agreed.as_bytes()).is_ok() {
-                    let _ended = std::io::copy(&mut reader, &mut writer);
-                }
+                let _gone = serve(reader);
             });
         }
     });
     address
+}
+
+/// Agrees to a WebSocket and sends back what it gets.
+fn websocket(mut reader: BufReader<TcpStream>) -> std::io::Result<()> {
+    let mut writer = reader.get_ref().try_clone()?;
+    writer.write_all(AGREED)?;
+    std::io::copy(&mut reader, &mut writer)?;
+    Ok(())
+}
+
+/// What a download brings between two reloads.
+const PART: usize = 32 * 1024;
+/// A body without an end that a test would reach: the client says when it has enough.
+const ENDLESS: u64 = 1 << 40;
+
+/// The byte of a download at a place, of which no two parts have the same.
+fn pattern(at: u64) -> u8 {
+    (at % 251) as u8
+}
+
+fn download(reader: BufReader<TcpStream>) -> std::io::Result<()> {
+    let mut writer = reader.into_inner();
+    write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {ENDLESS}\r\n\r\n")?;
+    let mut at = 0;
+    loop {
+        let part: Vec<u8> = (at..at + PART as u64).map(pattern).collect();
+        writer.write_all(&part)?;
+        at += part.len() as u64;
+    }
+}
+
+/// A download that goes on as fast as its client reads.
+struct Download {
+    client: Client,
+    at: u64,
+}
+
+impl Download {
+    fn begin(gateway: SocketAddr) -> Self {
+        let mut client = Client::connect(gateway);
+        client.send_get("a.example", "/download");
+        assert_eq!(client.head().unwrap().1, 200);
+        Self { client, at: 0 }
+    }
+
+    /// Reads the next part; answers whether it is what it should be.
+    fn goes_on(&mut self) -> bool {
+        let part = self.client.exactly(PART);
+        let begun = self.at;
+        self.at += PART as u64;
+        part.iter().zip(begun..).all(|(byte, at)| *byte == pattern(at))
+    }
 }
 
 /// A tunnel through the gateway.
@@ -288,23 +348,71 @@ struct Tunnel(TcpStream);
 impl Tunnel {
     fn open(gateway: SocketAddr) -> Self {
         let mut client = Client::connect(gateway);
-        client
-            .send("GET /tunnel HTTP/1.1\r\nhost: a.example\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
+        client.send(WEBSOCKET_WISH);
         let (_, status, _) = client.head().unwrap();
         assert_eq!(status, 101);
         Self(client.into_stream())
     }
 
+    /// Whether a message, masked by zeros, comes back.
     fn echoes(&mut self, text: &str) -> bool {
-        let mut back = vec![0; text.len()];
-        self.0.write_all(text.as_bytes()).is_ok()
-            && self.0.read_exact(&mut back).is_ok()
-            && back == text.as_bytes()
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        frame.extend(text.as_bytes());
+        let mut back = vec![0; frame.len()];
+        self.0.write_all(&frame).is_ok() && self.0.read_exact(&mut back).is_ok() && back == frame
     }
 }
 
+/// A server of gRPC whose calls send back each message.
+fn calls() -> Scripted {
+    Scripted::start(&[], |peer, event| match event {
+        Event::Head(stream) => {
+            peer.head(stream, 200, &[("content-type", "application/grpc")], false);
+        }
+        Event::Data(stream) => {
+            let Some(request) = peer.seen.requests.get_mut(&stream) else {
+                return;
+            };
+            let body = std::mem::take(&mut request.body);
+            peer.data(stream, &body, false);
+        }
+        Event::End(stream) => peer.trailers(stream, &[("grpc-status", "0")]),
+        _ => {}
+    })
+}
+
+/// Begins a call.
+fn call(h2: &mut Connection) -> u32 {
+    let stream = h2.next_stream();
+    let head = h2
+        .head("POST", "/peer.Echo/Bidirectional")
+        .field("content-type", "application/grpc")
+        .field("te", "trailers");
+    h2.send(&Frame::headers(flag::END_HEADERS, stream, head.bytes()));
+    stream
+}
+
+/// A message of gRPC.
+fn message(text: &str) -> Vec<u8> {
+    let mut all = vec![0];
+    all.extend((text.len() as u32).to_be_bytes());
+    all.extend(text.as_bytes());
+    all
+}
+
+/// What stays while everything else changes.
+struct Upstreams {
+    echoes: Vec<Upstream>,
+    websocket: SocketAddr,
+    download: SocketAddr,
+    calls: Scripted,
+    /// Two certificates that take turns.
+    leaves: [Leaf; 2],
+}
+
 /// The documents of one version: everything that may change does, but for what streams hang on.
-fn version(number: usize, upstreams: &[SocketAddr], tunnel: SocketAddr, slow: SocketAddr) -> String {
+fn version(number: usize, upstreams: &Upstreams) -> String {
+    let addresses: Vec<SocketAddr> = upstreams.echoes.iter().map(Upstream::address).collect();
     let server = |port: usize| {
         format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}")
     };
@@ -312,31 +420,35 @@ fn version(number: usize, upstreams: &[SocketAddr], tunnel: SocketAddr, slow: So
     if number.is_multiple_of(3) {
         servers += &(server(81) + "\n");
     }
-    let gateway = resources::gateway_with(&servers).replace(
-        "metadata: {name: g, namespace: default}",
-        "metadata: {name: g, namespace: default, annotations: {isthmus.dev/upgrades: echo}}",
+    servers += &resources::https_server("https", "\"*\"", "mode: SIMPLE, credentialName: door");
+    let gateway = resources::gateway_with(&servers);
+    let leaf = &upstreams.leaves[number % 2];
+    let secret = resources::secret(
+        "door",
+        "kubernetes.io/tls",
+        &[("tls.crt", &leaf.certificate_pem()), ("tls.key", &leaf.key_pem())],
     );
     // The endpoints change, and so do the subsets and their shares.
-    let shown = 1 + number % upstreams.len();
-    let endpoints: Vec<Endpoint> = upstreams
+    let shown = 1 + number % addresses.len();
+    let endpoints: Vec<Endpoint> = addresses
         .iter()
         .take(shown)
         .enumerate()
         .map(|(at, address)| Endpoint::new(if at % 2 == 0 { "v1" } else { "v2" }, *address))
         .collect();
     let mut routes = String::new();
-    writeln!(
-        routes,
-        "- match: [{{uri: {{prefix: /tunnel}}}}]\n  {}",
-        route_to("tunnel.example")
-    )
-    .unwrap();
-    writeln!(
-        routes,
-        "- match: [{{uri: {{prefix: /slow}}}}]\n  {}",
-        route_to("slow.example")
-    )
-    .unwrap();
+    for (prefix, host) in [
+        ("/tunnel", "tunnel.example"),
+        ("/download", "download.example"),
+        ("/peer.Echo", "calls.example"),
+    ] {
+        writeln!(
+            routes,
+            "- match: [{{uri: {{prefix: {prefix}}}}}]\n  {}",
+            route_to(host)
+        )
+        .unwrap();
+    }
     for extra in 0..number % 7 {
         writeln!(
             routes,
@@ -357,11 +469,20 @@ fn version(number: usize, upstreams: &[SocketAddr], tunnel: SocketAddr, slow: So
         writeln!(routes, "- {}", route_to(UPSTREAM_HOST)).unwrap();
     }
     gateway
+        + &secret
         + &service(UPSTREAM_HOST, 80, &endpoints)
-        + &service("tunnel.example", 80, &[Endpoint::new("v1", tunnel)])
-        + &service("slow.example", 80, &[Endpoint::new("v1", slow)])
+        + &service("tunnel.example", 80, &[Endpoint::new("v1", upstreams.websocket)])
+        + &service("download.example", 80, &[Endpoint::new("v1", upstreams.download)])
+        + &stream_service("calls.example", 80, "GRPC", &[upstreams.calls.address()])
         + &resources::subsets(UPSTREAM_HOST, if shown > 1 { &["v1", "v2"] } else { &["v1"] })
         + &virtual_service(&routes)
+}
+
+/// The middle of what was measured.
+fn median(figures: &[u64]) -> u64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
 }
 
 #[test]
@@ -369,32 +490,38 @@ fn nothing_is_lost_while_the_configuration_changes() {
     let _turn = load::turn();
     let reloads = std::env::var("ISTHMUS_RELOADS").map_or(RELOADS, |text| text.parse().unwrap());
     let full = reloads >= 500;
-    let (clients, tunnels, streams) = if full { (64, 200, 20) } else { (16, 40, 10) };
-    let upstreams: Vec<Upstream> = ["a", "b", "c"]
-        .iter()
-        .map(|name| Upstream::echo_for_load(name))
-        .collect();
-    let addresses: Vec<SocketAddr> = upstreams.iter().map(Upstream::address).collect();
-    let (tunnel, slow) = (echo_of_bytes(), Upstream::echo_for_load("slow"));
-    let text = |number| version(number, &addresses, tunnel, slow.address());
-    let builder: Builder = Gateway::builder()
+    let (clients, tunnels, streams, downloads) = if full { (64, 200, 20, 8) } else { (16, 40, 10, 4) };
+    let authority = Authority::new();
+    let upstreams = Upstreams {
+        echoes: ["a", "b", "c"].map(Upstream::echo_for_load).into(),
+        websocket: peer(websocket),
+        download: peer(download),
+        calls: calls(),
+        leaves: [authority.server(&["a.example"]), authority.server(&["a.example"])],
+    };
+    let text = |number| version(number, &upstreams);
+    let gateway = Gateway::builder()
         .resources("all", &text(0))
         .shards(2)
         .port(80)
-        .port(81);
-    let gateway = builder.without_access_log().start();
+        .port(81)
+        .port(443)
+        .without_access_log()
+        .start();
     let address = gateway.address();
 
-    let mut open: Vec<Tunnel> = (0..tunnels).map(|_| Tunnel::open(address)).collect();
-    // Streams that have begun before everything and end after it.
+    // All of them begin before everything, and are there behind it.
+    let mut tunnels: Vec<Tunnel> = (0..tunnels).map(|_| Tunnel::open(address)).collect();
+    let mut downloads: Vec<Download> = (0..downloads).map(|_| Download::begin(address)).collect();
     let mut h2 = Connection::open(Target::cleartext(address)).unwrap();
     h2.handshake(&[]).unwrap();
-    let held: Vec<u32> = (0..streams).map(|_| h2.post("/slow")).collect();
-    for stream in &held {
-        h2.send(&Frame::data(flag::NONE, *stream, b"first "));
-    }
+    let calls: Vec<u32> = (0..streams).map(|_| call(&mut h2)).collect();
+    let mut said = vec![Vec::new(); calls.len()];
+    let tls = openssl::Client::new(gateway.listener(443), "a.example");
+    let mut kept = tls.stay();
     let mut rss = Vec::new();
     let load = Load::get(address, "a.example", "/").connections(clients);
+    let begun = Instant::now();
     let (report, ()) = load.run_during(|_| {
         for number in 1..=reloads {
             gateway.replace_resources("all", &text(number));
@@ -404,30 +531,68 @@ fn nothing_is_lost_while_the_configuration_changes() {
                 Some(0),
                 "{status}"
             );
-            let at = number % open.len();
+            let at = number % tunnels.len();
             assert!(
-                open[at].echoes(&format!("reload {number}")),
+                tunnels[at].echoes(&format!("reload {number}")),
                 "tunnel {at} at reload {number}"
             );
-            if number % (reloads / 4).max(1) == 0 {
-                rss.push(gateway.facts().rss_kib);
+            for (at, download) in downloads.iter_mut().enumerate() {
+                assert!(download.goes_on(), "download {at} at reload {number}");
+            }
+            let at = number % calls.len();
+            let (stream, said) = (calls[at], &mut said[at]);
+            let sent = message(&format!("reload {number}"));
+            h2.send(&Frame::data(flag::NONE, stream, sent.clone()));
+            said.extend(sent);
+            h2.until("the message comes back", |h2| {
+                h2.answer(stream).body.len() >= said.len()
+            })
+            .unwrap();
+            // The certificate of the version, for who comes now.
+            if number % (reloads / 8).max(1) == 0 {
+                let talk = tls.get("a.example", "/");
+                assert_eq!(talk.status(), Some(200), "{}", talk.text);
+                assert!(talk.showed(&upstreams.leaves[number % 2]), "reload {number}");
+            }
+            rss.push(gateway.facts().rss_kib);
+            if full {
+                let due = begun + PERIOD * number as u32;
+                thread::sleep(due.saturating_duration_since(Instant::now()));
             }
         }
     });
+    let took = begun.elapsed();
     assert!(report.errors.is_empty(), "{report}");
     assert_eq!(report.status(200), report.total(), "{report}");
     assert!(report.total() > reloads as u64, "{report}");
-    for (at, tunnel) in open.iter_mut().enumerate() {
+    for (at, tunnel) in tunnels.iter_mut().enumerate() {
         assert!(tunnel.echoes("still there"), "tunnel {at}");
     }
-    for stream in held {
-        h2.upload(stream, b"last").unwrap();
-        let answer = h2.whole_answer(stream).unwrap();
-        assert!(answer.text().contains("first last"), "{}", answer.text());
+    for (at, download) in downloads.iter_mut().enumerate() {
+        assert!(download.goes_on(), "download {at}");
     }
-    let (first, last) = (rss[0], rss[rss.len() - 1]);
-    assert!(last < first + first / 4 + 8192, "memory grows: {rss:?} KiB");
-    println!("{report}; resident KiB at each quarter {rss:?}");
-    drop(open);
+    for (stream, mut said) in calls.into_iter().zip(said) {
+        let last = message("last");
+        h2.upload(stream, &last).unwrap();
+        said.extend(last);
+        let answer = h2.whole_answer(stream).unwrap();
+        assert!(answer.body == said, "a call has lost messages");
+        assert_eq!(answer.trailers, [(b"grpc-status".to_vec(), b"0".to_vec())]);
+    }
+    // A connection that was there before all of it keeps its keys, and is served.
+    let request = b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n";
+    assert!(kept.exchange(request).starts_with(b"HTTP/1.1 200"));
+    // The first quarter fills pools and caches.
+    let quarters: Vec<u64> = rss.chunks((reloads / 4).max(1)).map(median).collect();
+    println!("{reloads} reloads in {took:?}: {report}; resident KiB in each quarter {quarters:?}");
+    let (second, last) = (quarters[1], quarters[quarters.len() - 1]);
+    assert!(
+        last <= second + second / 10 + 4096,
+        "memory grows: {quarters:?} KiB"
+    );
+    assert!(!full || took <= MINUTE, "{reloads} reloads took {took:?}");
+    drop(tunnels);
+    drop(downloads);
+    drop(kept);
     gateway.stop();
 }

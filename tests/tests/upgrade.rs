@@ -6,7 +6,8 @@ use isthmus_tests::gateway::{Builder, Gateway};
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
 use isthmus_tests::load::{self, Load};
-use isthmus_tests::resources::one_route;
+use isthmus_tests::python::{Server, WEBSOCKET};
+use isthmus_tests::resources::{self, Endpoint, one_route, route_to, service, virtual_service};
 use isthmus_tests::upstream::{Answer, SERVED_BY, Upstream};
 use rustix::process::Signal;
 use std::fs::{self, Permissions};
@@ -14,12 +15,22 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Upgrades of an ordinary run; `ISTHMUS_UPGRADES` gives another number.
 const UPGRADES: usize = 5;
 /// What a download brings.
 const DOWNLOAD: usize = 300_000;
+
+/// How long an old process may take to end on a machine whose kernel is busy with other things.
+const ENDS: Duration = Duration::from_secs(60);
+/// Going away, as a server of WebSockets says it, and a client's answer, masked by zeros (RFC 6455, 5.5.1).
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+const SO_IT_IS: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+/// The wish for a WebSocket.
+const WEBSOCKET_WISH: &str = "GET /drain HTTP/1.1\r\nhost: a.example\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 fn before(address: SocketAddr) -> Builder {
     Gateway::builder().resources("route", &one_route(address, ""))
@@ -33,7 +44,17 @@ fn no_request_is_lost_while_processes_follow_each_other() {
         "/download" => Answer::ok(vec![b'x'; DOWNLOAD]).field(SERVED_BY, "u"),
         _ => Answer::ok("short").field(SERVED_BY, "u"),
     });
-    let mut gateway = before(upstream.address())
+    let websockets = Server::start(WEBSOCKET, &["serve"]);
+    let documents = resources::gateway(80)
+        + &service("up.example", 80, &[Endpoint::new("v1", upstream.address())])
+        + &service("ws.example", 80, &[Endpoint::new("v1", websockets.address())])
+        + &virtual_service(&format!(
+            "- match: [{{uri: {{exact: /drain}}}}]\n  {}\n- {}",
+            route_to("ws.example"),
+            route_to("up.example")
+        ));
+    let mut gateway = Gateway::builder()
+        .resources("all", &documents)
         .shards(2)
         .arg("--drain-timeout")
         .arg("3s")
@@ -58,13 +79,21 @@ fn no_request_is_lost_while_processes_follow_each_other() {
                         h2.handshake(&[]).unwrap();
                         let stream = h2.get("/");
                         h2.answered(stream, 200).unwrap();
+                        let mut websocket = gateway.client();
+                        websocket.send(WEBSOCKET_WISH);
+                        assert_eq!(websocket.head().unwrap().1, 101);
                         let old = gateway.pid();
                         let mut replaced = gateway.upgrade();
                         assert_ne!(gateway.pid(), old);
                         h2.until("GOAWAY", |connection| connection.goaway.is_some())
                             .unwrap();
                         h2.until_closed().unwrap();
-                        let ended = replaced.wait(SOON);
+                        drop(h2);
+                        assert_eq!(websocket.exactly(4), GOING_AWAY);
+                        websocket.send(SO_IT_IS);
+                        websocket.assert_closed();
+                        drop(websocket);
+                        let ended = replaced.wait(ENDS);
                         assert!(
                             ended.is_some_and(|status| status.success()),
                             "{round}: the old process: {ended:?}\n{}",
@@ -98,6 +127,9 @@ fn no_request_is_lost_while_processes_follow_each_other() {
         assert_eq!(report.status(200), report.total(), "{what}: {report}");
         assert!(report.total() > 10 * upgrades as u64, "{what}: {report}");
     }
+    // Nobody was cut.
+    let ends = gateway.log().matches("ended drained=true cut=0").count();
+    assert_eq!(ends, upgrades, "{}", gateway.log());
     assert_eq!(gateway.listener_now(80), Some(address));
     let ready = gateway.ready_file();
     assert_eq!(ready["process"], gateway.pid(), "{ready}");
@@ -136,7 +168,7 @@ fn a_process_with_other_shards_takes_all_connections() {
         assert!(done, "{said}\n{}", gateway.log());
         let told: serde_json::Value = serde_json::from_str(&said).unwrap();
         let mut old = gateway.adopt(told["process"].as_i64().unwrap().try_into().unwrap());
-        assert!(old.wait(SOON).is_some_and(|status| status.success()));
+        assert!(old.wait(ENDS).is_some_and(|status| status.success()));
         for _ in 0..60 {
             assert_eq!(get(address, "a.example", "/").status, 200);
         }
@@ -268,7 +300,7 @@ fn a_service_manager_hears_of_loads_successors_and_ends() {
     // The newer one is the service before it says that it serves, so that it is believed.
     assert_eq!(manager.hears(), format!("MAINPID={}", gateway.pid()));
     assert!(manager.hears().starts_with("READY=1\n"));
-    assert!(old.wait(SOON).is_some_and(|status| status.success()));
+    assert!(old.wait(ENDS).is_some_and(|status| status.success()));
     manager.hears_signs_of_life();
     gateway.signal(Signal::TERM);
     assert_eq!(manager.hears(), "STOPPING=1");
@@ -287,7 +319,7 @@ fn usr2_is_an_upgrade_too() {
         (process != i64::from(first)).then_some(process)
     });
     let mut old = gateway.adopt(next.try_into().unwrap());
-    assert!(old.wait(SOON).is_some_and(|status| status.success()));
+    assert!(old.wait(ENDS).is_some_and(|status| status.success()));
     assert_eq!(gateway.get("a.example", "/").status, 200);
     gateway.stop();
 }
@@ -299,7 +331,7 @@ fn sockets_of_a_supervisor_are_taken() {
 import os, socket, sys
 wanted = int(sys.argv[1])
 held = []
-for port in (wanted, 0):
+for port in (wanted, 0, 0):
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     one.bind(('127.0.0.1', port))
@@ -310,7 +342,7 @@ import fcntl
 high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in held]
 for at, fd in enumerate(high):
     os.dup2(fd, 3 + at, inheritable=True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='80:metrics')
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='3', LISTEN_FDNAMES='80:metrics:81')
 os.execv(sys.argv[2], sys.argv[2:])
 ";
     let upstream = Upstream::echo("u");
@@ -328,11 +360,20 @@ os.execv(sys.argv[2], sys.argv[2:])
         assert_eq!(gateway.get("a.example", "/").status, 200);
     }
     assert!(gateway.metric("isthmus_config_version").is_some());
-    // They are handed on like any other.
+    // They are handed on like any other, and so is the one that nobody has wanted yet.
     let mut old = gateway.upgrade();
-    assert!(old.wait(SOON).is_some_and(|status| status.success()));
+    assert!(old.wait(ENDS).is_some_and(|status| status.success()));
     assert_eq!(gateway.get("a.example", "/").status, 200);
     assert_eq!(gateway.listener_now(80).map(|address| address.port()), Some(port));
+    let server = |port: u16| {
+        format!("{{port: {{number: {port}, name: http-{port}, protocol: HTTP}}, hosts: [\"*\"]}}\n")
+    };
+    let both = resources::gateway_with(&(server(80) + &server(81))) + &resources::all_to(upstream.address());
+    gateway.replace_resources("route", &both);
+    gateway.reload();
+    let second = eventually_some(SOON, "the other port", || gateway.listener_now(81));
+    assert_ne!(second.port(), 81, "the supervisor's, wherever it is");
+    assert_eq!(get(second, "a.example", "/").status, 200);
     gateway.stop();
 }
 

@@ -120,6 +120,15 @@ impl Plan {
         }
     }
 
+    /// A process that ends at once.
+    pub fn now(now: Instant) -> Self {
+        Self {
+            from: now,
+            spread: Duration::ZERO,
+            timeout: Some(Duration::ZERO),
+        }
+    }
+
     /// A process that stays, without its ports.
     pub fn staying(now: Instant, spread: Duration) -> Self {
         Self {
@@ -180,6 +189,8 @@ mod tests {
         let plan = Plan::leaving(now, 5 * S, 20 * S);
         assert!(plan.accepts(now + 4 * S) && !plan.accepts(now + 5 * S));
         assert_eq!(plan.at(now + 4 * S), Drain::No);
+        assert_eq!(Plan::now(now).at(now), Drain::Cut);
+        assert_eq!(Plan::now(now).over_for(now + S), Some(S));
         let told = |at: Duration| match plan.at(now + 5 * S + at) {
             Drain::Going { waiting, tunnels } => (waiting, tunnels),
             other => panic!("{other:?}"),

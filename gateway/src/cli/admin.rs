@@ -36,7 +36,7 @@ pub(super) fn get(admin: &AdminAddress, path: &str) -> Result<String> {
 pub(super) fn ask(method: &str, admin: &AdminAddress, path: &str, patience: Duration) -> Result<String> {
     match ask_status(method, admin, path, patience)? {
         (200, body) => Ok(body),
-        (400, body) => bail!("{}", body.trim_end()),
+        (400 | 503, body) if !body.is_empty() => bail!("{}", body.trim_end()),
         (status, _) => bail!("{admin}{path}: status {status}: is it the admin address?"),
     }
 }

@@ -177,6 +177,7 @@ impl ResourceArgs {
             mesh: isthmus_config::mesh::MeshConfig::default(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             proofs: true,
+            judge: Some(crate::tls::judge),
             version: 1,
         }
     }

@@ -178,11 +178,20 @@ async fn reload(State(events): State<Events>, headers: HeaderMap) -> Response {
     if let Some(refused) = refuse_browsers(&headers) {
         return refused;
     }
+    let refused =
+        |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not loaded: {why}\n")).into_response();
     let (answer, answered) = oneshot::channel();
     if events.send(Event::Reload(answer)).await.is_err() {
         return ending();
     }
-    answered.await.map_or_else(|_| ending(), json)
+    match answered.await {
+        Ok(Ok(applied)) => applied.await.map_or_else(
+            |_| refused("this process has begun to end, or a newer one to take its place"),
+            json,
+        ),
+        Ok(Err(why)) => refused(why),
+        Err(_) => ending(),
+    }
 }
 
 async fn prometheus(State(events): State<Events>) -> Response {

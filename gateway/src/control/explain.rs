@@ -71,6 +71,21 @@ impl Control {
             .into_iter()
             .map(|(name, _, value)| (name.to_owned(), json!(value)))
             .collect();
+        let unresolved = self.discovery.names().view().into_iter().filter_map(|name| {
+            let error = name.error.filter(|_| name.is_kept)?;
+            let serves = if name.addresses.is_empty() {
+                "it has no address"
+            } else {
+                "its last addresses are served"
+            };
+            Some(format!("{} cannot be resolved: {error}; {serves}", name.name))
+        });
+        let left_behind: Vec<String> = self
+            .configuration
+            .degraded()
+            .into_iter()
+            .chain(unresolved)
+            .collect();
         let shards = self.shards.iter().enumerate();
         let shards: Vec<Value> = shards
             .map(|(index, shard)| json!({"shard": index, "version": shard.applied, "stalled": shard.stalled}))
@@ -88,7 +103,7 @@ impl Control {
             "files": self.written.sources.len(),
             "findings": self.written.diagnostics.len(),
             "certificate_errors": self.keys.store().errors().count(),
-            "left_behind": self.configuration.degraded(),
+            "left_behind": left_behind,
             "addresses": {
                 "admin": self.servers.admin().address().to_string(),
                 "status": self.servers.status().address().to_string(),

@@ -5,7 +5,7 @@ use super::upgrade::Order;
 use super::{Control, Ended, Event, LAST_WORDS, Life, Signal, report};
 use crate::io::clock;
 use crate::mailbox::ToShard;
-use isthmus_core::drain::Plan;
+use isthmus_core::drain::{Drain, Plan};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,6 +110,8 @@ impl Control {
     /// Takes the way out.
     pub(super) fn leave(&mut self, plan: Plan) {
         self.plan = Some(plan);
+        self.cancel_upgrade();
+        self.release_files();
         self.tick();
     }
 
@@ -142,7 +144,6 @@ impl Control {
             (Signal::Terminate, Life::Starting | Life::Serving) => {
                 let (delay, timeout) = (self.options.drain_delay, self.options.drain_timeout);
                 tracing::info!(?delay, ?timeout, "draining");
-                self.cancel_upgrade();
                 self.systemd.stopping();
                 self.life = Life::Leaving;
                 // Without ports there is nothing to wait for.
@@ -153,10 +154,16 @@ impl Control {
                 };
                 self.leave(Plan::leaving(clock::now(), delay, timeout));
             }
-            (Signal::Terminate | Signal::Interrupt, _) => {
+            (Signal::Terminate | Signal::Interrupt, life) => {
                 tracing::info!("ending now");
-                self.cancel_upgrade();
-                self.life = Life::Over;
+                let is_cut = self.drain == Drain::Cut;
+                if life == Life::Starting || is_cut {
+                    self.life = Life::Over;
+                    return;
+                }
+                // What is under way leaves its lines in the access log.
+                self.life = Life::Draining;
+                self.leave(Plan::now(clock::now()));
             }
             (Signal::Hangup, _) => {
                 self.log.reopen();

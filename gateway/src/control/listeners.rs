@@ -186,6 +186,11 @@ impl Listeners {
         Ok(Open { address, sockets })
     }
 
+    /// Sockets of a supervisor that no listener wants, with their names.
+    pub(super) fn spare(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+        self.inherited.spare()
+    }
+
     /// Every socket, for a process that is to take this one's place.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (&ListenerKey, &OwnedFd)> {
         self.open
@@ -195,9 +200,7 @@ impl Listeners {
 
     /// Accepts no more, as far as it is up to this process; the shards have the sockets still.
     pub(super) fn let_go(&mut self) {
-        for open in self.open.values_mut() {
-            open.sockets.clear();
-        }
+        self.open.clear();
         self.inherited = Inherited::default();
     }
 

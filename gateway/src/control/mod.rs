@@ -77,6 +77,8 @@ const STALL: Duration = Duration::from_secs(1);
 /// How long connections that were cut may take to leave their lines in the access log, and shards to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const SHARDS_END: Duration = Duration::from_secs(5);
+/// How long what shards have left for the access log may take to be written.
+const LOG_ENDS: Duration = Duration::from_secs(3);
 /// Most new warnings that one load of the resources logs; `isthmus check` has them all.
 const WARNINGS_LOGGED: usize = 20;
 
@@ -170,8 +172,8 @@ enum Event {
     Answered(usize, NameAnswer),
     /// The ready file cannot be written.
     ReadyFailed(String),
-    /// Somebody asks for a look.
-    Reload(Answer),
+    /// Somebody asks for a look: what will be said of it, or why there is none.
+    Reload(oneshot::Sender<Result<oneshot::Receiver<String>, &'static str>>),
     Signal(Signal),
     /// Somebody asks for a newer process.
     Upgrade(Order, Asker),
@@ -387,8 +389,11 @@ pub async fn run(
             () = &mut settled, if first.is_some() => {
                 // Unless the files were changed meanwhile, and what they say now is published.
                 let snapshot = first.take().filter(|_| control.publisher.current().is_none());
-                let failed = snapshot.map(|snapshot| control.publish(snapshot, None));
-                if let Some(error) = failed.into_iter().flatten().next() {
+                let failed = snapshot.map(|snapshot| control.publish(snapshot, None)).unwrap_or_default();
+                // A process that takes another one's place has what that one could open.
+                if control.parent.is_some() {
+                    control.ports_failed(&failed);
+                } else if let Some(error) = failed.into_iter().next() {
                     return Err(error.into());
                 }
             }
@@ -678,10 +683,26 @@ impl Control {
                 self.ended = Ended::Environment(text);
                 self.life = Life::Over;
             }
-            Event::Reload(answer) => match &self.watch {
-                Some(watch) => watch.reload(Some(answer)),
-                None => self.configuration.answer(vec![answer]),
-            },
+            Event::Reload(asker) => {
+                let (answer, answered) = oneshot::channel();
+                let told = match &self.watch {
+                    _ if self.upgrading.is_some() => {
+                        Err("a newer process is starting, which loads the files")
+                    }
+                    _ if !self.takes_versions() => {
+                        Err("this process is on its way out, and loads nothing more")
+                    }
+                    Some(watch) => {
+                        watch.reload(Some(answer));
+                        Ok(answered)
+                    }
+                    None => {
+                        self.configuration.answer(vec![answer]);
+                        Ok(answered)
+                    }
+                };
+                let _asker_gone = asker.send(told);
+            }
             Event::Signal(signal) => self.handle_signal(signal),
             Event::Upgrade(order, asker) => self.begin_upgrade(order, Some(asker)),
             Event::HandedOver(ended) => self.handed_over(ended),
@@ -875,6 +896,8 @@ impl Control {
     }
 
     fn stop(mut self) -> Ended {
+        self.cancel_upgrade();
+        self.release_files();
         for shard in &mut self.shards {
             shard.outbox.send(ToShard::Stop);
             shard.outbox.flush();
@@ -910,7 +933,9 @@ impl Control {
         if !self.left_admin {
             self.servers.admin().address().remove();
         }
-        self.log.stop();
+        if !self.log.stop(LOG_ENDS) {
+            tracing::error!("the access log takes nothing: its last lines are lost");
+        }
         self.ended
     }
 }

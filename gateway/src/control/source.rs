@@ -108,6 +108,8 @@ enum Command {
     Reload(Option<Answer>),
     /// The admin API asks.
     Ask(Ask),
+    /// Nothing that files say is applied any more.
+    Release,
 }
 
 /// Files of resources, and what was last applied of them.
@@ -410,6 +412,20 @@ impl Watch {
         self.is_over.store(true, Ordering::Release);
     }
 
+    /// There is no other process after all.
+    pub(super) fn come_back(&self) {
+        self.is_over.store(false, Ordering::Release);
+    }
+
+    /// Nothing that files say is applied any more: they are not watched, and looked at only when somebody asks.
+    ///
+    /// A process that ends while it watches waits in the kernel, beyond anybody's reach, for work that the kernel leaves
+    /// to a thread of its own (fsnotify's marks). On a busy machine that thread comes late, so the watch ends as soon as
+    /// the process is on its way out.
+    pub(super) fn release(&self) {
+        let _ended = self.commands.send(Command::Release);
+    }
+
     /// Passes on what the admin API asks.
     pub(super) fn ask(&self, ask: Ask) {
         let _ended = self.commands.send(Command::Ask(ask));
@@ -439,15 +455,23 @@ fn look_after(
     let mut seen = stamps(&files.paths);
     // A change between the first load and now.
     let mut next = Some(Command::Look);
+    let mut is_released = false;
     loop {
         let command = match next.take() {
             Some(command) => Ok(command),
+            None if is_released => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             None => inbox.recv_timeout(POLL),
         };
         let mut answers: Vec<Answer> = Vec::new();
         let mut forced = false;
         let mut asks = Vec::new();
         match command {
+            Ok(Command::Release) => {
+                watcher = None;
+                is_released = true;
+                continue;
+            }
+            Ok(Command::Look) if is_released => continue,
             Ok(Command::Look) => {}
             Ok(Command::Ask(ask)) => {
                 if !tell(files.answer(ask), &files, events) {
@@ -473,6 +497,11 @@ fn look_after(
         while !forced && clock::now() - begun < QUIET_MAX {
             match inbox.recv_timeout(QUIET) {
                 Ok(Command::Look) => {}
+                Ok(Command::Release) => {
+                    watcher = None;
+                    is_released = true;
+                    break;
+                }
                 Ok(Command::Ask(ask)) => asks.push(ask),
                 Ok(Command::Reload(answer)) => {
                     forced = true;
@@ -490,6 +519,10 @@ fn look_after(
                     answers.extend(answer);
                 }
                 Command::Ask(ask) => asks.push(ask),
+                Command::Release => {
+                    watcher = None;
+                    is_released = true;
+                }
                 Command::Look => {}
             }
         }

@@ -5,7 +5,7 @@
 //! on both can accept. The newer one loads its configuration, serves, and says so; only then the older one stops
 //! accepting and drains. Whatever goes wrong before that ends the newer process and leaves the older one as it was.
 //!
-//! What came by `/v1/resources` is passed, too. What is not: counters, tickets of TLS, what is known of endpoints (ejections, latencies, warm connections).
+//! What came by `/v1/resources` is passed, too, and sockets of a supervisor that nobody uses yet. What is not: counters, tickets of TLS, what is known of endpoints (ejections, latencies, warm connections).
 //! Limits hold in each process by itself as long as there are two.
 
 use super::discovery::Handed;
@@ -45,6 +45,8 @@ enum Role {
     Listener { port: u16, bind: Option<IpAddr> },
     /// `admin`, `status` or `metrics`.
     Server(String),
+    /// One that a supervisor has opened under this name, and no listener wants yet.
+    Spare(String),
 }
 
 /// What the two say to each other.
@@ -178,6 +180,15 @@ impl Inherited {
     fn take(&mut self, role: Role, socket: OwnedFd) -> io::Result<()> {
         match role {
             Role::Server(what) => self.servers.push((what, socket)),
+            Role::Spare(name) => {
+                let address = SockRef::from(&socket).local_addr()?.as_socket();
+                self.listeners.extend(address.map(|address| Passed {
+                    key: None,
+                    name,
+                    address,
+                    socket,
+                }));
+            }
             Role::Listener { port, bind } => {
                 let address = SockRef::from(&socket).local_addr()?.as_socket();
                 self.listeners.push(Passed {
@@ -217,6 +228,12 @@ impl Inherited {
         };
         let found = self.listeners.extract_if(.., is_it);
         found.map(|passed| (passed.address, passed.socket)).collect()
+    }
+
+    /// Sockets of a supervisor that nobody has claimed.
+    pub(super) fn spare(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+        let spare = self.listeners.iter().filter(|passed| passed.key.is_none());
+        spare.map(|passed| (passed.name.as_str(), &passed.socket))
     }
 
     /// What came to the older process by the admin API.
@@ -315,7 +332,10 @@ fn hand_over(
         .stdin(Stdio::from(theirs))
         .spawn()
         .map_err(|error| format!("{} cannot be started: {error}", binary.display()))?;
-    let passed = pass(&channel, &offer);
+    // One that does not take what it is given is no successor.
+    let passed = channel
+        .set_patience(PATIENCE)
+        .and_then(|()| pass(&channel, &offer));
     drop(offer);
     let agreed = match passed {
         // It is gone already, and its end says more.
@@ -473,6 +493,9 @@ impl Control {
             };
             sockets.push((role, socket.try_clone()?));
         }
+        for (name, socket) in self.listeners.spare() {
+            sockets.push((Role::Spare(name.to_owned()), socket.try_clone()?));
+        }
         for server in self.servers.all() {
             let role = Role::Server(server.what().to_owned());
             sockets.push((role, server.as_fd().try_clone_to_owned()?));
@@ -519,9 +542,13 @@ impl Control {
         self.systemd.main_process(process);
         if let Err(error) = say(&successor.channel, &Word::Go, &[]) {
             self.systemd.main_process(std::process::id());
+            if let Some(watch) = &self.watch {
+                watch.come_back();
+            }
             end(&mut successor.child);
             return Err(format!("the new process has gone: {error}"));
         }
+        self.release_files();
         self.servers.stand_back();
         self.is_replaced = true;
         self.left_admin = successor.took.iter().any(|what| what == "admin");
@@ -529,6 +556,13 @@ impl Control {
         self.plan = Some(Plan::replaced(clock::now(), self.options.drain_timeout));
         self.tick();
         Ok(process)
+    }
+
+    /// Looks after files no more: another process does, or none.
+    pub(super) fn release_files(&self) {
+        if let Some(watch) = &self.watch {
+            watch.release();
+        }
     }
 
     /// Ends a newer process that is not ready yet: this one is to end, and so would both.
@@ -582,6 +616,10 @@ mod tests {
         let at = first.local_addr().unwrap();
         let role = |port| Role::Listener { port, bind: None };
         let sockets = vec![
+            (
+                Role::Spare("8443".to_owned()),
+                OwnedFd::from(first.try_clone().unwrap()),
+            ),
             (role(80), OwnedFd::from(first.try_clone().unwrap())),
             (role(80), first.try_clone().unwrap().into()),
             (role(81), second.into()),
@@ -621,6 +659,9 @@ mod tests {
         );
         assert_eq!(found.listener(&key(81), any).len(), 1);
         found.close_unclaimed();
+        let spare: Vec<&str> = found.spare().map(|(name, _)| name).collect();
+        assert_eq!(spare, ["8443"]);
+        assert_eq!(found.listener(&key(8443), any).len(), 1);
         assert!(found.listeners.is_empty());
         // The older one ends without a word: the newer one serves.
         let parent = found.parent().unwrap();

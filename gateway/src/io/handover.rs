@@ -59,11 +59,12 @@ impl Channel {
         Err(io::Error::new(io::ErrorKind::InvalidInput, text))
     }
 
-    /// How long [`Self::receive`] waits at most.
+    /// How long [`Self::receive`] and [`Self::send`] wait at most.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         // Zero would be for ever.
         let patience = patience.max(Duration::from_millis(1));
-        sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, Some(patience)).map_err(Into::into)
+        sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, Some(patience))?;
+        sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Send, Some(patience)).map_err(Into::into)
     }
 
     /// Sends one message.
@@ -127,6 +128,16 @@ mod tests {
         kept.read_exact(&mut got).unwrap();
         assert_eq!(got, *b"x");
         assert_eq!(there.receive().unwrap().text, b"two");
+        here.set_patience(Duration::ZERO).unwrap();
+        let refused = (0..).find_map(|_| here.send(&[0; 1024], &[]).err()).unwrap();
+        assert_eq!(
+            refused.kind(),
+            io::ErrorKind::WouldBlock,
+            "the other end takes nothing"
+        );
+        while there.receive().is_ok_and(|message| message.text.len() == 1024) {
+            there.set_patience(Duration::ZERO).unwrap();
+        }
         there.set_patience(Duration::ZERO).unwrap();
         assert_eq!(there.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(here);

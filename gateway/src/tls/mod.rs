@@ -17,6 +17,7 @@ pub mod fault;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod fixtures;
+mod judge;
 pub mod material;
 pub mod peer;
 pub mod server;
@@ -25,6 +26,7 @@ mod verify;
 
 pub use client::{ClientConfigBuilt, build_client};
 pub use fault::{MaterialError, MaterialWarning};
+pub use judge::judge;
 pub use material::{Authorities, CertificateInfo, Credentials, Loaded};
 pub use peer::{PeerCertificate, describe_peer};
 pub use server::{ServerConfigBuilt, build_server};

@@ -81,6 +81,8 @@ struct Known {
     records: [RefCell<Records>; 2],
     error: RefCell<Option<String>>,
     is_kept: Cell<bool>,
+    /// How many loads of the configuration wait for it.
+    awaited: Cell<u32>,
     /// When a request has last asked for it.
     used: Cell<Instant>,
     is_gone: Cell<bool>,
@@ -94,6 +96,7 @@ impl Known {
             records: [records(), records()],
             error: RefCell::default(),
             is_kept: Cell::new(is_kept),
+            awaited: Cell::new(0),
             used: Cell::new(clock::now()),
             is_gone: Cell::new(false),
             told: Notify::new(),
@@ -152,11 +155,11 @@ impl Names {
         }
     }
 
-    /// Keeps these names only.
+    /// Keeps these names only, and those that a load waits for.
     pub(super) fn keep_only(&self, names: &HashSet<&str>) {
         self.keep(names.iter().copied());
         self.0.table.borrow_mut().retain(|name, known| {
-            let is_left = known.is_kept.get() && !names.contains(&**name);
+            let is_left = known.is_kept.get() && known.awaited.get() == 0 && !names.contains(&**name);
             if is_left {
                 known.is_gone.set(true);
                 known.told.notify_waiters();
@@ -227,12 +230,24 @@ impl Names {
     pub(super) async fn settle(self, names: Vec<Box<str>>) {
         self.keep(names.iter().map(|name| &**name));
         let end = (clock::now() + self.0.start_timeout).into();
-        for name in &names {
-            let known = self.0.table.borrow().get(&**name).cloned();
-            let Some(known) = known else { continue };
+        let awaited: Vec<(Box<str>, Rc<Known>)> = {
+            let table = self.0.table.borrow();
+            let found = |name: Box<str>| {
+                let known = Rc::clone(table.get(&*name)?);
+                Some((name, known))
+            };
+            names.into_iter().filter_map(found).collect()
+        };
+        for (_, known) in &awaited {
+            known.awaited.set(known.awaited.get() + 1);
+        }
+        for (name, known) in &awaited {
             if timeout_at(end, known.settled()).await.is_err() {
                 tracing::warn!(%name, waited = ?self.0.start_timeout, "no server of DNS has answered yet: the configuration is served without addresses of this name");
             }
+        }
+        for (_, known) in &awaited {
+            known.awaited.set(known.awaited.get().saturating_sub(1));
         }
     }
 

@@ -37,6 +37,7 @@ mod resilience;
 mod retries;
 mod routing;
 mod seed_examples;
+mod storm;
 mod substitutions;
 mod tcp;
 mod tls;

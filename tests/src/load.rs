@@ -152,7 +152,7 @@ impl Load {
         };
         thread::scope(|scope| {
             let workers: Vec<_> = (0..self.connections)
-                .map(|_| scope.spawn(|| self.worker(&paced)))
+                .map(|_| scope.spawn(|| self.worker(paced)))
                 .collect();
             for worker in workers {
                 whole.merge(&worker.join().expect("a worker ends"));

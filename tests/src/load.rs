@@ -16,6 +16,8 @@ pub struct Load {
     address: SocketAddr,
     request: Vec<u8>,
     connections: usize,
+    /// Requests a second; None for as many as can be.
+    rate: Option<u32>,
 }
 
 /// What came back.
@@ -27,6 +29,8 @@ pub struct Report {
     pub served_by: BTreeMap<String, u64>,
     /// Requests without a whole answer, by what went wrong.
     pub errors: BTreeMap<String, u64>,
+    /// When each request began that was not answered with 200, and what came instead.
+    pub failed: Vec<(Instant, String)>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -59,6 +63,7 @@ impl Report {
         for (error, count) in &other.errors {
             *self.errors.entry(error.clone()).or_default() += count;
         }
+        self.failed.extend_from_slice(&other.failed);
     }
 }
 
@@ -87,6 +92,7 @@ impl Load {
             address,
             request: request.into(),
             connections: 8,
+            rate: None,
         }
     }
 
@@ -94,6 +100,13 @@ impl Load {
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
+        self
+    }
+
+    /// So many requests a second, or fewer where answers do not come as fast.
+    #[must_use]
+    pub fn rate(mut self, rate: u32) -> Self {
+        self.rate = Some(rate);
         self
     }
 
@@ -127,9 +140,19 @@ impl Load {
     fn drive(&self, more: impl Fn() -> bool + Sync) -> Report {
         let start = Instant::now();
         let mut whole = Report::default();
+        let begun = AtomicU64::new(0);
+        let paced = || {
+            let is_more = more();
+            if let Some(rate) = self.rate.filter(|_| is_more) {
+                let number = begun.fetch_add(1, Ordering::SeqCst);
+                let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            is_more
+        };
         thread::scope(|scope| {
             let workers: Vec<_> = (0..self.connections)
-                .map(|_| scope.spawn(|| self.worker(&more)))
+                .map(|_| scope.spawn(|| self.worker(paced)))
                 .collect();
             for worker in workers {
                 whole.merge(&worker.join().expect("a worker ends"));
@@ -142,14 +165,19 @@ impl Load {
     fn worker(&self, more: impl Fn() -> bool) -> Report {
         let (mut report, mut client) = (Report::default(), None);
         while more() {
+            let begun = Instant::now();
             match self.exchange(&mut client) {
                 Ok((status, name)) => {
+                    if status != 200 {
+                        report.failed.push((begun, status.to_string()));
+                    }
                     *report.statuses.entry(status).or_default() += 1;
                     if let Some(name) = name {
                         *report.served_by.entry(name).or_default() += 1;
                     }
                 }
                 Err(error) => {
+                    report.failed.push((begun, error.clone()));
                     *report.errors.entry(error).or_default() += 1;
                     client = None;
                 }
@@ -228,6 +256,14 @@ mod tests {
         });
         let report = Load::get(upstream.address(), "h", "/").run(200);
         assert_eq!((report.status(200), report.errors.len()), (200, 0), "{report}");
+    }
+
+    #[test]
+    fn requests_are_no_more_a_second_than_asked_for() {
+        let upstream = Upstream::echo_for_load("v1");
+        let report = Load::get(upstream.address(), "h", "/").rate(500).run(100);
+        assert_eq!((report.status(200), report.failed.len()), (100, 0), "{report}");
+        assert!(report.elapsed >= Duration::from_millis(198), "{report}");
     }
 
     #[test]

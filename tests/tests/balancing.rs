@@ -2,6 +2,7 @@
 
 use isthmus_tests::bytes::BytePeer;
 use isthmus_tests::client::{Client, connect_from};
+use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::gateway::{Builder, Gateway};
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
@@ -10,11 +11,13 @@ use isthmus_tests::port::HeldPort;
 use isthmus_tests::resources::{
     UPSTREAM_HOST, gateway, gateway_with, route_to, stream_service, traffic_policy, virtual_service,
 };
-use isthmus_tests::upstream::Upstream;
+use isthmus_tests::upstream::{Answer, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Upstreams that answer with their numbers.
 fn upstreams(count: usize) -> Vec<Upstream> {
@@ -376,4 +379,70 @@ fn load_stays_near_and_goes_where_shares_say() {
 ";
     assert_eq!(counted(shares, "r1/z1/s1"), [70, 20, 0, 10]);
     assert_eq!(counted(shares, "r2"), [25; 4], "no share is for it");
+}
+
+/// Checks that nobody fails often enough for, so that all they do is to end ejections.
+const FORGIVING_CHECKS: &str = "apiVersion: isthmus.dev/v1alpha1
+kind: HealthCheckPolicy
+metadata: {name: checks, namespace: default}
+spec:
+  host: up.example
+  probe: {periodSeconds: 1, failureThreshold: 1000, httpGet: {path: /healthz}}
+---
+";
+
+#[test]
+fn load_leaves_a_locality_as_far_as_its_endpoints_are_ejected_and_comes_back() {
+    let statuses = [(); 4].map(|()| Arc::new(AtomicU16::new(200)));
+    let upstreams: Vec<Upstream> = (0..)
+        .zip(&statuses)
+        .map(|(at, status)| {
+            let said = Arc::clone(status);
+            Upstream::start(move |_| {
+                Answer::status(said.load(Ordering::SeqCst)).field("x-served-by", &at.to_string())
+            })
+        })
+        .collect();
+    let near = "locality: r1/z1/s1";
+    let endpoints: Vec<_> = upstreams
+        .iter()
+        .zip([near, near, "locality: r2/z1/s1", "locality: r2/z1/s1"])
+        .map(|(upstream, locality)| (upstream.address(), locality))
+        .collect();
+    let policy = "loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 1h, maxEjectionPercent: 100}";
+    let gateway = balanced(&endpoints, policy)
+        .resources("checks", FORGIVING_CHECKS)
+        .arg("--locality")
+        .arg("r1/z1/s1")
+        .start();
+    let counted = |requests| {
+        let counts = tally(&gateway, requests);
+        [0, 1, 2, 3].map(|at: usize| counts.get(&at.to_string()).copied().unwrap_or(0))
+    };
+    let fails = |at: usize, ejected: f64| {
+        statuses[at].store(500, Ordering::SeqCst);
+        let mut client = gateway.client();
+        eventually(SOON, "the ejection", || {
+            who(&mut client, "");
+            gateway.metric("isthmus_ejected") == Some(ejected)
+        });
+    };
+    assert_eq!(counted(100), [50, 50, 0, 0]);
+    // What one of two can take with 40 % to spare.
+    fails(0, 1.0);
+    let [gone, near, far, further] = counted(1000);
+    assert_eq!(gone, 0);
+    assert!(near.abs_diff(700) <= 5, "{near} {far} {further}");
+    assert!(far.abs_diff(further) <= 1, "{near} {far} {further}");
+    fails(1, 2.0);
+    assert_eq!(counted(100), [0, 0, 50, 50]);
+    statuses
+        .iter()
+        .for_each(|status| status.store(200, Ordering::SeqCst));
+    eventually(SOON, "both are back", || {
+        gateway.metric("isthmus_ejected") == Some(0.0)
+    });
+    assert_eq!(counted(100), [50, 50, 0, 0]);
+    gateway.stop();
 }

@@ -39,6 +39,7 @@ mod resilience;
 mod retries;
 mod routing;
 mod seed_examples;
+mod storm;
 mod substitutions;
 mod tcp;
 mod tls;

@@ -15,10 +15,13 @@ use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
 use isthmus_tests::nginx::Nginx;
 use isthmus_tests::port::HeldPort;
 use isthmus_tests::resources::{Endpoint, service, subsets};
-use isthmus_tests::upstream::Upstream;
+use isthmus_tests::upstream::{Answer, Upstream};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 9080;
@@ -493,6 +496,168 @@ fn example_14_takes_the_first_rule_that_matches() {
     );
     assert_eq!(upstreams.each_ref().map(Upstream::served), [3, 2]);
     gateway.stop();
+}
+
+/// What leads requests to the subsets of `reviews` by their path, and others to the service as a whole.
+const BY_PATH: &str = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: default}
+spec:
+  hosts: [reviews]
+  http:
+  - {match: [{uri: {exact: /v1}}], route: [{destination: {host: reviews, subset: v1}}]}
+  - {match: [{uri: {exact: /v2}}], route: [{destination: {host: reviews, subset: v2}}]}
+  - {route: [{destination: {host: reviews}}]}
+---
+";
+
+const SHARDS: usize = 4;
+
+/// `reviews` alone: the examples have the DestinationRule.
+fn reviews(endpoints: &[(&str, SocketAddr)]) -> String {
+    let list: Vec<Endpoint> = endpoints
+        .iter()
+        .map(|(version, address)| Endpoint::new(version, *address))
+        .collect();
+    service("reviews.default.svc.cluster.local", PORT, &list)
+}
+
+#[test]
+fn example_15_draws_for_the_host_and_takes_turns_for_v2() {
+    let Some(corpus) = corpus::find() else { return };
+    let of = ["v1", "v1", "v2", "v2", "v3"];
+    let upstreams: Vec<Upstream> = (0..)
+        .zip(of)
+        .map(|(at, version)| Upstream::echo(&format!("{version}-{at}")))
+        .collect();
+    let addresses: Vec<_> = of
+        .iter()
+        .zip(&upstreams)
+        .map(|(version, upstream)| (*version, upstream.address()))
+        .collect();
+    let gateway = at_the_door(
+        &example(&corpus, "15-subsets-and-balancers"),
+        &reviews(&addresses),
+    )
+    .resources("route", BY_PATH)
+    .shards(SHARDS)
+    .start();
+    // How many were served by the same one as the request before, on connections of all shards.
+    let repeats = |path: &str, names: &[&str]| {
+        let mut seen = BTreeSet::new();
+        let mut repeats = 0;
+        for _ in 0..3 * SHARDS {
+            let mut client = gateway.client();
+            let mut last = String::new();
+            for _ in 0..20 {
+                let name = who(&mut client, "reviews", path, "");
+                repeats += usize::from(name == last);
+                last.clone_from(&name);
+                seen.insert(name);
+            }
+        }
+        let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+        assert_eq!(seen, names, "{path}");
+        repeats
+    };
+    assert_eq!(repeats("/v2", &["v2-2", "v2-3"]), 0, "in turn");
+    // Each of 228 is a repeat with a chance of a half, and of a fifth.
+    let drawn = repeats("/v1", &["v1-0", "v1-1"]);
+    assert!((60..=168).contains(&drawn), "{drawn}");
+    let drawn = repeats("/", &["v1-0", "v1-1", "v2-2", "v2-3", "v3-4"]);
+    assert!((12..=90).contains(&drawn), "{drawn}");
+    gateway.stop();
+}
+
+/// An upstream that answers nothing before it is told to.
+struct Holding {
+    upstream: Upstream,
+    /// How many it holds, and the most that it has held.
+    held: Arc<[AtomicUsize; 2]>,
+    gate: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Holding {
+    fn start() -> Self {
+        let held = Arc::new([const { AtomicUsize::new(0) }; 2]);
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let (count, behind) = (Arc::clone(&held), Arc::clone(&gate));
+        let upstream = Upstream::start(move |_| {
+            let [now, most] = &*count;
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let (is_open, opened) = &*behind;
+            let _open = opened
+                .wait_while(is_open.lock().unwrap(), |is_open| !*is_open)
+                .unwrap();
+            now.fetch_sub(1, Ordering::SeqCst);
+            Answer::ok("held")
+        });
+        Self { upstream, held, gate }
+    }
+
+    fn held(&self) -> usize {
+        self.held[0].load(Ordering::SeqCst)
+    }
+
+    fn held_max(&self) -> usize {
+        self.held[1].load(Ordering::SeqCst)
+    }
+
+    fn open(&self) {
+        *self.gate.0.lock().unwrap() = true;
+        self.gate.1.notify_all();
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+#[test]
+fn examples_16_to_18_limit_connections_to_v1_only_when_something_leads_there() {
+    let Some(corpus) = corpus::find() else { return };
+    const CLIENTS: usize = 150;
+    // The door of the service's own port, which needs no VirtualService.
+    let door = DOOR.replace("number: 80,", &format!("number: {PORT},"));
+    for (name, most, is_told) in [
+        ("16-limit-on-subset", CLIENTS, true),
+        ("17-limit-on-top", 100, false),
+        ("18-limit-on-subset-with-route", 100, false),
+    ] {
+        let holding = Holding::start();
+        let services = reviews(&[("v1", holding.upstream.address())]);
+        let gateway = at_the_door(&example(&corpus, name), &services)
+            .resources("door", &door)
+            .port(PORT)
+            .shards(SHARDS)
+            .start();
+        assert_eq!(gateway.check().contains("unreached-subset"), is_told, "{name}");
+        // More time than a route of the seed has, for a slow machine.
+        let request = "GET / HTTP/1.1\r\nhost: reviews\r\nx-envoy-upstream-rq-timeout-ms: 120000\r\n\r\n";
+        let mut clients: Vec<Client> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = Client::connect(gateway.listener(PORT)).patience(Duration::from_secs(60));
+                client.send(request);
+                client
+            })
+            .collect();
+        let waiting = || {
+            let waiting = gateway.metric_with("isthmus_cluster_used", "limit=\"pending\"");
+            waiting.unwrap_or(0.0) as usize
+        };
+        eventually(Duration::from_secs(60), "all are under way or wait", || {
+            holding.held() == most && waiting() == CLIENTS - most
+        });
+        assert_eq!(holding.upstream.connections().len(), most, "{name}");
+        holding.open();
+        for client in &mut clients {
+            assert_eq!(client.response().status, 200, "{name}");
+        }
+        assert_eq!(holding.held_max(), most, "{name}");
+        gateway.stop();
+    }
 }
 
 /// The door of mesh clients on the ports of the web; what is behind the second is TLS with the hosts themselves.

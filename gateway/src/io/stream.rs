@@ -31,6 +31,9 @@ pub struct Stream {
     tls: Option<Box<RefCell<Session>>>,
     /// Whether the coming close is a reset, and so says no goodbye.
     is_reset: Cell<bool>,
+    /// Whether the peer is to know of the end in the moment that it comes. The ring may hold on to a socket for a while
+    /// after it was closed, and whoever counts connections would meanwhile count one that is here no more.
+    ends_at_once: bool,
 }
 
 /// The socket itself.
@@ -45,10 +48,10 @@ impl Stream {
     pub fn from_fd(fd: OwnedFd) -> Self {
         // SAFETY: the descriptor is owned, open, and given away here; the stream closes it.
         let stream = unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) };
-        Self::new(stream)
+        Self::new(stream, false)
     }
 
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: TcpStream, ends_at_once: bool) -> Self {
         // Messages are written whole, so there is nothing for Nagle's algorithm to wait for. Failure leaves a delay.
         let _unimportant = stream.set_nodelay(true);
         Self {
@@ -58,16 +61,18 @@ impl Stream {
             },
             tls: None,
             is_reset: Cell::new(false),
+            ends_at_once,
         }
     }
 
-    /// Connects within `timeout`; a timeout is an error of kind `TimedOut`.
+    /// Connects within `timeout`; a timeout is an error of kind `TimedOut`. The peer knows that the connection has ended
+    /// before this is dropped.
     pub async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let timeout = timeout.max(Duration::from_millis(1));
         let stream = TcpStream::connect_timeout(address, timeout)
             .await
             .map_err(io::Error::from)?;
-        Ok(Self::new(stream))
+        Ok(Self::new(stream, true))
     }
 
     /// Has the kernel probe the peer when the connection is silent. Failure leaves the system's way.
@@ -227,6 +232,13 @@ impl Drop for Stream {
         // Who closes TLS says so, or the peer could not tell the end from a cut (RFC 8446, 6.1).
         if !self.is_reset.get() {
             self.say_goodbye();
+        }
+        if self.ends_at_once {
+            let _gone_already = match self.is_reset.get() {
+                false => rustix::net::shutdown(&*self, rustix::net::Shutdown::Write),
+                // What is not connected any more was reset.
+                true => rustix::net::connect_unspec(&*self),
+            };
         }
     }
 }

@@ -6,7 +6,7 @@
 //! waits with it. What stays behind is told, each with its reason, as [`Quarantined`].
 
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::{Compiled, Document, Options, Source};
+use crate::{Cache, Compiled, Document, Options, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -28,11 +28,18 @@ const ABSENCES: [(&str, &[&str]); 6] = [
 
 /// One document as it was last applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+pub(crate) struct Kept {
     /// `Kind namespace/name` of what it defines; none of what a gateway does not execute.
     resources: Vec<String>,
     file: String,
-    text: String,
+    text: Arc<str>,
+}
+
+impl Kept {
+    /// Whether it is a document of a file.
+    pub(crate) fn is_of(&self, file: &str) -> bool {
+        self.file == file
+    }
 }
 
 /// The documents that were last applied.
@@ -45,8 +52,7 @@ impl LastGood {
     /// Every document of a set without errors.
     pub fn of(sources: &[Source], compiled: &Compiled) -> Self {
         let documents = compiled.documents.iter();
-        let kept =
-            documents.filter_map(|document| Some(Arc::new(keep(document, sources.get(document.source)?))));
+        let kept = documents.filter_map(|document| Some(keep(document, sources.get(document.source)?)));
         Self {
             documents: kept.collect(),
         }
@@ -56,7 +62,7 @@ impl LastGood {
     pub fn documents(&self) -> impl Iterator<Item = (&[String], &str, &str)> {
         self.documents
             .iter()
-            .map(|kept| (kept.resources.as_slice(), kept.file.as_str(), kept.text.as_str()))
+            .map(|kept| (kept.resources.as_slice(), kept.file.as_str(), &*kept.text))
     }
 
     /// Whether there is nothing.
@@ -65,11 +71,18 @@ impl LastGood {
     }
 }
 
-fn keep(document: &Document, source: &Source) -> Kept {
-    Kept {
+fn keep(document: &Document, source: &Source) -> Arc<Kept> {
+    let make = |text| Kept {
         resources: document.resources.iter().map(ToString::to_string).collect(),
         file: source.name.clone(),
-        text: source.text.get(document.span.clone()).unwrap_or("").to_owned(),
+        text,
+    };
+    match &document.known {
+        Some(known) => known.kept(&source.name, || make(Arc::clone(&known.text))),
+        None => {
+            let text = source.text.get(document.span.clone()).unwrap_or("");
+            Arc::new(make(text.into()))
+        }
     }
 }
 
@@ -113,7 +126,7 @@ impl fmt::Display for Quarantined {
 /// What is to be applied.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the set means. Its diagnostics are those of the set, see [`Self::diagnostics`].
+    /// What the set means, without what there is to say about it.
     pub compiled: Compiled,
     /// The texts that were compiled, in which [`Compiled::origins`] are found.
     pub sources: Vec<Source>,
@@ -141,10 +154,22 @@ struct Held {
 
 /// Compiles the files, with the last good versions of what is wrong in them.
 pub fn compile(sources: Vec<Source>, options: &Options, last: &LastGood) -> Outcome {
-    let written = crate::compile(&sources, options);
+    compile_known(sources, options, last, &mut Cache::default())
+}
+
+/// The same, with what is remembered of the compile before, which makes no difference but in time.
+pub fn compile_known(sources: Vec<Source>, options: &Options, last: &LastGood, cache: &mut Cache) -> Outcome {
+    cache.begin(options);
+    let outcome = compile_round(sources, options, last, cache);
+    cache.end();
+    outcome
+}
+
+fn compile_round(sources: Vec<Source>, options: &Options, last: &LastGood, cache: &mut Cache) -> Outcome {
+    let mut written = crate::compile_on(&sources, options, cache);
     if !written.has_errors() {
         return Outcome {
-            diagnostics: written.diagnostics.clone(),
+            diagnostics: std::mem::take(&mut written.diagnostics),
             quarantined: Vec::new(),
             last: LastGood::of(&sources, &written),
             compiled: written,
@@ -160,12 +185,12 @@ pub fn compile(sources: Vec<Source>, options: &Options, last: &LastGood) -> Outc
     for round in 0.. {
         keeper.replace();
         let (texts, slots) = keeper.texts();
-        let compiled = crate::compile(&texts, options);
+        let compiled = crate::compile_on(&texts, options, cache);
         let fits = compiled.documents.len() == slots.len();
         let has_settled = fits && !keeper.judge(&slots, &compiled, &texts);
         if has_settled || round >= ROUNDS_MAX {
             if !has_settled {
-                return keeper.give_up(options, &written);
+                return keeper.give_up(options, &written, cache);
             }
             let quarantined = keeper.quarantined();
             let kept = slots.iter().filter_map(|slot| keeper.kept(slot));
@@ -180,7 +205,7 @@ pub fn compile(sources: Vec<Source>, options: &Options, last: &LastGood) -> Outc
             };
         }
     }
-    keeper.give_up(options, &written)
+    keeper.give_up(options, &written, cache)
 }
 
 /// The first error of a document.
@@ -432,7 +457,7 @@ impl<'a> Keeper<'a> {
             Slot::Kept(kept) => Some(Arc::clone(kept)),
             Slot::Written(number) => {
                 let document = self.written.documents.get(*number)?;
-                Some(Arc::new(keep(document, self.sources.get(document.source)?)))
+                Some(keep(document, self.sources.get(document.source)?))
             }
         }
     }
@@ -464,14 +489,14 @@ impl<'a> Keeper<'a> {
     }
 
     /// Everything as it was.
-    fn give_up(&mut self, options: &Options, written: &Compiled) -> Outcome {
+    fn give_up(&mut self, options: &Options, written: &Compiled, cache: &mut Cache) -> Outcome {
         let sources: Vec<Source> = self
             .last
             .documents
             .iter()
             .map(|kept| Source {
                 name: kept.file.clone(),
-                text: kept.text.clone(),
+                text: kept.text.to_string(),
             })
             .collect();
         for (number, document) in written.documents.iter().enumerate() {
@@ -481,7 +506,7 @@ impl<'a> Keeper<'a> {
         }
         self.replace();
         Outcome {
-            compiled: crate::compile(&sources, options),
+            compiled: crate::compile_on(&sources, options, cache),
             sources,
             diagnostics: written.diagnostics.clone(),
             quarantined: self.quarantined(),

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod analyze;
+mod cache;
 mod compile;
 pub mod diagnostic;
 pub mod diff;
@@ -29,6 +30,7 @@ mod validate;
 pub mod view;
 mod yaml;
 
+pub use cache::Cache;
 pub use judge::{SecretAsked, SecretJudge};
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields, own_fields};
@@ -130,7 +132,7 @@ pub struct Compiled {
 }
 
 /// One document of a file, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Document {
     /// Position of its file among the sources.
     pub source: usize,
@@ -142,6 +144,8 @@ pub struct Document {
     pub resources: Vec<Arc<str>>,
     /// Whether anything in it is wrong.
     pub has_errors: bool,
+    /// What is remembered of it.
+    pub(crate) known: Option<Arc<cache::Known>>,
 }
 
 impl Compiled {
@@ -155,9 +159,22 @@ impl Compiled {
 
 /// Compiles all files into one snapshot.
 pub fn compile(sources: &[Source], options: &Options) -> Compiled {
-    let mut report = report::Report::new(sources, options.lenient);
-    let resources = resource::read_all(&mut report);
-    let (snapshot, origins, services) = compile::compile(&resources, options, &mut report);
+    compile_known(sources, options, &mut Cache::default())
+}
+
+/// The same, with what is remembered of the compile before, which makes no difference but in time.
+pub fn compile_known(sources: &[Source], options: &Options, cache: &mut Cache) -> Compiled {
+    cache.begin(options);
+    let compiled = compile_on(sources, options, cache);
+    cache.end();
+    compiled
+}
+
+/// One of the compiles of a round.
+fn compile_on(sources: &[Source], options: &Options, cache: &mut Cache) -> Compiled {
+    let mut report = report::Report::with(sources, options.lenient, cache);
+    let resources = resource::read_all(&mut report, cache);
+    let (snapshot, origins, services) = compile::compile(&resources, options, &mut report, cache);
     if let Some(judge) = options.judge {
         judge::judge(&resources, &origins, judge, &mut report);
     }

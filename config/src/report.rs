@@ -4,9 +4,11 @@
 //! positions only when the first problem in it is reported.
 
 use crate::Source;
+use crate::cache::{Cache, Known};
 use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
 use crate::index::CLUSTER_DOMAIN;
-use crate::yaml::{Document, Node, Path, Positions};
+use crate::resource::Piece;
+use crate::yaml::{Document, Node, Path, Position, Positions};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -150,13 +152,21 @@ fn find(
     path: &Path<'_>,
     of_key: bool,
 ) -> (usize, usize) {
+    in_file(start, place(positions, item, path, of_key))
+}
+
+/// Line and column in a document.
+fn place(positions: &Positions, item: Option<usize>, path: &Path<'_>, of_key: bool) -> Option<Position> {
     let positions = match item {
         Some(item) => positions.inside("items", item),
         None => Some(positions),
     };
-    let (line, column) = positions
-        .and_then(|positions| positions.find(path, of_key))
-        .unwrap_or((0, 0));
+    positions.and_then(|positions| positions.find(path, of_key))
+}
+
+/// Line and column in the file, from 1, of a place in a document that begins behind `start`.
+fn in_file(start: Position, place: Option<Position>) -> (usize, usize) {
+    let (line, column) = place.unwrap_or((0, 0));
     let before = if line == 0 { start.1 } else { 0 };
     (start.0 + line + 1, before + column + 1)
 }
@@ -168,6 +178,8 @@ struct Entry<'a> {
     positions: Option<Positions>,
     count: usize,
     has_errors: bool,
+    /// What is known of it from before, or will be.
+    known: Option<Arc<Known>>,
 }
 
 /// See the module.
@@ -189,6 +201,11 @@ pub(crate) struct Report<'a> {
 impl<'a> Report<'a> {
     /// Takes the documents of all files; what could not be read is reported at once.
     pub(crate) fn new(sources: &'a [Source], lenient: bool) -> Self {
+        Self::with(sources, lenient, &mut Cache::default())
+    }
+
+    /// The same; what is known is not read.
+    pub(crate) fn with(sources: &'a [Source], lenient: bool, cache: &mut Cache) -> Self {
         let mut report = Self {
             documents: Vec::new(),
             unread: Vec::new(),
@@ -200,10 +217,11 @@ impl<'a> Report<'a> {
             validating: false,
         };
         for (index, source) in sources.iter().enumerate() {
-            let (documents, errors) = crate::yaml::read(&source.text, lenient);
-            let entry = |document| Entry {
+            let (documents, errors) = crate::yaml::read_unknown(&source.text, lenient, cache);
+            let entry = |mut document: Document<'a>| Entry {
                 source: index,
                 file: &source.name,
+                known: document.known.take(),
                 document,
                 positions: None,
                 count: 0,
@@ -271,6 +289,7 @@ impl<'a> Report<'a> {
             span: entry.document.span.clone(),
             resources: Vec::new(),
             has_errors: entry.has_errors,
+            known: entry.known.clone(),
         });
         let mut all: Vec<crate::Document> = read.collect();
         for (document, name) in named {
@@ -284,17 +303,81 @@ impl<'a> Report<'a> {
             span: span.clone(),
             resources: Vec::new(),
             has_errors: true,
+            known: None,
         }));
         all.sort_by_key(|document| (document.source, document.span.start));
         all
     }
 
-    /// Takes the value of a document out.
-    pub(crate) fn take(&mut self, document: usize) -> crate::yaml::Node {
+    /// Takes the value of a document out. What was known of it counts no more.
+    pub(crate) fn take(&mut self, document: usize) -> Node {
         let entry = self.documents.get_mut(document);
-        entry.map_or(crate::yaml::Node::Null, |entry| {
-            std::mem::replace(&mut entry.document.node, crate::yaml::Node::Null)
+        entry.map_or(Node::Null, |entry| match entry.known.take() {
+            Some(known) => crate::yaml::read_again(&known.text),
+            None => std::mem::replace(&mut entry.document.node, Node::Null),
         })
+    }
+
+    /// What is known of a document from before.
+    pub(crate) fn known(&self, document: usize) -> Option<Arc<Known>> {
+        self.documents.get(document)?.known.clone()
+    }
+
+    /// Tells what is known of a document, in its present place.
+    pub(crate) fn tell_again(&mut self, document: usize, known: &Known) {
+        let Some(entry) = self.documents.get_mut(document) else {
+            return;
+        };
+        entry.count += known.found.len();
+        for found in &known.found {
+            // Only what is in the first line is moved by what stands before it there.
+            let is_first = found.line == known.start.0 + 1;
+            let diagnostic = Diagnostic {
+                file: entry.file.to_owned(),
+                line: found.line - known.start.0 + entry.document.line,
+                column: match is_first {
+                    true => found.column - known.start.1 + entry.document.column,
+                    false => found.column,
+                },
+                ..found.clone()
+            };
+            self.found.push((entry.source, diagnostic));
+        }
+    }
+
+    /// How much has been found so far.
+    pub(crate) fn found(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Remembers a document that has no errors, and where all that was found `since` is its own.
+    pub(crate) fn remember(
+        &mut self,
+        document: usize,
+        since: usize,
+        (pieces, names): (Vec<Piece>, Vec<Origin>),
+        cache: &mut Cache,
+    ) {
+        let found = self.found.get(since..).unwrap_or_default();
+        let found: Vec<Diagnostic> = found.iter().map(|(_, found)| found.clone()).collect();
+        if let Some(entry) = self.documents.get_mut(document)
+            && let Cow::Borrowed(text) = entry.document.text
+        {
+            let start = (entry.document.line, entry.document.column);
+            let known = Arc::new(Known::new(text, pieces, names, found, start));
+            cache.insert(&known);
+            entry.known = Some(known);
+        }
+    }
+
+    /// Whether all is well with a document, as far as it can be told without the others.
+    pub(crate) fn is_good(&self, document: usize, since: usize) -> bool {
+        let mut found = self.found.get(since..).unwrap_or_default().iter();
+        self.documents.get(document).is_some_and(|entry| {
+            !entry.has_errors
+                && entry.count < PER_DOCUMENT_MAX
+                && matches!(entry.document.text, Cow::Borrowed(_))
+        }) && found.all(|(_, found)| found.related.is_empty() && found.line > 0)
     }
 
     /// Begins with another resource.
@@ -338,11 +421,16 @@ impl<'a> Report<'a> {
         let Some(entry) = self.documents.get_mut(origin.document) else {
             return ("", 1, 1);
         };
-        let positions = entry
-            .positions
-            .get_or_insert_with(|| Positions::new(&entry.document.text));
-        let start = (entry.document.line, entry.document.column);
-        let (line, column) = find(positions, start, origin.item, path, of_key);
+        let positions = &mut entry.positions;
+        let mut look = || {
+            let positions = positions.get_or_insert_with(|| Positions::new(&entry.document.text));
+            place(positions, origin.item, path, of_key)
+        };
+        let found = match &entry.known {
+            Some(known) => known.place(origin.item, path, of_key, look),
+            None => look(),
+        };
+        let (line, column) = in_file((entry.document.line, entry.document.column), found);
         (entry.file, line, column)
     }
 

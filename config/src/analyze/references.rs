@@ -13,7 +13,7 @@ use crate::resource::{Meta, Written};
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A Gateway, and what of it VirtualServices ask for.
 struct Door<'a> {
@@ -60,9 +60,10 @@ impl<'a> Door<'a> {
 
 /// Everything that can be referred to.
 struct Names<'a> {
-    doors: HashMap<String, Door<'a>>,
+    /// In an order that is the same in each run, as guesses must be.
+    doors: BTreeMap<String, Door<'a>>,
     /// Namespaces of Gateways, by name.
-    namespaces: HashMap<&'a str, &'a str>,
+    namespaces: BTreeMap<&'a str, &'a str>,
     /// Hosts of ServiceEntries that have a wildcard.
     wildcards: HostSet<()>,
     /// Hosts of resources that are left out for their errors, which have been told.
@@ -77,8 +78,8 @@ impl<'a> Names<'a> {
     fn new(view: &View<'a>) -> Self {
         let resources = view.resources;
         let mut names = Self {
-            doors: HashMap::new(),
-            namespaces: HashMap::new(),
+            doors: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
             wildcards: HostSet::default(),
             faulty_hosts: HashSet::new(),
             faulty_subsets: HashSet::new(),
@@ -176,6 +177,9 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
 /// VirtualServices that a rule which applies here delegates to.
 pub(super) fn used_delegates(view: &View<'_>) -> HashSet<usize> {
     let context = view.context;
+    if context.delegates.is_empty() {
+        return HashSet::new();
+    }
     let roots = &view.resources.virtual_services;
     let at: HashMap<*const Written<VirtualService>, usize> = roots
         .iter()

@@ -67,9 +67,14 @@ fn add(
     }
 }
 
-/// The hosts that rules of VirtualServices lead to, each with the namespace that names it.
+/// The hosts that rules of VirtualServices lead to, each with the namespace that names it; none while no service has a
+/// wildcard that could cover them.
 fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
     let mut hosts = BTreeSet::new();
+    let mut services = context.registry.services().iter();
+    if !services.any(|service| service.host.starts_with('*')) {
+        return hosts;
+    }
     for Written { meta, spec } in context.virtual_services {
         let http = spec.http.iter().flat_map(|rule| {
             let mirrors = rule.mirrors.iter().map(|mirror| &mirror.target);

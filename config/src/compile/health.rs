@@ -79,5 +79,8 @@ pub(super) fn of<'a>(
         Found::Name(named) => named.health.is_some(),
     };
     let of_groups = || port.endpoints.iter().any(|(_, endpoint)| is_checked(endpoint));
-    (found.map(|written| &written.spec), found.is_some() || of_groups())
+    (
+        found.map(|written| &*written.spec),
+        found.is_some() || of_groups(),
+    )
 }

@@ -5,15 +5,15 @@
 //! VirtualServices for one host follow each other in the order of precedence. Ports that carry bytes, and names whose
 //! TLS passes through, take the rules of `stream`.
 
-use super::route::{Site, is_catch_all};
+use super::memo::{self, Memo};
+use super::route::Site;
+use super::table::{Hosts, Part, SiteAt, Table};
 use super::{Context, stream, tls};
 use crate::Options;
 use crate::analyze::facts::{Facts, LeftOut, Overlap, Reason, ServerAt, SniTaken, TlsMatch};
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand, export_to, is_exported, name_of, selects};
-use crate::origins::{
-    RouteOrigin, RouteOrigins, ServerOrigin, StreamOrigin, StreamOrigins, TlsAsked, TlsPlace, TlsUse,
-};
+use crate::origins::{RouteOrigins, ServerOrigin, StreamOrigin, StreamOrigins, TlsAsked, TlsPlace, TlsUse};
 use crate::registry::Service;
 use crate::report::Report;
 use crate::resource::gateway::{FORWARD_PROXY, MESH_DOOR, Server, UPGRADES};
@@ -27,7 +27,7 @@ use isthmus_core::listener::{
 };
 use isthmus_core::name::{ClusterKey, HostIndex, HostPattern};
 use isthmus_core::protocol::Protocol;
-use isthmus_core::route::{Route, RouteTable, VirtualHost};
+use isthmus_core::route::RouteTable;
 use isthmus_core::tls::ServerTls;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -39,23 +39,6 @@ const FORWARD_PORTS_MAX: usize = 1000;
 
 /// Annotation that says whether a PROXY header comes first: `accept` or `require`.
 const PROXY_PROTOCOL: &str = "isthmus.dev/proxy-protocol";
-
-/// A virtual host that is being put together.
-#[derive(Default)]
-struct HostParts {
-    https_redirect: bool,
-    /// Which routes, by position in [`Table::routes`].
-    parts: Vec<usize>,
-    /// The VirtualService of the first of them.
-    first: Option<usize>,
-}
-
-/// A virtual host whose routes are known.
-struct HostDraft {
-    domains: Vec<HostPattern>,
-    https_redirect: bool,
-    routes: Vec<(Route, RouteOrigin)>,
-}
 
 /// A listener that is being put together.
 #[derive(Default)]
@@ -123,83 +106,6 @@ impl Transport {
     }
 }
 
-/// The virtual hosts of one table that is being put together.
-#[derive(Default)]
-struct Table {
-    /// Compiled routes of one VirtualService at one Gateway, once.
-    routes: Vec<Vec<(Route, RouteOrigin)>>,
-    known: HashMap<(usize, usize), usize>,
-    drafts: BTreeMap<HostPattern, HostParts>,
-    /// Patterns in the order in which they came.
-    order: Vec<HostPattern>,
-    /// VirtualServices, a later and an earlier one, that share a host, with the first such host.
-    overlaps: BTreeMap<(usize, usize), HostPattern>,
-}
-
-impl Table {
-    fn draft(&mut self, pattern: &HostPattern) -> &mut HostParts {
-        if !self.drafts.contains_key(pattern) {
-            self.order.push(pattern.clone());
-        }
-        self.drafts.entry(pattern.clone()).or_default()
-    }
-
-    /// The wildcards that VirtualServices have routes for.
-    fn wildcards(&self) -> Vec<HostPattern> {
-        let routed = self.drafts.iter().filter(|(_, parts)| parts.first.is_some());
-        let wildcards = routed.filter(|(pattern, _)| !matches!(pattern, HostPattern::Exact(_)));
-        wildcards.map(|(pattern, _)| pattern.clone()).collect()
-    }
-
-    /// Whether routes of a VirtualService are there for all that a pattern names.
-    fn covers(&self, pattern: &HostPattern, wildcards: &[HostPattern]) -> bool {
-        let own = self.drafts.get(pattern);
-        own.is_some_and(|parts| parts.first.is_some())
-            || wildcards.iter().any(|known| pattern.subset_of(known))
-    }
-
-    fn finish(mut self) -> (RouteTable, Vec<Vec<RouteOrigin>>) {
-        // Hosts with the same routes are one virtual host.
-        let mut by_content: HashMap<(Vec<usize>, bool), usize> = HashMap::new();
-        let mut hosts: Vec<HostDraft> = Vec::new();
-        for pattern in std::mem::take(&mut self.order) {
-            let Some(HostParts {
-                https_redirect,
-                parts,
-                ..
-            }) = self.drafts.remove(&pattern)
-            else {
-                continue;
-            };
-            let at = *by_content
-                .entry((parts, https_redirect))
-                .or_insert_with_key(|(parts, _)| {
-                    let all = parts.iter().filter_map(|part| self.routes.get(*part)).flatten();
-                    // Istio moves what takes everything to the end and reorders nothing else.
-                    let (last, first): (Vec<_>, Vec<_>) = all.partition(|(route, _)| is_catch_all(route));
-                    hosts.push(HostDraft {
-                        domains: Vec::new(),
-                        https_redirect,
-                        routes: first.into_iter().chain(last).cloned().collect(),
-                    });
-                    hosts.len() - 1
-                });
-            if let Some(host) = hosts.get_mut(at) {
-                host.domains.push(pattern);
-            }
-        }
-        let mut origins = Vec::with_capacity(hosts.len());
-        let hosts = hosts.into_iter().map(|host| {
-            let (routes, places) = host.routes.into_iter().unzip();
-            origins.push(places);
-            let name = host.domains.first().map(ToString::to_string).unwrap_or_default();
-            Arc::new(VirtualHost::new(&name, host.domains, host.https_redirect, routes))
-        });
-        let table = RouteTable::new(hosts.collect());
-        (table, origins)
-    }
-}
-
 /// VirtualServices by what they are bound to.
 struct Bindings<'a> {
     by_gateway: HashMap<String, Vec<usize>>,
@@ -253,7 +159,12 @@ impl<'a> Bindings<'a> {
 }
 
 /// Compiles the listeners of all Gateways that select this process.
-pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut Report<'_>) -> Listeners {
+pub(crate) fn compile(
+    resources: &Resources,
+    context: &Context<'_>,
+    report: &mut Report<'_>,
+    memo: &mut Memo,
+) -> Listeners {
     let options = context.options;
     let bindings = Bindings::new(&resources.virtual_services, options);
     let mut drafts: BTreeMap<ListenerKey, Draft<'_>> = BTreeMap::new();
@@ -348,6 +259,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                 site: &site,
                 quiet: false,
                 facts: &mut facts,
+                memo,
                 context,
             };
             match transport {
@@ -367,6 +279,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
         }
     }
     facts.overlaps = overlaps(&drafts);
+    let mut made = Hosts::new(resources, context, memo);
     let mut origins = HashMap::new();
     let listeners = drafts
         .into_iter()
@@ -384,7 +297,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
                     .map(|(chain, origin)| ((key.clone(), chain), origin)),
             );
             let tables = draft.tables.into_iter().enumerate().map(|(at, (_, table))| {
-                let (routes, places) = table.finish();
+                let (routes, places) = table.finish(&mut made);
                 origins.insert((key.clone(), at), places);
                 Arc::new(routes)
             });
@@ -393,7 +306,7 @@ pub(crate) fn compile(resources: &Resources, context: &Context<'_>, report: &mut
             for (port, part) in draft.forward {
                 let at = tables.len();
                 let table = part.tables.into_iter().next().map(|(_, table)| table);
-                let (routes, places) = table.unwrap_or_default().finish();
+                let (routes, places) = table.unwrap_or_default().finish(&mut made);
                 origins.insert((key.clone(), at), places);
                 tables.push(Arc::new(routes));
                 forward.push(ForwardPort {
@@ -597,6 +510,7 @@ struct Place<'a> {
     /// Whether nothing is said about what is not there: it is one port of many that clients may name.
     quiet: bool,
     facts: &'a mut Facts,
+    memo: &'a mut Memo,
     context: &'a Context<'a>,
 }
 
@@ -662,16 +576,26 @@ impl<'a> Place<'a> {
             let part = match table.known.get(&(self.here.gateway, at)) {
                 Some(part) => *part,
                 None => {
-                    table
-                        .routes
-                        .push(super::route::compile(written, self.site, self.context));
+                    let of = memo::fingerprint(written, self.site, self.context, self.memo);
+                    let is_empty = self.memo.is_empty(of);
+                    let compile = || super::route::compile(written, self.site, self.context);
+                    let routes = is_empty.is_none().then(compile);
+                    let is_empty = is_empty.unwrap_or_else(|| routes.as_ref().is_none_or(Vec::is_empty));
+                    self.memo.compiled(of, is_empty);
+                    table.routes.push(Part {
+                        of: Some(of),
+                        virtual_service: Some(at),
+                        site: self.site_at(),
+                        routes,
+                        is_empty,
+                    });
                     let part = table.routes.len() - 1;
                     table.known.insert((self.here.gateway, at), part);
                     part
                 }
             };
             // A VirtualService without any rule for this gateway and port contributes nothing.
-            let empty = table.routes.get(part).is_none_or(Vec::is_empty);
+            let empty = table.routes.get(part).is_none_or(|part| part.is_empty);
             for pattern in common {
                 if empty && !https_redirect {
                     continue;
@@ -690,23 +614,35 @@ impl<'a> Place<'a> {
         let wildcards = table.wildcards();
         for (service, patterns) in defaults {
             let part = table.routes.len();
-            let before = table.order.len();
+            let before = table.drafts.len();
             for pattern in patterns {
                 // Where a VirtualService is, it alone decides.
                 if !table.covers(&pattern, &wildcards) {
                     table.draft(&pattern).parts.push(part);
                 }
             }
-            if table.order.len() > before {
-                table
-                    .routes
-                    .push(vec![super::route::default(service, self.site, self.context)]);
+            if table.drafts.len() > before {
+                table.routes.push(Part {
+                    of: None,
+                    virtual_service: None,
+                    site: self.site_at(),
+                    routes: Some(vec![super::route::default(service, self.site, self.context)]),
+                    is_empty: false,
+                });
             }
         }
         if https_redirect {
             for pattern in hosts_for(self.server, self.meta, None) {
                 table.draft(&pattern).https_redirect = true;
             }
+        }
+    }
+
+    fn site_at(&self) -> SiteAt {
+        SiteAt {
+            gateway_at: self.site.gateway_at,
+            mesh: self.site.mesh,
+            port: self.site.port,
         }
     }
 
@@ -746,6 +682,7 @@ impl<'a> Place<'a> {
                 site: &site,
                 quiet: true,
                 facts: &mut *self.facts,
+                memo: &mut *self.memo,
                 context: self.context,
             };
             let part = draft.forward.entry(port).or_default();

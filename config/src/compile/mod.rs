@@ -1,7 +1,7 @@
 //! The compiler: what the resources mean, as one snapshot.
 //!
 //! `cluster` turns services and DestinationRules into clusters, which `balancer` says how to balance and `health` how to
-//! check, `listener` Gateways into listeners with their virtual hosts, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
+//! check, `listener` Gateways into listeners with the virtual hosts of each `table`, of which `memo` keeps those that stay as they were, and `route` the rules of one VirtualService, joined with those of its delegates by `delegate`, into
 //! routes, with `retry` for what is sent again or twice and `policy` for faults and what browsers are told; `stream` does
 //! the same for whole connections, `tls` says what is presented and demanded, `source` which clients rules can be about, `origin` where the policies of clusters were
 //! written.
@@ -11,16 +11,19 @@ pub(crate) mod cluster;
 pub(crate) mod delegate;
 pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod memo;
 pub(crate) mod origin;
 mod policy;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod source;
 pub(crate) mod stream;
+mod table;
 pub(crate) mod tls;
 
 use crate::Options;
 use crate::analyze::View;
+use crate::cache::Cache;
 use crate::index::Rules;
 use crate::origins::Origins;
 use crate::registry::Registry;
@@ -49,6 +52,7 @@ pub(crate) fn compile(
     resources: &Resources,
     options: &Options,
     report: &mut Report<'_>,
+    cache: &mut Cache,
 ) -> (Snapshot, Origins, Services) {
     let context = Context {
         options,
@@ -59,7 +63,8 @@ pub(crate) fn compile(
         delegates: delegate::collect(&resources.virtual_services),
         clients: source::Clients::new(resources, options),
     };
-    let listeners = listener::compile(resources, &context, report);
+    let memo = cache.hosts(&context.clients);
+    let listeners = listener::compile(resources, &context, report, memo);
     let (clusters, services) = cluster::compile(&context);
     let snapshot = Snapshot {
         version: options.version,

@@ -431,17 +431,28 @@ pub(crate) fn cluster_key(
     context: &Context<'_>,
 ) -> ClusterKey {
     let host = expand(&written.host, namespace);
-    let service = context.registry.find(&host, namespace);
-    let only = service.and_then(|service| match &service.ports[..] {
-        [only] => Some(only.number),
-        _ => None,
-    });
-    let port = written
-        .port
-        .and_then(|port| u16::try_from(port).ok())
-        .or(only)
-        .unwrap_or(listener_port);
+    let port = cluster_port(written, namespace, listener_port, context);
     ClusterKey::outbound(port, &written.subset, &host)
+}
+
+/// The port of that cluster.
+pub(crate) fn cluster_port(
+    written: &Target,
+    namespace: &str,
+    listener_port: u16,
+    context: &Context<'_>,
+) -> u16 {
+    let named = written.port.and_then(|port| u16::try_from(port).ok());
+    let only = || {
+        let service = context
+            .registry
+            .find(&expand(&written.host, namespace), namespace)?;
+        match &service.ports[..] {
+            [only] => Some(only.number),
+            _ => None,
+        }
+    };
+    named.or_else(only).unwrap_or(listener_port)
 }
 
 fn operations(written: &WrittenOperations, request: bool, context: &Context<'_>) -> HeaderOperations {

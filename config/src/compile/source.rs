@@ -18,7 +18,7 @@ pub(crate) struct Clients {
     /// By address and account.
     pub(crate) sources: Sources,
     /// Some may show a certificate, which says who they are.
-    identified: bool,
+    pub(crate) identified: bool,
 }
 
 impl Clients {

@@ -92,7 +92,10 @@ pub(crate) fn join_groups(groups: &[Written<WorkloadGroup>], entries: &mut [Writ
         let mut of = groups
             .iter()
             .filter(|group| group.spec.has(&group.meta, meta, &spec.labels));
-        spec.probe = of.next().and_then(|group| group.spec.probe.clone());
+        let probe = of.next().and_then(|group| group.spec.probe.clone());
+        if spec.probe != probe {
+            Arc::make_mut(spec).probe = probe;
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
 pub(crate) mod workload;
 
+use crate::cache::{Cache, Known};
 use crate::diagnostic::Severity;
 use crate::report::{Origin, Report};
 use crate::yaml::{Node, Path};
@@ -28,6 +29,7 @@ use schema::KINDS;
 use service_entry::ServiceEntry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use virtual_service::VirtualService;
 use workload::WorkloadEntry;
@@ -44,6 +46,8 @@ pub(crate) struct Meta {
     pub(crate) annotations: BTreeMap<String, String>,
     /// RFC 3339 in UTC, so that the text sorts as the time does.
     created: Option<String>,
+    /// Number of its reading: two that have the same were written in the same words, wherever they are.
+    pub(crate) number: u64,
     pub(crate) origin: Origin,
 }
 
@@ -63,16 +67,56 @@ impl Meta {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             created: None,
+            number: next_number(),
             origin,
         }
     }
 }
 
-/// A resource without errors.
+/// A resource without errors. What it says is the same part as long as its document says the same.
 #[derive(Debug)]
 pub(crate) struct Written<T> {
     pub(crate) meta: Meta,
-    pub(crate) spec: T,
+    pub(crate) spec: Arc<T>,
+}
+
+/// A number that no other reading has.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl<T> Written<T> {
+    /// The same in a document of another number.
+    fn at(&self, document: usize) -> Self {
+        let mut meta = self.meta.clone();
+        meta.origin.document = document;
+        Self {
+            meta,
+            spec: Arc::clone(&self.spec),
+        }
+    }
+}
+
+/// What one document adds to the resources.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Gateway(Written<Gateway>),
+    VirtualService(Written<VirtualService>),
+    DestinationRule(Written<DestinationRule>),
+    ServiceEntry(Written<ServiceEntry>),
+    WorkloadEntry(Written<WorkloadEntry>),
+    WorkloadGroup(Written<WorkloadGroup>),
+    HealthCheckPolicy(Written<HealthCheckPolicy>),
+    Service(Written<Service>),
+    EndpointSlice(Written<EndpointSlice>),
+    Secret(Written<Secret>),
+    Workload(Written<Workload>),
+    ForeignGateway(String),
+    /// Resources that are passed over: their kind, and how many.
+    PassedOver(String, usize),
+    /// A resource that was read.
+    Named(Arc<str>),
 }
 
 /// All resources of one run, each list in order of precedence.
@@ -100,6 +144,89 @@ pub(crate) struct Resources {
     pub(crate) refused: HashSet<Arc<str>>,
     /// Which document defines which resource, with or without errors.
     pub(crate) named: Vec<(usize, Arc<str>)>,
+}
+
+impl Resources {
+    /// What is here, for each document that says the same.
+    fn pieces(&self) -> Vec<Piece> {
+        fn all<T>(list: &[Written<T>], piece: fn(Written<T>) -> Piece) -> impl Iterator<Item = Piece> {
+            list.iter().map(move |written| piece(written.at(0)))
+        }
+        let foreign = self.foreign_gateways.iter().cloned().map(Piece::ForeignGateway);
+        let passed_over = self.passed_over.iter();
+        let passed_over = passed_over.map(|(kind, count)| Piece::PassedOver(kind.clone(), *count));
+        let named = self.named.iter().map(|(_, name)| Piece::Named(Arc::clone(name)));
+        all(&self.gateways, Piece::Gateway)
+            .chain(all(&self.virtual_services, Piece::VirtualService))
+            .chain(all(&self.destination_rules, Piece::DestinationRule))
+            .chain(all(&self.service_entries, Piece::ServiceEntry))
+            .chain(all(&self.workload_entries, Piece::WorkloadEntry))
+            .chain(all(&self.workload_groups, Piece::WorkloadGroup))
+            .chain(all(&self.health_check_policies, Piece::HealthCheckPolicy))
+            .chain(all(&self.services, Piece::Service))
+            .chain(all(&self.endpoint_slices, Piece::EndpointSlice))
+            .chain(all(&self.secrets, Piece::Secret))
+            .chain(all(&self.workloads, Piece::Workload))
+            .chain(foreign)
+            .chain(passed_over)
+            .chain(named)
+            .collect()
+    }
+
+    /// Adds what a document says.
+    fn add(&mut self, piece: &Piece, document: usize) {
+        match piece {
+            Piece::Gateway(written) => self.gateways.push(written.at(document)),
+            Piece::VirtualService(written) => self.virtual_services.push(written.at(document)),
+            Piece::DestinationRule(written) => self.destination_rules.push(written.at(document)),
+            Piece::ServiceEntry(written) => self.service_entries.push(written.at(document)),
+            Piece::WorkloadEntry(written) => self.workload_entries.push(written.at(document)),
+            Piece::WorkloadGroup(written) => self.workload_groups.push(written.at(document)),
+            Piece::HealthCheckPolicy(written) => self.health_check_policies.push(written.at(document)),
+            Piece::Service(written) => self.services.push(written.at(document)),
+            Piece::EndpointSlice(written) => self.endpoint_slices.push(written.at(document)),
+            Piece::Secret(written) => self.secrets.push(written.at(document)),
+            Piece::Workload(written) => self.workloads.push(written.at(document)),
+            Piece::ForeignGateway(id) => {
+                self.foreign_gateways.insert(id.clone());
+            }
+            Piece::PassedOver(kind, count) => *self.passed_over.entry(kind.clone()).or_default() += count,
+            Piece::Named(name) => {
+                self.count += 1;
+                self.named.push((document, Arc::clone(name)));
+            }
+        }
+    }
+
+    /// Adds the resources of a document with errors.
+    fn append(&mut self, mut other: Self) {
+        self.gateways.append(&mut other.gateways);
+        self.virtual_services.append(&mut other.virtual_services);
+        self.destination_rules.append(&mut other.destination_rules);
+        self.service_entries.append(&mut other.service_entries);
+        self.workload_entries.append(&mut other.workload_entries);
+        self.workload_groups.append(&mut other.workload_groups);
+        self.health_check_policies
+            .append(&mut other.health_check_policies);
+        self.services.append(&mut other.services);
+        self.endpoint_slices.append(&mut other.endpoint_slices);
+        self.secrets.append(&mut other.secrets);
+        self.workloads.append(&mut other.workloads);
+        self.foreign_gateways.extend(other.foreign_gateways);
+        let faulty = &mut self.faulty;
+        faulty.gateways.append(&mut other.faulty.gateways);
+        faulty.virtual_services.append(&mut other.faulty.virtual_services);
+        faulty
+            .destination_rules
+            .append(&mut other.faulty.destination_rules);
+        faulty.service_entries.append(&mut other.faulty.service_entries);
+        for (kind, count) in other.passed_over {
+            *self.passed_over.entry(kind).or_default() += count;
+        }
+        self.count += other.count;
+        self.refused.extend(other.refused);
+        self.named.append(&mut other.named);
+    }
 }
 
 /// Resources with errors. One whose name is taken already is not among them.
@@ -149,22 +276,42 @@ fn tell_passed_over(version: &str, kind: &str, origin: &Origin, root: &Path<'_>,
 }
 
 /// Reads the resources out of all documents of the report.
-pub(crate) fn read_all(report: &mut Report<'_>) -> Resources {
+pub(crate) fn read_all(report: &mut Report<'_>, cache: &mut Cache) -> Resources {
     let mut resources = Resources::default();
     let mut seen = HashMap::new();
+    let nowhere: Arc<str> = "".into();
     for document in 0..report.len() {
+        let is_first = |known: &Known| !known.names.iter().any(|name| seen.contains_key(&name.resource));
+        if let Some(known) = report.known(document).filter(|known| is_first(known)) {
+            report.tell_again(document, &known);
+            seen.extend(known.names.iter().map(|origin| {
+                let name = Arc::clone(&origin.resource);
+                let origin = Origin {
+                    document,
+                    ..origin.clone()
+                };
+                (name, origin)
+            }));
+            for piece in &known.pieces {
+                resources.add(piece, document);
+            }
+            continue;
+        }
+        let since = report.found();
         let mut node = report.take(document);
-        read(
-            &mut node,
-            &Origin {
-                document,
-                item: None,
-                resource: "".into(),
-            },
-            &mut resources,
-            &mut seen,
-            report,
-        );
+        let mut own = Resources::default();
+        let origin = Origin {
+            document,
+            item: None,
+            resource: Arc::clone(&nowhere),
+        };
+        read(&mut node, &origin, &mut own, &mut seen, report);
+        if report.is_good(document, since) {
+            let names = own.named.iter();
+            let names = names.filter_map(|(_, name)| seen.get(name).cloned()).collect();
+            report.remember(document, since, (own.pieces(), names), cache);
+        }
+        resources.append(own);
     }
     sort_by_name(&mut resources.gateways);
     sort(&mut resources.virtual_services);
@@ -215,6 +362,7 @@ fn read_meta(kind: &str, metadata: &Node, origin: &Origin) -> Meta {
         labels: metadata.text_map("labels"),
         annotations: metadata.text_map("annotations"),
         created: metadata.text("creationTimestamp").map(str::to_owned),
+        number: next_number(),
     }
 }
 
@@ -226,6 +374,7 @@ fn note_passed_over(version: &str, kind: &str, node: &Node, origin: &Origin, res
         resources.foreign_gateways.insert(meta.id());
     } else if let Some(spec) = Workload::read(version, kind, node) {
         let meta = read_meta(kind, metadata, origin);
+        let spec = Arc::new(spec);
         resources.workloads.push(Written { meta, spec });
     }
 }
@@ -234,7 +383,7 @@ fn read(
     node: &mut Node,
     origin: &Origin,
     resources: &mut Resources,
-    seen: &mut HashMap<String, Origin>,
+    seen: &mut HashMap<Arc<str>, Origin>,
     report: &mut Report<'_>,
 ) {
     if *node == Node::Null {
@@ -313,7 +462,7 @@ fn read(
             );
         }
     } else {
-        let first = seen.get(&*meta.origin.resource).cloned();
+        let first = seen.get(&meta.origin.resource).cloned();
         if let Some(first) = first {
             unique = false;
             let place = report.place(&first);
@@ -328,7 +477,7 @@ fn read(
                 message,
             );
         } else {
-            seen.insert(meta.origin.resource.to_string(), meta.origin.clone());
+            seen.insert(Arc::clone(&meta.origin.resource), meta.origin.clone());
         }
     }
     if istio {
@@ -501,17 +650,17 @@ fn keep<'r, T: crate::validate::Validate>(
     report: &mut Report<'r>,
     read: impl FnOnce(&Meta, &mut Report<'r>) -> T,
 ) -> Option<Written<T>> {
-    let spec = read(&meta, report);
+    let spec = Arc::new(read(&meta, report));
     report.begin_validation();
     spec.validate(&meta, report);
     report.end();
+    let written = Written { meta, spec };
     if report.errors() == errors_before {
-        list.push(Written { meta, spec });
-    } else {
-        refused.insert(meta.origin.resource.clone());
-        return Some(Written { meta, spec });
+        list.push(written);
+        return None;
     }
-    None
+    refused.insert(written.meta.origin.resource.clone());
+    Some(written)
 }
 
 /// Reads a duration as Go writes it: `1h30m`, `1.5s`, `30ms`; `0` needs no unit.

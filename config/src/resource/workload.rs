@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// `WorkloadEntry.spec`, or one of `ServiceEntry.spec.endpoints`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct WorkloadEntry {
     pub(crate) address: String,
     pub(crate) ports: BTreeMap<String, i128>,

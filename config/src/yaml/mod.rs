@@ -8,8 +8,9 @@
 mod fence;
 mod positions;
 
-pub(crate) use positions::Positions;
+pub(crate) use positions::{Position, Positions};
 
+use crate::cache::{Cache, Known};
 use fence::{quote_stars, too_deep, unquoted_stars};
 use positions::Lines;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -17,6 +18,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Largest document in bytes. Etcd holds objects up to 1.5 MiB.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 4 << 20;
@@ -206,7 +208,7 @@ pub(crate) fn same_name(written: &str, name: &str) -> bool {
 }
 
 /// A path in a document, built on the stack while it is walked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(crate) enum Path<'a> {
     /// The document.
     Root,
@@ -281,8 +283,10 @@ pub(crate) struct Document<'a> {
     pub(crate) column: usize,
     /// Bytes of the file that it takes.
     pub(crate) span: Range<usize>,
-    /// Its value.
+    /// Its value; nothing when it is known.
     pub(crate) node: Node,
+    /// What is known of it from before.
+    pub(crate) known: Option<Arc<Known>>,
 }
 
 /// Why a document could not be read, and where (in the file, from 1).
@@ -318,6 +322,20 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
 pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxError>) {
+    read_unknown(file, lenient, &mut Cache::default())
+}
+
+/// The value of a document that has been read before.
+pub(crate) fn read_again(text: &str) -> Node {
+    parse(text).unwrap_or(Node::Null)
+}
+
+/// The same, without reading what is known.
+pub(crate) fn read_unknown<'a>(
+    file: &'a str,
+    lenient: bool,
+    cache: &mut Cache,
+) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for (number, chunk) in split(file).into_iter().enumerate() {
         let Chunk {
@@ -354,6 +372,17 @@ pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxE
             });
             continue;
         }
+        if let Some(known) = cache.document(text) {
+            documents.push(Document {
+                text: Cow::Borrowed(text),
+                line,
+                column,
+                span,
+                node: Node::Null,
+                known: Some(known),
+            });
+            continue;
+        }
         match parse(text) {
             Ok(node) => documents.push(Document {
                 text: Cow::Borrowed(text),
@@ -361,6 +390,7 @@ pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxE
                 column,
                 span,
                 node,
+                known: None,
             }),
             Err(fault) => {
                 let stars = unquoted_stars(text);
@@ -374,6 +404,7 @@ pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxE
                             column,
                             span: span.clone(),
                             node,
+                            known: None,
                         })
                     }
                     _ => None,

@@ -5,12 +5,12 @@
 //! counters) survives.
 
 use crate::cluster::ClusterSpec;
-use crate::listener::Listener;
-use crate::name::ClusterMap;
+use crate::listener::{Listener, ListenerKey};
+use crate::name::{ClusterKey, ClusterMap};
 use crate::route::{RouteTable, VirtualHost};
 use crate::source::Sources;
 use foldhash::fast::FixedState;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
@@ -81,40 +81,56 @@ pub struct Difference {
 impl Snapshot {
     /// What this version changes of one that it shares its parts with ([`Self::share_with`]).
     pub fn difference(&self, before: &Self) -> Difference {
-        let listeners = |snapshot: &Self| {
+        let listeners = |snapshot: &'_ Self| -> Vec<_> {
             let parts = snapshot.listeners.iter();
             parts
-                .map(|listener| (listener.key.clone(), Arc::as_ptr(listener)))
-                .collect()
-        };
-        let hosts = |snapshot: &Self| {
-            let tables = snapshot
-                .listeners
-                .iter()
-                .flat_map(|listener| listener.tables.iter().map(move |table| (listener, table)));
-            let hosts = tables.flat_map(|(listener, table)| {
-                let hosts = table.virtual_hosts().iter();
-                hosts.map(move |host| ((listener.key.clone(), host.name.clone()), Arc::as_ptr(host)))
-            });
-            hosts.collect()
-        };
-        let clusters = |snapshot: &Self| {
-            let parts = snapshot.clusters.iter();
-            parts
-                .map(|(key, spec)| (key.clone(), Arc::as_ptr(spec)))
+                .map(|listener| (Arc::as_ptr(listener), listener.key.clone()))
                 .collect()
         };
         Difference {
-            listeners: changes(&listeners(before), &listeners(self)),
-            hosts: changes(&hosts(before), &hosts(self)),
-            clusters: changes(&clusters(before), &clusters(self)),
+            listeners: changes(listeners(before), listeners(self)),
+            hosts: changes(before.hosts(self), self.hosts(before)),
+            clusters: changes(before.clusters_but(self), self.clusters_but(before)),
         }
+    }
+
+    /// Virtual hosts, each on its port, but those that the other version has there, too.
+    fn hosts<'a>(&'a self, other: &Self) -> Vec<(*const VirtualHost, (&'a ListenerKey, &'a str))> {
+        let mut found = Vec::new();
+        for listener in &self.listeners {
+            let same = other.listeners.iter().find(|other| other.key == listener.key);
+            if same.is_some_and(|same| Arc::ptr_eq(same, listener)) {
+                continue;
+            }
+            let tables = same.iter().flat_map(|listener| &listener.tables);
+            let hosts = tables.flat_map(|table| table.virtual_hosts());
+            let shared: HashSet<*const VirtualHost, FixedState> = hosts.map(Arc::as_ptr).collect();
+            let own = listener.tables.iter().flat_map(|table| table.virtual_hosts());
+            let own = own.filter(|host| !shared.contains(&Arc::as_ptr(host)));
+            found.extend(own.map(|host| (Arc::as_ptr(host), (&listener.key, &*host.name))));
+        }
+        found
+    }
+
+    /// Clusters but those that the other version has, too.
+    fn clusters_but<'a>(&'a self, other: &Self) -> Vec<(*const ClusterSpec, &'a ClusterKey)> {
+        let is_other = |(key, spec): &(&ClusterKey, &Arc<ClusterSpec>)| {
+            let same = other.clusters.get(*key);
+            same.is_none_or(|same| !Arc::ptr_eq(same, spec))
+        };
+        let own = self.clusters.iter().filter(is_other);
+        own.map(|(key, spec)| (Arc::as_ptr(spec), key)).collect()
     }
 }
 
-fn changes<K: Hash + Eq, T>(before: &HashMap<K, *const T>, after: &HashMap<K, *const T>) -> Changes {
+/// Counts what became of parts, of which those that both have may be left out.
+fn changes<K: Hash + Eq, T>(before: Vec<(*const T, K)>, after: Vec<(*const T, K)>) -> Changes {
+    let by_key = |parts: Vec<(*const T, K)>| -> HashMap<K, *const T> {
+        parts.into_iter().map(|(part, key)| (key, part)).collect()
+    };
+    let (before, after) = (by_key(before), by_key(after));
     let mut changes = Changes::default();
-    for (key, part) in after {
+    for (key, part) in &after {
         match before.get(key) {
             None => changes.added += 1,
             Some(known) if known != part => changes.changed += 1,
@@ -126,7 +142,7 @@ fn changes<K: Hash + Eq, T>(before: &HashMap<K, *const T>, after: &HashMap<K, *c
 }
 
 fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
-    let known: HashMap<u64, &Arc<VirtualHost>> = before
+    let known: HashMap<u64, &Arc<VirtualHost>, FixedState> = before
         .tables
         .iter()
         .flat_map(|table| table.virtual_hosts())
@@ -146,7 +162,18 @@ fn share_listener(listener: &mut Arc<Listener>, before: &Arc<Listener>) {
             let old = old.virtual_hosts();
             old.len() == hosts.len() && old.iter().zip(&hosts).all(|(old, new)| Arc::ptr_eq(old, new))
         });
-        same.map_or_else(|| Arc::new(RouteTable::new(hosts)), Arc::clone)
+        let is_whole = || {
+            let written = table.virtual_hosts().iter();
+            written
+                .zip(&hosts)
+                .all(|(written, host)| Arc::ptr_eq(written, host))
+        };
+        match same {
+            Some(same) => Arc::clone(same),
+            // Nothing had to be put in another's place.
+            None if is_whole() => Arc::clone(table),
+            None => Arc::new(RouteTable::new(hosts)),
+        }
     };
     let tables: Vec<Arc<RouteTable>> = listener.tables.iter().enumerate().map(share).collect();
     let unchanged = before.tables.len() == tables.len()

@@ -42,7 +42,7 @@ use discovery::Discovery;
 use dns::Names;
 use explain::Written;
 use isthmus_config::Secrets;
-use isthmus_config::diagnostic::Severity;
+use isthmus_config::diagnostic::{Diagnostic, Severity};
 use isthmus_config::explain::{Asked, Explanation};
 use isthmus_config::keep::Outcome;
 use isthmus_core::drain::{Drain, Plan};
@@ -501,12 +501,14 @@ impl Control {
         {
             tracing::error!("{found}");
         }
-        let known: HashSet<String> = self.written.diagnostics.iter().map(ToString::to_string).collect();
-        let warnings = outcome
-            .diagnostics
-            .iter()
-            .filter(|found| found.severity == Severity::Warning)
-            .map(ToString::to_string);
+        let warnings_of = |diagnostics: &'_ [Diagnostic]| -> Vec<String> {
+            let warnings = diagnostics
+                .iter()
+                .filter(|found| found.severity == Severity::Warning);
+            warnings.map(ToString::to_string).collect()
+        };
+        let known: HashSet<String> = warnings_of(&self.written.diagnostics).into_iter().collect();
+        let warnings = warnings_of(&outcome.diagnostics).into_iter();
         for warning in warnings
             .filter(|warning| !known.contains(warning))
             .take(WARNINGS_LOGGED)

@@ -11,7 +11,7 @@ use crate::io::{clock, heap};
 use axum::http::StatusCode;
 use isthmus_config::diagnostic::{Diagnostic, Severity};
 use isthmus_config::keep::{self, LastGood, Outcome};
-use isthmus_config::{Options, Source};
+use isthmus_config::{Cache, Options, Source};
 use isthmus_core::snapshot::content_hash;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
@@ -119,6 +119,8 @@ pub struct Files {
     options: Options,
     state_dir: Option<PathBuf>,
     last: LastGood,
+    /// What is remembered of the documents, so that a change costs what it changes.
+    cache: Cache,
     written: Written,
     content: u64,
     /// Whether another process looks after them.
@@ -142,6 +144,7 @@ impl Files {
             options,
             state_dir,
             last,
+            cache: Cache::default(),
             written: Arc::new(Mutex::new(written)),
             content: 0,
             is_over: Arc::default(),
@@ -223,7 +226,7 @@ impl Files {
             proofs: true,
             ..self.options.clone()
         };
-        let judged = isthmus_config::compile(&sources, &options).diagnostics;
+        let judged = isthmus_config::compile_known(&sources, &options, &mut self.cache).diagnostics;
         let found: Vec<Diagnostic> = judged.into_iter().filter(|found| found.file == WRITTEN).collect();
         let is_taken = !write.dry_run && !Verdict::has_errors(&found);
         if is_taken {
@@ -244,7 +247,7 @@ impl Files {
     }
 
     fn compile(&mut self, sources: Vec<Source>) -> Outcome {
-        let outcome = keep::compile(sources, &self.options, &self.last);
+        let outcome = keep::compile_known(sources, &self.options, &self.last, &mut self.cache);
         // Large rings take a while, too; those of clusters that stay as they were are thrown away when it is published.
         for spec in outcome.compiled.snapshot.clusters.values() {
             spec.balancer.prepare(&spec.endpoints.endpoints);

@@ -233,7 +233,7 @@ spec: {address: 127.0.0.2, labels: {app: two}}
         nobody.as_deref().is_ok_and(str::is_empty) || nobody == Err(ErrorKind::ConnectionReset),
         "{nobody:?}"
     );
-    gateway.assert_causes("route_not_found", 1);
+    gateway.assert_causes("no_route", 1);
     gateway.stop();
 }
 

@@ -16,6 +16,7 @@ pub struct Load {
     address: SocketAddr,
     request: Vec<u8>,
     connections: usize,
+    pace: Duration,
 }
 
 /// What came back.
@@ -87,6 +88,7 @@ impl Load {
             address,
             request: request.into(),
             connections: 8,
+            pace: Duration::ZERO,
         }
     }
 
@@ -94,6 +96,13 @@ impl Load {
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
+        self
+    }
+
+    /// Lets each connection rest for so long behind each answer: clients that are there, and not all that a machine can do.
+    #[must_use]
+    pub fn pace(mut self, pace: Duration) -> Self {
+        self.pace = pace;
         self
     }
 
@@ -153,6 +162,9 @@ impl Load {
                     *report.errors.entry(error).or_default() += 1;
                     client = None;
                 }
+            }
+            if !self.pace.is_zero() {
+                thread::sleep(self.pace);
             }
         }
         report

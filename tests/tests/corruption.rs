@@ -98,8 +98,8 @@ fn documents(generation: usize, leaves: &[Leaves]) -> Vec<Document> {
     let mut all = vec![istio("Gateway", "edge", generation, &edge)];
     for at in 0..SERVICES {
         let (name, host) = (format!("s{at}"), host(at));
-        if at < NAMES {
-            all.push(credential(at, &leaves[at].0[generation % 2]));
+        if let Some(Leaves(of_name, _)) = leaves.get(at) {
+            all.push(credential(at, &of_name[generation % 2]));
         }
         if (1..NAMES).contains(&at) {
             let servers = format!("  servers:\n{}", tls_server(at));

@@ -29,6 +29,8 @@ use tempfile::TempDir;
 const RELOADS: usize = 40;
 /// How often the long form loads: 500 times a minute.
 const PERIOD: Duration = Duration::from_millis(118);
+/// Requests of each client in a second: clients that are there, and not all that a machine can do.
+const CLIENT_RATE: u32 = 100;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn served_by(gateway: &Gateway) -> String {
@@ -520,7 +522,9 @@ fn nothing_is_lost_while_the_configuration_changes() {
     let tls = openssl::Client::new(gateway.listener(443), "a.example");
     let mut kept = tls.stay();
     let mut rss = Vec::new();
-    let load = Load::get(address, "a.example", "/").connections(clients);
+    let load = Load::get(address, "a.example", "/")
+        .connections(clients)
+        .rate(clients as u32 * CLIENT_RATE);
     let begun = Instant::now();
     let (report, ()) = load.run_during(|_| {
         for number in 1..=reloads {

@@ -614,12 +614,10 @@ mod tests {
             TcpListener::bind("127.0.0.1:0").unwrap(),
         );
         let at = first.local_addr().unwrap();
+        let spare = TcpListener::bind("127.0.0.1:0").unwrap();
         let role = |port| Role::Listener { port, bind: None };
         let sockets = vec![
-            (
-                Role::Spare("8443".to_owned()),
-                OwnedFd::from(first.try_clone().unwrap()),
-            ),
+            (Role::Spare("8443".to_owned()), OwnedFd::from(spare)),
             (role(80), OwnedFd::from(first.try_clone().unwrap())),
             (role(80), first.try_clone().unwrap().into()),
             (role(81), second.into()),

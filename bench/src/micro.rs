@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Answer, Attempts, Judged, RetryPolicy};
 use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::cluster::outlier::{OutlierPolicy, Signal};
 use isthmus_core::cluster::retry_budget::{
@@ -144,6 +145,7 @@ const CASES: &[Case] = &[
         let choice = Choice {
             hash: None,
             avoid: &[],
+            without: Levels::NONE,
             now,
         };
         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
@@ -457,6 +459,7 @@ fn acquire_among(spec: ClusterSpec, times: usize) {
                 .as_ref()
                 .and_then(|key| key.of(black_box(&head), client, peer, None).hash()),
             avoid: &[],
+            without: Levels::NONE,
             now,
         };
         // A connection for each: what a pool costs is another case's affair.
@@ -515,6 +518,7 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
     let choice = Choice {
         hash: None,
         avoid: &[],
+        without: Levels::NONE,
         now,
     };
     let mut permits = Vec::new();

@@ -14,6 +14,7 @@ use crate::io::{clock, executor};
 use crate::upstream::connect::{self, Wanted};
 use crate::upstream::tunnel;
 use http::{Method, StatusCode};
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
 use isthmus_core::drain::Drain;
@@ -284,6 +285,7 @@ async fn carry(
         let choice = Choice {
             hash,
             avoid: &avoid,
+            without: Levels::NONE,
             now: clock::now(),
         };
         let started = cluster.start_bytes(choice, &context.random);

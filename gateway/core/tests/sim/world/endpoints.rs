@@ -242,6 +242,7 @@ impl World<'_> {
             let choice = Choice {
                 hash: None,
                 avoid: &[],
+                without: Levels::NONE,
                 now: at,
             };
             let acquired = self.shards[shard].cluster.acquire(choice, true, &mut self.draws);

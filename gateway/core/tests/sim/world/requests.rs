@@ -49,7 +49,7 @@ impl World<'_> {
             deadline,
             is_due: deadline,
             hash: is_keyed.then(|| hash(&[b'k', key as u8])),
-            avoids: policy.ignore_previous_hosts && !is_keyed,
+            avoids: policy.ignores_previous_hosts(is_keyed),
             avoid: Vec::new(),
             replayable: !self.one_in(5),
             number: 0,
@@ -124,6 +124,7 @@ impl World<'_> {
             let choice = Choice {
                 hash,
                 avoid: &avoid,
+                without: Levels::NONE,
                 now,
             };
             match self.acquire(shard, choice, fresh) {

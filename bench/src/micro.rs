@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Answer, Attempts, Judged, RetryPolicy};
 use isthmus_core::cluster::balancer::{BalancerKind, BalancerSpec};
 use isthmus_core::cluster::hash::{HashKey, Hashing, MAGLEV_SIZE, TableKind};
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::locality::{Locality, Spread};
 use isthmus_core::cluster::outlier::{OutlierPolicy, Signal};
 use isthmus_core::cluster::pool::Group;
@@ -154,6 +155,7 @@ const CASES: &[Case] = &[
             hash: None,
             avoid: &[],
             group: Group::ALL,
+            without: Levels::NONE,
             now,
         };
         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, &mut random) {
@@ -472,6 +474,7 @@ fn acquire_among(spec: ClusterSpec, times: usize) {
                 .and_then(|key| key.of(black_box(&head), client, peer, None).hash()),
             avoid: &[],
             group: Group::ALL,
+            without: Levels::NONE,
             now,
         };
         // A connection for each: what a pool costs is another case's affair.
@@ -531,6 +534,7 @@ fn exchange_through(spec: ClusterSpec, policy: &RetryPolicy, times: usize) {
         hash: None,
         avoid: &[],
         group: Group::ALL,
+        without: Levels::NONE,
         now,
     };
     let mut permits = Vec::new();
@@ -617,6 +621,7 @@ fn exchange_with_hosts(count: usize, is_wildcard: bool, times: usize) {
         hash: None,
         avoid: &[],
         group: Group::ALL,
+        without: Levels::NONE,
         now,
     };
     let mut permits = Vec::new();

@@ -267,6 +267,7 @@ fn retry_policy(policy: &RetryPolicy) -> Value {
         on,
         status_codes,
         ignore_previous_hosts,
+        remote_localities,
     } = policy;
     json!({
         "retries": retries,
@@ -275,6 +276,7 @@ fn retry_policy(policy: &RetryPolicy) -> Value {
         "on": on.words().collect::<Vec<_>>(),
         "status_codes": status_codes,
         "ignore_previous_hosts": ignore_previous_hosts,
+        "remote_localities": remote_localities,
     })
 }
 

@@ -80,7 +80,7 @@ fn retries_mean_what_istio_makes_of_them() {
     assert_eq!(policy_of(""), RetryPolicy::default());
     assert_eq!(policy_of("retries: {attempts: 0}"), RetryPolicy::off());
     let written = policy_of(
-        "retries: {attempts: 3, perTryTimeout: 2s, retryOn: \"gateway-error,409,418\", backoff: 10ms, retryIgnorePreviousHosts: false}",
+        "retries: {attempts: 3, perTryTimeout: 2s, retryOn: \"gateway-error,409,418\", backoff: 10ms, retryIgnorePreviousHosts: false, retryRemoteLocalities: true}",
     );
     assert_eq!(
         written,
@@ -90,7 +90,8 @@ fn retries_mean_what_istio_makes_of_them() {
             backoff: Duration::from_millis(10),
             on: RetryOn::GATEWAY_ERROR.with(RetryOn::STATUS_CODES),
             status_codes: [409, 418].into(),
-            ignore_previous_hosts: false,
+            ignore_previous_hosts: Some(false),
+            remote_localities: true,
         }
     );
     let unsaid = policy_of("retries: {attempts: 5}");

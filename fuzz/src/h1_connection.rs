@@ -9,6 +9,7 @@ use crate::input::Input;
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{Attempts, BodyProgress, Failure, RetryPolicy, Verdict};
 use isthmus_core::cluster::balancer::BalancerKind;
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::RetryLimits;
 use isthmus_core::cluster::{Acquired, CONNECT_TIMEOUT, Choice, Cluster, ClusterSpec, ConnId, EndpointId};
@@ -185,6 +186,7 @@ impl World {
                 hash: None,
                 avoid: &avoid,
                 group: Group::ALL,
+                without: Levels::NONE,
                 now: self.now,
             };
             let (conn, endpoint, reused) = match self.cluster.acquire(choice, fresh, &mut self.random) {

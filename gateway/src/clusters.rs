@@ -4,6 +4,7 @@
 //! [`Lease`] is a request's hold on an endpoint: however the request ends, by an answer, a cancelled task or a panic,
 //! the endpoint gets it back exactly once.
 
+mod age;
 mod checked;
 mod dynamic;
 mod keys;
@@ -212,7 +213,9 @@ impl Lease {
         }
         let keeps = !handle.gone.get() && !handle.cluster.borrow_mut().is_turn_over(now);
         let conn = match reusable {
-            Some(connection) if keeps => Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32)),
+            Some(connection) if keeps && !handle.is_too_old(&connection, now) => {
+                Some(ConnId(handle.idle.borrow_mut().insert(connection) as u32))
+            }
             // Dropped here: its permit goes to who waits for it.
             _ => None,
         };
@@ -729,6 +732,7 @@ impl ClusterHandle {
                     };
                     if !has_name(connection.name.as_deref(), name)
                         || !self.are_present_keys(connection.config.as_ref(), Offer::Http1)
+                        || self.is_too_old(&connection, choice.now)
                     {
                         continue;
                     }
@@ -915,11 +919,9 @@ impl Clusters {
             let quiet: Vec<ConnId> = handle.cluster.borrow().idle_before(before).collect();
             for conn in quiet {
                 let ConnId(key) = conn;
-                let dead = handle
-                    .idle
-                    .borrow()
-                    .get(key as usize)
-                    .is_none_or(|connection| connection.stream.liveness() == Liveness::Unusable);
+                let dead = handle.idle.borrow().get(key as usize).is_none_or(|connection| {
+                    handle.is_too_old(connection, now) || connection.stream.liveness() == Liveness::Unusable
+                });
                 if dead {
                     handle.cluster.borrow_mut().forget(conn);
                     handle.close([conn]);

@@ -337,6 +337,33 @@ fn a_key_stays_with_its_endpoint_even_when_that_refuses() {
 }
 
 #[test]
+fn a_key_leads_elsewhere_after_a_failure_where_the_rule_says_so() {
+    let upstreams = upstreams(2);
+    let held = HeldPort::take();
+    let mut endpoints = all(&upstreams, "weight: 1");
+    endpoints.push((held.address(), "weight: 1"));
+    let policy = "loadBalancer: {consistentHash: {httpHeaderName: x-user}}";
+    let rule = |ignores: bool| {
+        let retries = format!(
+            "retries: {{attempts: 2, retryOn: connect-failure, retryIgnorePreviousHosts: {ignores}}}"
+        );
+        let yaml = gateway(80)
+            + &service(&endpoints)
+            + &traffic_policy(UPSTREAM_HOST, policy)
+            + &virtual_service(&format!("- {}\n  {retries}", route_to(UPSTREAM_HOST)));
+        let gateway = Gateway::builder().resources("balanced", &yaml).start();
+        let answers = mapping(&gateway);
+        gateway.stop();
+        answers
+    };
+    let (stays, goes) = (rule(false), rule(true));
+    assert!(stays.iter().any(|answer| answer == "503"), "{stays:?}");
+    assert!(goes.iter().all(|answer| answer != "503"), "{goes:?}");
+    let moved = stays.iter().zip(&goes).filter(|(stays, goes)| stays != goes);
+    assert!(moved.into_iter().all(|(stays, _)| stays == "503"), "others stay");
+}
+
+#[test]
 fn load_stays_near_and_goes_where_shares_say() {
     let upstreams = upstreams(4);
     let localities = [

@@ -5,6 +5,7 @@ use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::dns::{AAAA, Dns, REFUSED, Reply, SERVFAIL};
 use isthmus_tests::gateway::{Builder, Gateway, binary};
 use isthmus_tests::load::Load;
+use isthmus_tests::port::HeldPort;
 use isthmus_tests::resources::{gateway, route_to, virtual_service};
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use serde_json::Value;
@@ -12,6 +13,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 const NAME: &str = "api.example";
 
@@ -262,6 +264,36 @@ fn a_logical_name_keeps_its_connections_and_makes_new_ones_to_the_first_address(
     });
     slow.write_all(b"x").unwrap();
     assert_eq!(Client::over(slow).response().field(SERVED_BY), Some("one"));
+    gateway.stop();
+}
+
+#[test]
+fn answers_in_another_order_begin_no_check_anew() {
+    let nobody = HeldPort::take();
+    let dns = Dns::start();
+    let orders = [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]];
+    dns.set(NAME, &Reply::addresses(&orders[0], 1));
+    let policy = format!(
+        "apiVersion: isthmus.dev/v1alpha1
+kind: HealthCheckPolicy
+metadata: {{name: checks, namespace: default}}
+spec:
+  host: {NAME}
+  probe: {{periodSeconds: 1, failureThreshold: 5, tcpSocket: {{}}}}
+"
+    );
+    let gateway = starting(&dns, &named("DNS_ROUND_ROBIN", nobody.address().port(), ""))
+        .resources("checks", &policy)
+        .start();
+    let (mut asked, mut turn) = (dns.times(NAME), 0);
+    eventually(Duration::from_secs(30), "five checks in a row", || {
+        if dns.times(NAME) > asked {
+            asked = dns.times(NAME);
+            turn = 1 - turn;
+            dns.set(NAME, &Reply::addresses(&orders[turn], 1));
+        }
+        gateway.metric("isthmus_unhealthy") == Some(1.0)
+    });
     gateway.stop();
 }
 

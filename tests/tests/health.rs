@@ -5,6 +5,7 @@ use isthmus_tests::deadline::{SOON, eventually, eventually_some};
 use isthmus_tests::gateway::{Builder, Gateway};
 use isthmus_tests::gauge::Gauge;
 use isthmus_tests::h2::server::{Event, Server};
+use isthmus_tests::load::Load;
 use isthmus_tests::nginx::Nginx;
 use isthmus_tests::port::HeldPort;
 use isthmus_tests::python;
@@ -680,5 +681,70 @@ spec:
     assert_eq!((other.served(), other.checks()), (10, 0));
     ill.says(200);
     eventually(SOON, "they are back", || unhealthy(&gateway) == Some(0));
+    gateway.stop();
+}
+
+/// An upstream that takes its time for each check, and for nothing else.
+fn deliberate() -> Upstream {
+    Upstream::start(|request| {
+        if request.target == CHECK {
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        Answer::ok("served")
+    })
+}
+
+fn unchecked() -> String {
+    policy(&format!(
+        "initialState: UNHEALTHY\nprobe: {{periodSeconds: 1, timeoutSeconds: 60, httpGet: {{path: {CHECK}}}}}"
+    ))
+}
+
+#[test]
+fn a_process_is_ready_when_those_that_begin_unhealthy_were_checked() {
+    let upstreams = [deliberate(), deliberate()];
+    let addresses = upstreams.each_ref().map(Upstream::address);
+    let gateway = checked(&addresses, &unchecked()).start();
+    assert_eq!(statuses(&gateway, 20), [200; 20]);
+    assert_eq!(unhealthy(&gateway), Some(0));
+    gateway.stop();
+    // Whose checks begin too late is not waited for.
+    let late = unchecked().replace(
+        "periodSeconds: 1,",
+        "initialDelaySeconds: 3600, periodSeconds: 1,",
+    );
+    let gateway = checked(&addresses, &late).start();
+    assert_eq!(statuses(&gateway, 4), [503; 4]);
+    gateway.stop();
+}
+
+#[test]
+fn a_newer_process_serves_when_it_has_checked_those_that_begin_unhealthy() {
+    let upstreams = [deliberate(), deliberate()];
+    let addresses = upstreams.each_ref().map(Upstream::address);
+    let mut gateway = checked(&addresses, &unchecked())
+        .shards(2)
+        .arg("--drain-timeout")
+        .arg("5s")
+        .start();
+    let load = Load::raw(
+        gateway.address(),
+        "GET / HTTP/1.1\r\nhost: any.example\r\nconnection: close\r\n\r\n",
+    )
+    .connections(4)
+    .rate(200);
+    let (report, ()) = load.run_during(|sent| {
+        let more = || {
+            let before = sent.load(Ordering::SeqCst);
+            eventually(SOON, "more requests", || {
+                sent.load(Ordering::SeqCst) > before + 50
+            });
+        };
+        more();
+        let mut older = gateway.upgrade();
+        assert!(older.wait(Duration::from_secs(30)).is_some(), "{}", gateway.log());
+        more();
+    });
+    assert_eq!(report.total(), report.status(200), "{report}");
     gateway.stop();
 }

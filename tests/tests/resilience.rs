@@ -11,6 +11,7 @@ use isthmus_tests::h2::server::Server;
 use isthmus_tests::resources::{
     UPSTREAM_HOST, gateway_with, one_route, route_among, stream_service, traffic_policy,
 };
+use isthmus_tests::upstream::Upstream;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
@@ -268,6 +269,38 @@ fn an_idle_shared_connection_makes_room_for_another_endpoint() {
     let counts = [first.requests().len(), second.requests().len()];
     assert_eq!(counts, [3, 3]);
     assert!(used(&gateway, "connections") <= 1);
+    gateway.stop();
+}
+
+#[test]
+fn connections_that_have_lasted_long_are_replaced_and_no_request_suffers() {
+    let upstream = Upstream::echo("h1");
+    let gateway = limited(upstream.address(), "tcp: {maxConnectionDuration: 300ms}")
+        .shards(1)
+        .start();
+    let mut client = gateway.client();
+    eventually(SOON, "connections that follow each other", || {
+        assert_eq!(client.get("any.example", "/").status, 200);
+        upstream.connections().len() >= 4
+    });
+    eventually(Duration::from_secs(30), "the last is closed, too", || {
+        upstream.connections().iter().all(|connection| connection.ended)
+    });
+    upstream.assert_no_violation();
+    gateway.stop();
+
+    let server = Server::start(&[], isthmus_tests::h2::server::echo);
+    let pool = "tcp: {maxConnectionDuration: 300ms}, http: {h2UpgradePolicy: UPGRADE}";
+    let gateway = limited(server.address(), pool).shards(1).start();
+    let mut client = gateway.client();
+    eventually(SOON, "connections that follow each other", || {
+        assert_eq!(client.get("any.example", "/").status, 200);
+        server.connections().len() >= 4
+    });
+    eventually(Duration::from_secs(30), "the last is closed, too", || {
+        gateway.metric("isthmus_upstream_connections_active") == Some(0.0)
+    });
+    server.assert_no_violation();
     gateway.stop();
 }
 

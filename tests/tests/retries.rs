@@ -10,7 +10,7 @@ use isthmus_tests::h2::frame::{Code, Frame, flag};
 use isthmus_tests::h2::server::{Event, Server, echo};
 use isthmus_tests::load::{Load, turn};
 use isthmus_tests::nginx::Nginx;
-use isthmus_tests::resources::{UPSTREAM_HOST, one_route, route_among, traffic_policy};
+use isthmus_tests::resources::{self, UPSTREAM_HOST, one_route, route_among, traffic_policy};
 use isthmus_tests::upstream::{Answer, OnHead, Request, Upstream};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -656,6 +656,59 @@ fn an_upload_over_http2_is_sent_again_whole() {
         assert_eq!(gateway.metric("isthmus_upstream_retries_total"), Some(1.0));
         over_http1.assert_no_violation();
         over_http2.assert_no_violation();
+        gateway.stop();
+    }
+}
+
+#[test]
+fn retries_leave_the_localities_of_earlier_attempts_when_they_are_to() {
+    let near = [failing(), failing(), failing()];
+    let far = Upstream::echo("far");
+    for leaves in [false, true] {
+        let before = [&near[0], &near[1], &near[2], &far].map(Upstream::served);
+        let places = ["r1/z1/s1", "r1/z1/s1", "r1/z1/s1", "r2/z1/s1"];
+        let all = near.iter().chain([&far]).map(Upstream::address);
+        let mut endpoints = String::new();
+        for (address, place) in all.zip(places) {
+            let (ip, port) = (address.ip(), address.port());
+            endpoints.push_str(&format!(
+                "  - {{address: {ip}, ports: {{http: {port}}}, locality: {place}}}\n"
+            ));
+        }
+        let service = format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: up}}
+spec:
+  hosts: [{UPSTREAM_HOST}]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints:
+{endpoints}---
+"
+        );
+        // Localities count where outliers are looked for; none is ejected here.
+        let rule = "loadBalancer: {simple: ROUND_ROBIN}\noutlierDetection: {consecutive5xxErrors: 1000000}";
+        let retries = format!(
+            "retries: {{attempts: 2, retryOn: \"503\", backoff: 1ms, retryRemoteLocalities: {leaves}}}"
+        );
+        let yaml = resources::gateway(80)
+            + &service
+            + &traffic_policy(UPSTREAM_HOST, rule)
+            + &resources::virtual_service(&format!("- {}\n  {retries}", resources::route_to(UPSTREAM_HOST)));
+        let gateway = Gateway::builder()
+            .resources("route", &yaml)
+            .arg("--locality")
+            .arg("r1/z1/s1")
+            .start();
+        let mut client = gateway.client();
+        for _ in 0..10 {
+            assert_eq!(client.get("h", "/").status, if leaves { 200 } else { 503 });
+        }
+        let now = [&near[0], &near[1], &near[2], &far].map(Upstream::served);
+        let of_far = now[3] - before[3];
+        let of_near = now.iter().sum::<u64>() - before.iter().sum::<u64>() - of_far;
+        assert_eq!((of_near, of_far), if leaves { (20, 10) } else { (30, 0) });
         gateway.stop();
     }
 }

@@ -31,9 +31,8 @@ pub(crate) fn policy(written: Option<&Retries>, default: &RetryPolicy) -> RetryP
         backoff: written.backoff.unwrap_or(RetryPolicy::BACKOFF),
         on,
         status_codes: codes.into(),
-        ignore_previous_hosts: written
-            .ignore_previous_hosts
-            .unwrap_or(built_in.ignore_previous_hosts),
+        ignore_previous_hosts: written.ignore_previous_hosts,
+        remote_localities: written.remote_localities,
     }
 }
 

@@ -622,7 +622,7 @@ impl<'a> Builder<'a> {
             }
             if !told("retries") {
                 let policy = &forward.retry;
-                let place = if policy.ignore_previous_hosts {
+                let place = if policy.ignores_previous_hosts(false) {
                     " on another endpoint"
                 } else {
                     ""

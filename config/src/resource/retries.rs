@@ -17,19 +17,22 @@ pub(crate) struct Retries {
     pub(crate) retry_on: String,
     pub(crate) backoff: Option<Duration>,
     pub(crate) ignore_previous_hosts: Option<bool>,
+    pub(crate) remote_localities: bool,
 }
 
 impl Retries {
     pub(crate) fn read(node: &Node) -> Self {
+        let flag = |name: &str| match node.get(name) {
+            Some(Node::Bool(flag)) => Some(*flag),
+            _ => None,
+        };
         Self {
             attempts: node.int("attempts").unwrap_or(0),
             per_try_timeout: duration_of(node, "perTryTimeout"),
             retry_on: node.text("retryOn").unwrap_or("").trim().to_owned(),
             backoff: duration_of(node, "backoff"),
-            ignore_previous_hosts: match node.get("retryIgnorePreviousHosts") {
-                Some(Node::Bool(flag)) => Some(*flag),
-                _ => None,
-            },
+            ignore_previous_hosts: flag("retryIgnorePreviousHosts"),
+            remote_localities: flag("retryRemoteLocalities").unwrap_or(false),
         }
     }
 }

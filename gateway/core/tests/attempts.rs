@@ -80,7 +80,8 @@ impl World {
             backoff: ms(1 + self.random.below(50)),
             on,
             status_codes: codes.into(),
-            ignore_previous_hosts: self.one_in(2),
+            ignore_previous_hosts: None,
+            remote_localities: false,
         }
     }
 

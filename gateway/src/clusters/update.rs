@@ -11,11 +11,15 @@ use std::sync::Arc;
 
 impl Clusters {
     /// Takes other endpoints of one cluster over. Those that stay keep their connections, limits and ejections; those
-    /// that go get nothing new, and what is under way on them ends by itself.
-    pub fn update(&self, update: &EndpointUpdate, random: &RefCell<Random>) {
-        if let Some(handle) = self.get(&update.key) {
-            handle.update(update, random);
-        }
+    /// that go get nothing new, and what is under way on them ends by itself. Answers whether any of them are or were
+    /// checked.
+    pub fn update(&self, update: &EndpointUpdate, random: &RefCell<Random>) -> bool {
+        let Some(handle) = self.get(&update.key) else {
+            return false;
+        };
+        let was_checked = handle.cluster.borrow().spec().is_checked();
+        handle.update(update, random);
+        was_checked || update.spec.is_checked()
     }
 }
 
@@ -33,6 +37,11 @@ impl ClusterHandle {
 }
 
 impl Lease {
+    /// How near the endpoint is: 0 for the nearest.
+    pub fn level(&self) -> u32 {
+        self.handle.cluster.borrow().level(self.endpoint)
+    }
+
     /// Where new connections to the endpoint go, the first first; None for the one address that it has.
     pub fn targets(&self) -> Option<Arc<[SocketAddr]>> {
         self.handle.cluster.borrow().targets(self.endpoint).cloned()

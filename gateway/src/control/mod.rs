@@ -8,6 +8,7 @@ mod admin;
 mod configuration;
 mod discovery;
 mod dns;
+mod doors;
 pub mod endpoints;
 mod explain;
 mod keys;
@@ -40,6 +41,7 @@ use crate::tls::Store;
 use configuration::Configuration;
 use discovery::Discovery;
 use dns::Names;
+use doors::Closed;
 use explain::Written;
 use isthmus_config::Secrets;
 use isthmus_config::diagnostic::{Diagnostic, Severity};
@@ -279,6 +281,8 @@ struct Control {
     events: mpsc::Sender<Event>,
     /// Whether ports were opened that are no change of the version that has them.
     ports_opened: bool,
+    /// Doors that wait for the first checks.
+    closed: Option<Closed>,
     /// Writes the ready file.
     ready_written: Option<tokio::task::JoinHandle<()>>,
 }
@@ -367,6 +371,7 @@ pub async fn run(
         events,
         ports_opened: false,
         ready_written: None,
+        closed: None,
         written: Written {
             sources: outcome.sources,
             origins: outcome.compiled.origins,
@@ -417,9 +422,12 @@ pub async fn run(
 impl Control {
     /// Hands a version to the shards. Answers the ports that could not be opened: the rest is served without them.
     fn publish(&mut self, mut snapshot: Snapshot, secrets: Option<Secrets>) -> Vec<ListenerError> {
-        let (sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
+        let (mut sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
         let tls = self.keys.load(&snapshot, secrets);
         self.discovery.fill(&mut snapshot, &self.publisher);
+        if self.publisher.current().is_none() {
+            self.closed = Closed::of(&snapshot, &mut sockets, clock::now());
+        }
         self.send_version(snapshot, sockets, &tls);
         failed
     }
@@ -586,7 +594,10 @@ impl Control {
         };
         self.keys.secured(applied.keys);
         if self.life == Life::Starting {
-            return self.announce();
+            if self.closed.is_none() {
+                self.announce();
+            }
+            return;
         }
         let Difference {
             listeners,
@@ -870,6 +881,7 @@ impl Control {
     fn tick(&mut self) {
         let now = clock::now();
         self.go_on(now);
+        self.open_doors(now);
         if !self.shards.iter().any(|shard| shard.stalled) {
             self.systemd.ping(now);
         }

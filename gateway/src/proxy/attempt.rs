@@ -3,6 +3,7 @@
 //! `core::attempt` decides; here are the connections, the bytes and the clocks that it decides about. What ends the wait
 //! for an upstream, whatever it is for, is one function: the client is gone, or the time is over.
 
+use super::before::Before;
 use super::body::{End, Moved, Sending, TURN_BYTES, poll_request};
 use super::exchange::{Exchange, Outcome};
 use super::watch::{status_of, watched};
@@ -17,10 +18,10 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{
     Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
 };
+use isthmus_core::cluster::Choice;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::RetryPermit;
-use isthmus_core::cluster::{Choice, EndpointId};
 use isthmus_core::drain::Drain;
 use isthmus_core::h1::HeadError;
 use isthmus_core::header::HeaderId;
@@ -84,14 +85,13 @@ async fn attempt_all(
     policy: &RetryPolicy,
     attempts: &mut Attempts<'_>,
 ) -> Result<Answered, End> {
-    let mut avoid: Vec<EndpointId> = Vec::new();
-    // A key leads to one endpoint, also in the next attempt (Istio turns `retryIgnorePreviousHosts` off then).
-    let avoids = policy.ignore_previous_hosts && x.hash.is_none();
+    let mut before = Before::new(policy, x.hash.is_some());
     // Held until the retry is answered, or the next one takes its place.
     let mut permit: Option<RetryPermit> = None;
     let mut parked: Option<Box<Parked>> = None;
     loop {
         let number = attempts.start();
+        before.begin(number);
         if number > 1 {
             context.stats.borrow_mut().counters.retries += 1;
         }
@@ -117,7 +117,7 @@ async fn attempt_all(
         let fresh = attempts.needs_fresh_connection();
         let method = x.request.method.clone();
         let tried = {
-            let mut current = pin!(try_once(context, conn, x, cluster, &avoid, fresh, now));
+            let mut current = pin!(try_once(context, conn, x, cluster, &before, fresh, now));
             match &mut parked {
                 None => current.await?,
                 Some(other) => {
@@ -162,9 +162,7 @@ async fn attempt_all(
                     && attempts.hedge(progress, || admit(context, cluster, now, &mut beside));
                 if hedges {
                     context.stats.borrow_mut().counters.hedges += 1;
-                    if avoids {
-                        avoid.push(lease.endpoint());
-                    }
+                    before.note(&lease);
                     // Its time was over, whatever comes of it.
                     lease.report(Signal::NoAnswer, now);
                     lease.observe(None, now);
@@ -197,9 +195,7 @@ async fn attempt_all(
                     }
                     Judged::Retry(wait) => wait,
                 };
-                if avoids {
-                    avoid.push(lease.endpoint());
-                }
+                before.note(&lease);
                 drop_answer(x, cluster, lease, upstream, sent).await;
                 pause(context, conn, x, wait).await?;
                 continue;
@@ -211,9 +207,7 @@ async fn attempt_all(
         if !matches!(failure, Failure::Reset { reused: true } | Failure::LeftOut) {
             lease.report(Signal::NoAnswer, now);
         }
-        if avoids {
-            avoid.push(lease.endpoint());
-        }
+        before.note(&lease);
         lease.finish(None, now);
         let verdict = {
             let mut random = context.random.borrow_mut();
@@ -250,11 +244,11 @@ async fn try_once(
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
+    before: &Before,
     fresh: bool,
     now: Instant,
 ) -> Result<Tried, End> {
-    let (lease, mut upstream) = match connect(context, conn, x, cluster, avoid, fresh, now).await? {
+    let (lease, mut upstream) = match connect(context, conn, x, cluster, before, fresh, now).await? {
         Connected::Yes(lease, upstream) => (lease, upstream),
         Connected::Refused(cause) => return Ok(Tried::Refused(cause)),
         Connected::No(lease, cause) => {
@@ -563,7 +557,7 @@ async fn connect(
     conn: &mut impl Downstream,
     x: &mut Exchange,
     cluster: &Rc<ClusterHandle>,
-    avoid: &[EndpointId],
+    before: &Before,
     fresh: bool,
     now: Instant,
 ) -> Result<Connected, End> {
@@ -573,7 +567,8 @@ async fn connect(
     let name = name.as_deref();
     let choice = Choice {
         hash: x.hash,
-        avoid,
+        avoid: &before.endpoints,
+        without: before.without,
         group,
         now,
     };

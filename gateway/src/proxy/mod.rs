@@ -2,6 +2,7 @@
 //! and the upstream's side meet.
 
 mod attempt;
+mod before;
 mod body;
 mod cors;
 pub mod exchange;

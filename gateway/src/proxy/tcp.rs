@@ -14,6 +14,7 @@ use crate::io::{clock, executor};
 use crate::upstream::connect::{self, Wanted};
 use crate::upstream::tunnel;
 use http::{Method, StatusCode};
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
@@ -310,6 +311,7 @@ async fn carry(
             hash,
             avoid: &avoid,
             group: Group::ALL,
+            without: Levels::NONE,
             now: clock::now(),
         };
         let started = cluster.start_bytes(choice, &context.random);

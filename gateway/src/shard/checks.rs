@@ -5,6 +5,8 @@
 //! a task, which sleeps until its next check is due; the verdict goes where all shards see it with their next pick, and
 //! control hears of it afterwards.
 
+mod turns;
+
 use super::Shard;
 use crate::io::{clock, spawn};
 use crate::mailbox::{ClientConfigs, TlsSet};
@@ -31,12 +33,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
+use turns::Turns;
 
 /// Most checks of one shard at a time; others wait, so that many endpoints that do not answer cannot use up the
 /// process's descriptors.
 const AT_A_TIME: u32 = 256;
-/// How long one waits that would be above that.
-const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where an endpoint is asked that is a name: its addresses, of which the first that takes the connection is asked. They
+/// may change from one answer of DNS to the next, and the endpoint stays the same.
+type Targets = Option<Arc<[SocketAddr]>>;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,8 +49,6 @@ struct Target {
     endpoint: SocketAddr,
     /// Where it is asked.
     at: SocketAddr,
-    /// The addresses of a name that is one endpoint: the first that takes the connection is asked.
-    targets: Option<Arc<[SocketAddr]>>,
     policy: Arc<HealthPolicy>,
     tls: Option<Arc<ClientTls>>,
     /// The authority that is asked for; empty where none is.
@@ -56,8 +59,6 @@ struct Target {
 
 impl Target {
     fn new(endpoint: &Endpoint, policy: &Arc<HealthPolicy>, spec: &ClusterSpec) -> Self {
-        let targets = endpoint.targets.as_ref();
-        let targets = targets.map(|all| all.iter().map(|target| policy.address_of(*target)).collect());
         let endpoint = endpoint.address;
         let tls = policy.tls(spec.tls.as_ref());
         let is_asked = tls.is_some() || !matches!(policy.check, Check::Tcp);
@@ -66,7 +67,6 @@ impl Target {
         Self {
             endpoint,
             at: policy.address_of(endpoint),
-            targets,
             policy: Arc::clone(policy),
             host: match is_asked {
                 // A wildcard is nobody's name.
@@ -93,7 +93,7 @@ impl Target {
     }
 
     /// What its connections are to be like; None when there are no keys for them.
-    fn wanted(&self, configs: Option<&ClientConfigs>) -> Option<Wanted> {
+    fn wanted(&self, targets: Targets, configs: Option<&ClientConfigs>) -> Option<Wanted> {
         let asked = match &self.policy.check {
             Check::Http(http) => http.host.as_deref(),
             Check::Tcp | Check::Grpc { .. } => None,
@@ -120,7 +120,7 @@ impl Target {
             destination: self.at,
         };
         Some(Wanted {
-            targets: self.targets.clone(),
+            targets,
             timeout: self.policy.timeout,
             keepalive: None,
             proxy_header: self.proxy_protocol.map(|version| (version, addresses)),
@@ -139,6 +139,7 @@ struct Asker {
 /// An endpoint that is checked.
 struct Watched {
     target: Target,
+    targets: RefCell<Targets>,
     askers: RefCell<Vec<Asker>>,
     /// The last verdict.
     health: Cell<Health>,
@@ -168,7 +169,10 @@ pub(super) struct Checks {
     shards: usize,
     watched: RefCell<HashMap<Target, Guard>>,
     keys: RefCell<Keys>,
-    at_a_time: Rc<Cell<u32>>,
+    /// A check's right to be made.
+    turns: Rc<Turns>,
+    /// Whether endpoints have changed since this was last seen to.
+    is_behind: Cell<bool>,
     /// What control is to be told.
     changes: RefCell<Vec<(ClusterKey, Change)>>,
 }
@@ -180,9 +184,15 @@ impl Checks {
             shards,
             watched: RefCell::default(),
             keys: RefCell::default(),
-            at_a_time: Rc::default(),
+            turns: Turns::new(AT_A_TIME),
+            is_behind: Cell::new(false),
             changes: RefCell::default(),
         }
+    }
+
+    /// Other endpoints are to be checked: soon, and not for each of many changes that come one after the other.
+    pub(super) fn fall_behind(&self) {
+        self.is_behind.set(true);
     }
 
     /// What has happened since this was last asked.
@@ -228,10 +238,18 @@ fn known(askers: &[Asker]) -> Health {
 }
 
 impl Shard {
+    /// Sees to changes of endpoints.
+    pub(super) fn catch_up_with_checks(self: &Rc<Self>) {
+        if self.checks.is_behind.get() {
+            self.check_endpoints();
+        }
+    }
+
     /// Begins to check what is new, and ends what is gone. To be called when clusters or their endpoints have changed.
     pub(super) fn check_endpoints(self: &Rc<Self>) {
         let checks = &self.checks;
-        let mut wanted: HashMap<Target, Vec<Asker>> = HashMap::new();
+        checks.is_behind.set(false);
+        let mut wanted: HashMap<Target, (Targets, Vec<Asker>)> = HashMap::new();
         for (cluster, spec, shared) in self.context.clusters.checked() {
             for endpoint in &spec.endpoints.endpoints {
                 let Some(policy) = spec.health_of(endpoint) else {
@@ -244,7 +262,10 @@ impl Shard {
                     continue;
                 };
                 let target = Target::new(endpoint, policy, &spec);
-                wanted.entry(target).or_default().push(Asker {
+                let at = |all: &Arc<[SocketAddr]>| all.iter().map(|one| policy.address_of(*one)).collect();
+                let (targets, askers) = wanted.entry(target).or_default();
+                *targets = endpoint.targets.as_ref().map(at);
+                askers.push(Asker {
                     cluster: cluster.clone(),
                     shared: Arc::clone(&shared),
                     endpoint: Arc::clone(known),
@@ -253,7 +274,7 @@ impl Shard {
         }
         let still: HashSet<(ClusterKey, SocketAddr)> = wanted
             .iter()
-            .flat_map(|(target, askers)| {
+            .flat_map(|(target, (_, askers))| {
                 askers
                     .iter()
                     .map(|asker| (asker.cluster.clone(), target.endpoint))
@@ -263,10 +284,11 @@ impl Shard {
         let mut unchecked = Vec::new();
         let mut next = HashMap::new();
         let mut begun = Vec::new();
-        for (target, askers) in wanted {
+        for (target, (targets, askers)) in wanted {
             let guard = before.remove(&target).unwrap_or_else(|| {
                 let watched = Rc::new(Watched {
                     target: target.clone(),
+                    targets: RefCell::default(),
                     askers: RefCell::default(),
                     health: Cell::new(known(&askers)),
                     is_over: Cell::new(false),
@@ -276,6 +298,7 @@ impl Shard {
                 Guard(watched)
             });
             let Guard(watched) = &guard;
+            *watched.targets.borrow_mut() = targets;
             let health = watched.health.get();
             for asker in &askers {
                 if !matches!(health, Health::Unchecked | Health::Unhealthy(Failure::NotChecked)) {
@@ -320,15 +343,6 @@ impl Shard {
     }
 }
 
-/// One of the checks at a time.
-struct InFlight(Rc<Cell<u32>>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
 /// Checks an endpoint again and again.
 async fn watch(shard: &Shard, watched: &Watched) {
     let (context, checks) = (&shard.context, &shard.checks);
@@ -340,14 +354,8 @@ async fn watch(shard: &Shard, watched: &Watched) {
     loop {
         let wait = monitor.due().saturating_duration_since(clock::now());
         context.wheel.sleep(wait.max(Duration::from_millis(1))).await;
+        let turn = checks.turns.take().await;
         let began = clock::now();
-        let at_a_time = &checks.at_a_time;
-        if at_a_time.get() >= AT_A_TIME {
-            monitor.put_off(began + PAUSE);
-            continue;
-        }
-        at_a_time.set(at_a_time.get() + 1);
-        let in_flight = InFlight(Rc::clone(at_a_time));
         let ejected: Vec<Arc<EndpointShared>> = watched
             .askers
             .borrow()
@@ -356,7 +364,8 @@ async fn watch(shard: &Shard, watched: &Watched) {
             .map(|asker| Arc::clone(&asker.endpoint))
             .collect();
         let configs = checks.configs(&watched.target);
-        let finding = match watched.target.wanted(configs.as_deref()) {
+        let targets = watched.targets.borrow().clone();
+        let finding = match watched.target.wanted(targets, configs.as_deref()) {
             None => Finding::Failed(Failure::Handshake),
             Some(wanted) => {
                 let question = Question {
@@ -369,7 +378,7 @@ async fn watch(shard: &Shard, watched: &Watched) {
                 health::check(question, &context.pool, &context.wheel, context.limits).await
             }
         };
-        drop(in_flight);
+        drop(turn);
         let now = clock::now();
         let verdict = {
             let mut random = context.random.borrow_mut();

@@ -142,8 +142,9 @@ pub async fn run(start: Start, wheel: Wheel) {
             } => shard.apply(&publication, &tls, sockets),
             ToShard::Endpoints(update) => {
                 let context = &shard.context;
-                context.clusters.update(&update, &context.random);
-                shard.check_endpoints();
+                if context.clusters.update(&update, &context.random) {
+                    shard.checks.fall_behind();
+                }
                 shard.send(ToControl::EndpointsApplied(update));
             }
             ToShard::Resolved(answer) => shard.context.clusters.names.answered(&answer),
@@ -348,6 +349,7 @@ impl Shard {
                 self.send(ToControl::Checked(changes));
             }
             self.context.clusters.refresh(now, &self.context.random);
+            self.catch_up_with_checks();
             if now.saturating_duration_since(last) >= HOUSEKEEPING {
                 last = now;
                 self.context.clusters.sweep();

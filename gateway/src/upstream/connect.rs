@@ -124,6 +124,7 @@ pub async fn connect(
         is_for_one: wanted.proxy_header.is_some(),
         config: wanted.secure.as_ref().map(|secure| Arc::clone(&secure.config)),
         name: wanted.secure.map(|secure| secure.name),
+        born: clock::now(),
         requests: 0,
         is_doubtful: false,
         is_tunnel: false,

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 /// Counts what is open; goes down when dropped.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Connection {
     pub config: Option<Arc<ClientConfig>>,
     /// Whether its PROXY header names one client, so that no other may use it.
     pub is_for_one: bool,
+    /// When it was made.
+    pub born: Instant,
     /// Requests that it has carried, the present one included.
     pub requests: u32,
     /// Whether it has gone on in another protocol.

@@ -135,8 +135,12 @@ pub struct RetryPolicy {
     pub on: RetryOn,
     /// Statuses of [`RetryOn::STATUS_CODES`].
     pub status_codes: Box<[u16]>,
-    /// Whether a retry looks for an endpoint that this request has not tried.
-    pub ignore_previous_hosts: bool,
+    /// Whether a retry looks for an endpoint that this request has not tried; None for yes, unless the request's key leads
+    /// to one endpoint.
+    pub ignore_previous_hosts: Option<bool>,
+    /// Whether every second retry leaves out the localities of the attempts before (Istio `retryRemoteLocalities`, which is
+    /// Envoy's `previous_priorities` with an `update_frequency` of 2).
+    pub remote_localities: bool,
 }
 
 impl RetryPolicy {
@@ -150,6 +154,12 @@ impl RetryPolicy {
             on: RetryOn::NONE,
             ..Self::default()
         }
+    }
+
+    /// Whether a retry looks for an endpoint that the request has not tried, where `is_keyed` says that the request has a key
+    /// for consistent hashing.
+    pub fn ignores_previous_hosts(&self, is_keyed: bool) -> bool {
+        self.ignore_previous_hosts.unwrap_or(!is_keyed)
     }
 
     /// Whether a request's body may have to be sent twice: such a body is kept while it streams. `is_call` says that it
@@ -185,7 +195,8 @@ impl Default for RetryPolicy {
                 .with(RetryOn::UNAVAILABLE)
                 .with(RetryOn::CANCELLED),
             status_codes: Box::default(),
-            ignore_previous_hosts: true,
+            ignore_previous_hosts: None,
+            remote_localities: false,
         }
     }
 }

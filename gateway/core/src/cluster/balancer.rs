@@ -9,7 +9,7 @@
 
 use super::hash::{Hashing, Tables};
 use super::latency::{Estimate, Heat};
-use super::locality::{self, Count, Group, Spread};
+use super::locality::{self, Count, Group, Levels, Spread};
 use super::schedule::{Chances, Turns, stride};
 use super::warmup::{WHOLE, Warmup};
 use crate::endpoint::Endpoint;
@@ -409,6 +409,59 @@ impl Balancer {
         Some(others().nth(nth as usize).unwrap_or(picked))
     }
 
+    /// Picks an endpoint as if these levels had none: those where a request was tried before (Envoy's
+    /// `previous_priorities`). What they would have taken goes on to the others, and on a level chance decides, by weight,
+    /// or the request's hash. It looks at every endpoint, which the few requests that get here may. None when no other level
+    /// has any.
+    pub fn pick_without(
+        &self,
+        levels: Levels,
+        hash: Option<u64>,
+        avoid: impl Fn(usize) -> bool + Copy,
+        random: &mut Random,
+    ) -> Option<usize> {
+        let level_of = |member: &Member| {
+            let group = self.groups.get(member.group? as usize)?;
+            Some(group.level).filter(|level| !levels.has(*level))
+        };
+        let mut counts = vec![Count::default(); self.levels_max];
+        for member in &self.members {
+            let level = level_of(member).map(|level| level as usize);
+            if let Some(count) = level.and_then(|level| counts.get_mut(level)) {
+                count.all += 1;
+                count.available += u64::from(member.available);
+            }
+        }
+        let loads = locality::loads(&counts, self.panic_percent);
+        let total: u64 = loads.iter().map(|load| load.part).sum();
+        let mut at = random.below(total.max(1));
+        let (level, load) = (0..).zip(&loads).find(|(_, load)| {
+            let inside = at < load.part;
+            at = at.saturating_sub(load.part);
+            inside
+        })?;
+        let usable = |at: usize| {
+            let member = self.members.get(at);
+            member.is_some_and(|member| level_of(member) == Some(level) && (member.available || load.panics))
+        };
+        if let (Some(hash), Some(tables)) = (hash, &self.tables) {
+            let found = tables.find(level, hash, |at| usable(at) && !avoid(at));
+            return found.or_else(|| tables.find(level, hash, usable));
+        }
+        let draw = |may: &dyn Fn(usize) -> bool, random: &mut Random| {
+            let all = || (0..self.members.len()).filter(|at| may(*at));
+            let weight = |at: usize| self.members.get(at).map_or(0, |member| u64::from(member.weight));
+            let mut drawn = random.below(all().map(weight).sum::<u64>().max(1));
+            all().find(|at| {
+                let inside = drawn < weight(*at);
+                drawn = drawn.saturating_sub(weight(*at));
+                inside
+            })
+        };
+        let fresh = draw(&|at| usable(at) && !avoid(at), random);
+        fresh.or_else(|| draw(&usable, random))
+    }
+
     /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.
     pub fn observe(&mut self, at: usize, latency: Option<Duration>, now: Instant) {
         if let Some(member) = self.members.get_mut(at).filter(|_| self.kind.learns()) {
@@ -693,6 +746,55 @@ mod tests {
             assert_eq!(gone.pick(None), None, "{kind:?}");
             gone.rebuild(|at| at == 1);
             assert_eq!(gone.pick(None), Some(1), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn levels_that_are_left_out_get_nothing_as_long_as_there_are_others() {
+        let mut all = endpoints(&[1, 1, 1, 3, 1]);
+        for (endpoint, level) in all.iter_mut().zip([0, 0, 1, 1, 2]) {
+            endpoint.level = level;
+        }
+        let near = Levels::NONE.with(0);
+        for kind in KINDS {
+            let mut bench = Bench::new(kind, &all, 3);
+            let mut picks = |without: Levels, avoid: usize| {
+                let mut counts = [0; 5];
+                for _ in 0..4000 {
+                    let picked =
+                        bench
+                            .balancer
+                            .pick_without(without, None, |at| at == avoid, &mut bench.random);
+                    counts[picked.unwrap()] += 1;
+                }
+                counts
+            };
+            let [_, _, light, heavy, _] = picks(near, 9);
+            assert!(
+                light + heavy == 4000 && (800..1200).contains(&light),
+                "{light} by weight"
+            );
+            assert_eq!(picks(near, 3), [0, 0, 4000, 0, 0]);
+            assert_eq!(picks(near.with(1), 9), [0, 0, 0, 0, 4000]);
+            assert_eq!(picks(near.with(1), 4), [0, 0, 0, 0, 4000], "there is no other");
+            let none = near.with(1).with(2);
+            let left = bench
+                .balancer
+                .pick_without(none, None, |_| false, &mut bench.random);
+            assert_eq!(left, None);
+            // One of two takes 70 % of what comes to their level.
+            bench.rebuild(|at| at != 3);
+            let mut counts = [0; 5];
+            for _ in 0..4000 {
+                let picked = bench
+                    .balancer
+                    .pick_without(near, None, |_| false, &mut bench.random);
+                counts[picked.unwrap()] += 1;
+            }
+            assert!(
+                counts[2] + counts[4] == 4000 && (2600..3000).contains(&counts[2]),
+                "{counts:?}"
+            );
         }
     }
 

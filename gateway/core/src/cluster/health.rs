@@ -265,11 +265,6 @@ impl Monitor {
         self.due
     }
 
-    /// Puts the next check off: it could not be made.
-    pub fn put_off(&mut self, until: Instant) {
-        self.due = self.due.max(until);
-    }
-
     /// Whether the endpoint takes requests.
     pub fn is_healthy(&self) -> bool {
         self.is_healthy
@@ -397,6 +392,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::locality::Levels;
     use crate::cluster::outlier::{OutlierPolicy, Signal};
     use crate::cluster::pool::Group;
     use crate::cluster::tests::spec;
@@ -769,6 +765,7 @@ mod tests {
                             hash: (random.below(3) == 0).then(|| random.next_u64()),
                             avoid: &[],
                             group: Group::ALL,
+                            without: Levels::NONE,
                             now: self.now,
                         };
                         if let Acquired::Open { endpoint, .. } = cluster.acquire(choice, true, random) {
@@ -819,6 +816,7 @@ mod tests {
                     hash,
                     avoid: &[],
                     group: Group::ALL,
+                    without: Levels::NONE,
                     now: self.now,
                 };
                 match cluster.acquire(choice, true, random) {

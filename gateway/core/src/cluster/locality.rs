@@ -86,6 +86,31 @@ impl fmt::Display for Locality {
     }
 }
 
+/// A set of levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels(u64);
+
+impl Levels {
+    /// No level.
+    pub const NONE: Self = Self(0);
+
+    /// This one, too. All from the 63rd on are one: nobody is that far.
+    #[must_use]
+    pub fn with(self, level: u32) -> Self {
+        Self(self.0 | 1 << level.min(63))
+    }
+
+    /// Whether it is among them.
+    pub fn has(self, level: u32) -> bool {
+        self.0 & 1 << level.min(63) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// What decides how near an endpoint is.
 #[derive(Debug, Clone, Copy)]
 pub struct Nearness<'a> {

@@ -25,6 +25,7 @@ use crate::shared::{ClusterShared, EndpointShared, Limits, Permit};
 use crate::tls::ClientTls;
 use balancer::{Balancer, BalancerSpec, Load};
 use health::HealthPolicy;
+use locality::Levels;
 use pool::{Group, Pool};
 use retry_budget::RetryLimits;
 use std::collections::HashMap;
@@ -63,7 +64,7 @@ pub struct ClusterSpec {
     pub tls: Option<Arc<ClientTls>>,
     /// How long a connection that carries bytes may be silent in both directions; zero for no limit.
     pub tcp_idle_timeout: Duration,
-    /// How long a connection that carries bytes may last; zero for no limit.
+    /// How long a connection may last; zero for no limit. One that carries requests takes no more of them then.
     pub max_connection_duration: Duration,
     /// How the kernel finds out that a peer is gone; None leaves it to the system.
     pub keepalive: Option<TcpKeepalive>,
@@ -163,7 +164,11 @@ pub struct EndpointId(u32);
 
 /// Names a connection that carries several requests at a time; never given to another one of the cluster on its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SharedId(u32);
+pub struct SharedId {
+    number: u32,
+    /// Where it leads, so that it is found without a look at every endpoint.
+    endpoint: EndpointId,
+}
 
 /// What [`Cluster::acquire`] answers.
 #[derive(Debug)]
@@ -226,6 +231,8 @@ pub struct Choice<'a> {
     pub avoid: &'a [EndpointId],
     /// The connections that can carry it.
     pub group: Group,
+    /// Levels of nearness that are left out, if there are others.
+    pub without: Levels,
     /// The present time.
     pub now: Instant,
 }
@@ -268,8 +275,17 @@ struct Multiplexed {
     max: u32,
     /// Streams so far.
     requests: u32,
+    /// When it was opened.
+    born: Instant,
     /// When its last stream ended, or it was opened.
     since: Instant,
+}
+
+impl Multiplexed {
+    /// Whether it has lasted as long as a connection may.
+    fn is_old(&self, longest: Duration, now: Instant) -> bool {
+        !longest.is_zero() && now.saturating_duration_since(self.born) >= longest
+    }
 }
 
 /// One shard's live state of one cluster.
@@ -440,6 +456,7 @@ impl Cluster {
         random: &mut Random,
     ) -> AcquiredStream {
         let last = self.requests_max();
+        let longest = self.spec.max_connection_duration;
         let Some(state) = self
             .pick_once(choice, random)
             .and_then(|at| self.endpoints.get_mut(at))
@@ -448,9 +465,10 @@ impl Cluster {
         };
         // The first that has room, so that those behind it fall idle and go.
         let free = state.shared.iter_mut().find(|shared| {
+            let has_room = shared.streams < shared.max && shared.requests < last;
             shared.group == choice.group
-                && shared.streams < shared.max
-                && shared.requests < last
+                && has_room
+                && !shared.is_old(longest, choice.now)
                 && fits(shared.conn)
         });
         if let Some(shared) = free {
@@ -500,8 +518,23 @@ impl Cluster {
                     .get(at)
                     .is_some_and(|state| choice.avoid.contains(&state.id))
         };
+        if !choice.without.is_empty() {
+            let picked = self
+                .balancer
+                .pick_without(choice.without, choice.hash, avoid, random);
+            if picked.is_some() {
+                return picked;
+            }
+        }
         self.balancer
             .pick(choice.hash, endpoints, avoid, choice.now, random)
+    }
+
+    /// How near an endpoint is: 0 for the nearest.
+    pub fn level(&self, endpoint: EndpointId) -> u32 {
+        let known = self.position(endpoint);
+        let known = known.and_then(|at| self.spec.endpoints.endpoints.get(at));
+        known.map_or(0, |endpoint| endpoint.level)
     }
 
     /// Notes what an attempt on an endpoint has taken until its answer began; None for one that failed.
@@ -529,7 +562,10 @@ impl Cluster {
     /// as many as its endpoint is known to allow; its first stream is the one that asked, of this group.
     pub fn share(&mut self, endpoint: EndpointId, group: Group, max: u32, now: Instant) -> SharedId {
         self.next_shared += 1;
-        let conn = SharedId(self.next_shared);
+        let conn = SharedId {
+            number: self.next_shared,
+            endpoint,
+        };
         let max = self.streams_max(max);
         if let Some(state) = self.state_mut(endpoint) {
             state.shared.push(Multiplexed {
@@ -538,6 +574,7 @@ impl Cluster {
                 streams: 1,
                 max: max.min(state.streams_allowed),
                 requests: 1,
+                born: now,
                 since: now,
             });
         }
@@ -547,11 +584,11 @@ impl Cluster {
     /// The upstream allows so many streams at a time on a connection.
     pub fn resize(&mut self, conn: SharedId, max: u32) {
         let max = self.streams_max(max);
-        for state in &mut self.endpoints {
-            if let Some(shared) = state.shared.iter_mut().find(|shared| shared.conn == conn) {
-                shared.max = max;
-                state.streams_allowed = max.max(1);
-            }
+        if let Some(state) = self.state_mut(conn.endpoint)
+            && let Some(shared) = state.shared.iter_mut().find(|shared| shared.conn == conn)
+        {
+            shared.max = max;
+            state.streams_allowed = max.max(1);
         }
     }
 
@@ -570,21 +607,22 @@ impl Cluster {
 
     /// No more streams of this connection.
     pub fn unshare(&mut self, conn: SharedId) {
-        for state in &mut self.endpoints {
+        if let Some(state) = self.state_mut(conn.endpoint) {
             state.shared.retain(|shared| shared.conn != conn);
         }
     }
 
     /// Whether streams of this connection may be handed out.
     pub fn is_shared(&self, conn: SharedId) -> bool {
-        let mut all = self.endpoints.iter().flat_map(|state| &state.shared);
-        all.any(|shared| shared.conn == conn)
+        let state = self.position(conn.endpoint).and_then(|at| self.endpoints.get(at));
+        state.is_some_and(|state| state.shared.iter().any(|shared| shared.conn == conn))
     }
 
     /// Gives a stream back, and with it its endpoint. Answers whether the connection is shared no more, because it has
-    /// carried as many as it may.
+    /// carried as many as it may, or for as long.
     pub fn release_stream(&mut self, endpoint: EndpointId, conn: SharedId, now: Instant) -> bool {
         let last = self.requests_max();
+        let longest = self.spec.max_connection_duration;
         let Some(state) = self.state_mut(endpoint) else {
             return true;
         };
@@ -595,7 +633,7 @@ impl Cluster {
         if let Some(shared) = state.shared.get_mut(at) {
             shared.streams = shared.streams.saturating_sub(1);
             shared.since = now;
-            if shared.streams > 0 || shared.requests < last {
+            if shared.streams > 0 || (shared.requests < last && !shared.is_old(longest, now)) {
                 return false;
             }
         }
@@ -635,12 +673,16 @@ impl Cluster {
     /// Takes out the connections that have idled too long.
     pub fn expire(&mut self, now: Instant) -> Vec<ConnId> {
         let mut expired = Vec::new();
-        let idle = self.spec.idle_timeout;
+        let (idle, longest) = (self.spec.idle_timeout, self.spec.max_connection_duration);
         for state in &mut self.endpoints {
             state.idle.expire(now, idle, &mut expired);
             // Who keeps the connection asks whether it is still shared.
             state.shared.retain(|shared| {
-                shared.streams > 0 || (idle.is_zero() || now.saturating_duration_since(shared.since) < idle)
+                let is_old = shared.is_old(longest, now);
+                !is_old
+                    && (shared.streams > 0
+                        || idle.is_zero()
+                        || now.saturating_duration_since(shared.since) < idle)
             });
         }
         expired
@@ -745,8 +787,45 @@ mod tests {
             hash: None,
             avoid,
             group: Group::ALL,
+            without: Levels::NONE,
             now: Instant::now(),
         }
+    }
+
+    #[test]
+    fn a_shared_connection_that_has_lasted_long_takes_no_more_requests() {
+        let (mut random, now) = (Random::from_seed(1), Instant::now());
+        let longest = Duration::from_secs(60);
+        let spec = Arc::new(ClusterSpec {
+            max_connection_duration: longest,
+            ..ClusterSpec::clone(&spec(&[1]))
+        });
+        let counts = Arc::new(ClusterShared::new(u32::MAX));
+        let mut cluster = Cluster::new(spec, counts, now, &mut random);
+        let later = |time| Choice {
+            now: now + time,
+            ..any()
+        };
+        let AcquiredStream::Open {
+            endpoint,
+            permit: _permit,
+            ..
+        } = cluster.acquire_stream(later(Duration::ZERO), |_| true, &mut random)
+        else {
+            panic!("nothing is open");
+        };
+        let conn = cluster.share(endpoint, Group::ALL, 100, now);
+        let before = later(longest - Duration::from_millis(1));
+        let shared = cluster.acquire_stream(before, |_| true, &mut random);
+        assert!(matches!(shared, AcquiredStream::Share { .. }));
+        assert!(!cluster.release_stream(endpoint, conn, before.now));
+        let fresh = cluster.acquire_stream(later(longest), |_| true, &mut random);
+        assert!(matches!(fresh, AcquiredStream::Open { .. }));
+        assert!(cluster.is_shared(conn), "its stream goes on");
+        cluster.expire(before.now);
+        assert!(cluster.is_shared(conn));
+        cluster.expire(now + longest);
+        assert!(!cluster.is_shared(conn), "it is to end with its streams");
     }
 
     #[test]

@@ -81,7 +81,8 @@ fn policy(random: &mut Random) -> RetryPolicy {
         backoff: ms(1 + random.below(30)),
         on,
         status_codes: codes.into(),
-        ignore_previous_hosts: !one_in(random, 4),
+        ignore_previous_hosts: one_in(random, 4).then_some(false),
+        remote_localities: false,
     }
 }
 

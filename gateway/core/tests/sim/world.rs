@@ -16,6 +16,7 @@ use http::{Method, StatusCode};
 use isthmus_core::attempt::{Answer, Attempts, BodyProgress, Failure, Judged, RetryOn, Timeouts, Verdict};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::hash;
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::retry_budget::{RequestCount, RetryPermit};

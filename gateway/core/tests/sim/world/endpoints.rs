@@ -243,6 +243,7 @@ impl World<'_> {
                 hash: None,
                 avoid: &[],
                 group: Group::ALL,
+                without: Levels::NONE,
                 now: at,
             };
             let acquired = self.shards[shard].cluster.acquire(choice, true, &mut self.draws);

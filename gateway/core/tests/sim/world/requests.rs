@@ -49,7 +49,7 @@ impl World<'_> {
             deadline,
             is_due: deadline,
             hash: is_keyed.then(|| hash(&[b'k', key as u8])),
-            avoids: policy.ignore_previous_hosts && !is_keyed,
+            avoids: policy.ignores_previous_hosts(is_keyed),
             avoid: Vec::new(),
             replayable: !self.one_in(5),
             number: 0,
@@ -125,6 +125,7 @@ impl World<'_> {
                 hash,
                 avoid: &avoid,
                 group: Group::ALL,
+                without: Levels::NONE,
                 now,
             };
             match self.acquire(shard, choice, fresh) {

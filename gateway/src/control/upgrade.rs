@@ -609,17 +609,13 @@ mod tests {
     #[test]
     fn sockets_find_their_listeners_again() {
         let (channel, theirs) = Channel::pair().unwrap();
-        let (first, second) = (
-            TcpListener::bind("127.0.0.1:0").unwrap(),
-            TcpListener::bind("127.0.0.1:0").unwrap(),
-        );
+        let bound = |address| TcpListener::bind(address).unwrap();
+        let (first, second) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+        let spare = bound("127.0.0.9:0");
         let at = first.local_addr().unwrap();
         let role = |port| Role::Listener { port, bind: None };
         let sockets = vec![
-            (
-                Role::Spare("8443".to_owned()),
-                OwnedFd::from(first.try_clone().unwrap()),
-            ),
+            (Role::Spare("8443".to_owned()), OwnedFd::from(spare)),
             (role(80), OwnedFd::from(first.try_clone().unwrap())),
             (role(80), first.try_clone().unwrap().into()),
             (role(81), second.into()),

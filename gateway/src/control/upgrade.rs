@@ -609,10 +609,9 @@ mod tests {
     #[test]
     fn sockets_find_their_listeners_again() {
         let (channel, theirs) = Channel::pair().unwrap();
-        let (first, second) = (
-            TcpListener::bind("127.0.0.1:0").unwrap(),
-            TcpListener::bind("127.0.0.1:0").unwrap(),
-        );
+        let bound = |address| TcpListener::bind(address).unwrap();
+        let (first, second) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+        let spare = bound("127.0.0.9:0");
         let at = first.local_addr().unwrap();
         let spare = TcpListener::bind("127.0.0.1:0").unwrap();
         let role = |port| Role::Listener { port, bind: None };

@@ -613,7 +613,6 @@ mod tests {
         let (first, second) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
         let spare = bound("127.0.0.9:0");
         let at = first.local_addr().unwrap();
-        let spare = TcpListener::bind("127.0.0.1:0").unwrap();
         let role = |port| Role::Listener { port, bind: None };
         let sockets = vec![
             (Role::Spare("8443".to_owned()), OwnedFd::from(spare)),

@@ -181,6 +181,7 @@ worker_processes 1;
 pid {at}/nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
+    keepalive_timeout 1h;
     access_log {at}/access.log;
     client_body_temp_path {at}/body;
     proxy_temp_path {at}/proxy;

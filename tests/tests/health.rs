@@ -688,7 +688,7 @@ spec:
 fn deliberate() -> Upstream {
     Upstream::start(|request| {
         if request.target == CHECK {
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(Duration::from_millis(300));
         }
         Answer::ok("served")
     })

@@ -199,8 +199,9 @@ fn rules_are_for_the_clients_that_they_ask_for() {
     let routes = "- match: [{sourceSubnet: 127.0.0.1}]
   route: [{destination: {host: one.internal, port: {number: 9000}}}]
 - match: [{sourceLabels: {app: two}}]
-  route: [{destination: {host: two.internal, port: {number: 9000}}}]
-- match: [{sourceSubnet: 127.0.1.0/24}, {sourceSubnet: 127.0.2.0/24}]
+  route: [{destination: {host: two.internal, port: {number: 9000}}}]";
+    // Another VirtualService goes on where the first has nothing for a client.
+    let behind = "- match: [{sourceSubnet: 127.0.1.0/24}, {sourceSubnet: 127.0.2.0/24}]
   route: [{destination: {host: many.internal, port: {number: 9000}}}]";
     let services = names.iter().zip(&peers).map(|(name, peer)| {
         let host = format!("{name}.internal");
@@ -211,7 +212,11 @@ kind: WorkloadEntry
 metadata: {name: two, namespace: default}
 spec: {address: 127.0.0.2, labels: {app: two}}
 ";
-    let text = gateway_with(SERVER) + &rules(routes) + &services.collect::<String>() + two;
+    let text = gateway_with(SERVER)
+        + &rules(routes)
+        + &rules(behind).replace("name: v,", "name: w,")
+        + &services.collect::<String>()
+        + two;
     let gateway = Gateway::builder().resources("g", &text).port(9000).start();
     let heard = |address: &str| {
         let from = address.parse().unwrap();

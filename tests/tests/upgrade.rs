@@ -57,7 +57,7 @@ fn no_request_is_lost_while_processes_follow_each_other() {
         .resources("all", &documents)
         .shards(2)
         .arg("--drain-timeout")
-        .arg("3s")
+        .arg(if upgrades > UPGRADES { "3s" } else { "8s" })
         .start();
     let address = gateway.address();
     let (admin, status, metrics) = (gateway.admin(), gateway.status(), gateway.metrics());

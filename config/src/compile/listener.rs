@@ -700,15 +700,29 @@ impl<'a> Place<'a> {
         });
     }
 
-    /// The route of the first VirtualService that has a rule for whole connections here.
+    /// The route of the first VirtualService that has a rule for whole connections here; what is for some clients only is
+    /// followed by the rules of the next.
     fn tcp_route(&mut self) -> Option<(Arc<TcpRoute>, StreamOrigin)> {
         let common = self.common();
-        let mut bound = common.iter().filter_map(|(at, _)| self.bindings.all.get(*at));
-        bound.find_map(|written| {
-            let (route, rule) = stream::tcp(written, self.site, self.context)?;
-            let origin = StreamOrigin::new(&written.meta.origin, "tcp", rule, None);
-            Some((route, origin))
-        })
+        let bound = common.iter().filter_map(|(at, _)| self.bindings.all.get(*at));
+        let mut found: Option<(TcpRoute, StreamOrigin)> = None;
+        for written in bound {
+            let Some((mut route, rule, is_for_all)) = stream::tcp(written, self.site, self.context) else {
+                continue;
+            };
+            match &mut found {
+                Some((first, _)) => {
+                    let behind = std::mem::take(&mut route.others);
+                    first.others.push(route);
+                    first.others.extend(behind);
+                }
+                None => found = Some((route, StreamOrigin::new(&written.meta.origin, "tcp", rule, None))),
+            }
+            if is_for_all {
+                break;
+            }
+        }
+        found.map(|(route, origin)| (Arc::new(route), origin))
     }
 
     /// Adds a server of bytes.

@@ -19,15 +19,15 @@ pub(crate) struct Passed<'a> {
     pub(crate) matched: usize,
 }
 
-/// The first `tcp[]` rule that applies, with those behind it for clients that it is not for, and its position in
-/// `spec.tcp`.
+/// The first `tcp[]` rule that applies, with those behind it for clients that it is not for; its position in `spec.tcp`,
+/// and whether no client is left.
 pub(crate) fn tcp(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
-) -> Option<(Arc<TcpRoute>, usize)> {
+) -> Option<(TcpRoute, usize, bool)> {
     let meta = &written.meta;
-    let mut found: Option<(TcpRoute, usize)> = None;
+    let mut found: Option<(TcpRoute, usize, bool)> = None;
     'rules: for (at, rule) in written.spec.tcp.iter().enumerate() {
         for asks in asked(rule, meta, site, context) {
             let source = match asks {
@@ -39,8 +39,11 @@ pub(crate) fn tcp(
             if let Some(one) = route(rule, meta, site, context) {
                 let one = TcpRoute { source, ..one };
                 match &mut found {
-                    Some((first, _)) => first.others.push(one),
-                    None => found = Some((one, at)),
+                    Some((first, _, is_for_all)) => {
+                        first.others.push(one);
+                        *is_for_all = is_last;
+                    }
+                    None => found = Some((one, at, is_last)),
                 }
             }
             if is_last {
@@ -48,7 +51,7 @@ pub(crate) fn tcp(
             }
         }
     }
-    found.map(|(route, at)| (Arc::new(route), at))
+    found
 }
 
 /// What the matches of a rule that apply here ask of clients.

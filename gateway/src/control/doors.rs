@@ -47,6 +47,11 @@ impl Control {
         let Some(until) = self.closed.as_ref().map(|closed| closed.until) else {
             return;
         };
+        if self.plan.is_some() {
+            // It is on its way out: nobody new comes in.
+            self.closed = None;
+            return;
+        }
         let Some(current) = self.publisher.effective() else {
             return;
         };

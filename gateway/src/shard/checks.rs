@@ -53,24 +53,27 @@ struct Target {
     tls: Option<Arc<ClientTls>>,
     /// The authority that is asked for; empty where none is.
     host: Box<str>,
+    /// Whose name its addresses are those of.
+    name: Option<Box<str>>,
     is_http2: bool,
     proxy_protocol: Option<ProxyVersion>,
 }
 
 impl Target {
     fn new(endpoint: &Endpoint, policy: &Arc<HealthPolicy>, spec: &ClusterSpec) -> Self {
-        let endpoint = endpoint.address;
+        let address = endpoint.address;
         let tls = policy.tls(spec.tls.as_ref());
         let is_asked = tls.is_some() || !matches!(policy.check, Check::Tcp);
         let service = spec.key.host();
         let own_port = policy.port.is_none();
         Self {
-            endpoint,
-            at: policy.address_of(endpoint),
+            endpoint: address,
+            at: policy.address_of(address),
             policy: Arc::clone(policy),
+            name: endpoint.targets.is_some().then(|| service.into()),
             host: match is_asked {
                 // A wildcard is nobody's name.
-                true if service.contains('*') => endpoint.to_string().into(),
+                true if service.contains('*') => address.to_string().into(),
                 true => service.into(),
                 false => "".into(),
             },

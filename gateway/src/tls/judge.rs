@@ -43,8 +43,14 @@ fn look(name: &CredentialName, values: &BTreeMap<String, Vec<u8>>, asked: Secret
             .load_authorities(&CaSource::Credential(name.clone()), now)
             .err(),
     };
+    // A Secret without authorities is well as it is: who asks it for them is wrong, or has them in a folder.
+    let is_of_asker = |error: &MaterialError| match error {
+        MaterialError::NotFound { .. } => true,
+        MaterialError::Missing { .. } => asked == SecretAsked::Authorities,
+        _ => false,
+    };
     error
-        .filter(|error| !matches!(error, MaterialError::NotFound { .. }))
+        .filter(|error| !is_of_asker(error))
         .map(|error| error.to_string())
 }
 
@@ -77,7 +83,9 @@ mod tests {
         }
         let why = judged(&[("tls.crt", "no certificate"), key], SecretAsked::Key).unwrap();
         assert!(why.contains("tls.crt"), "{why}");
-        assert!(judged(&[certificate, key], SecretAsked::Authorities).is_some());
+        assert_eq!(judged(&[certificate, key], SecretAsked::Authorities), None);
+        let none = [certificate, key, ("ca.crt", "no certificate")];
+        assert!(judged(&none, SecretAsked::Authorities).is_some());
         let pem = authority.pem();
         assert_eq!(judged(&[("ca.crt", &pem)], SecretAsked::Authorities), None);
         assert!(judged(&[("ca.crt", &pem)], SecretAsked::Key).is_some());

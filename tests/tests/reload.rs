@@ -184,10 +184,18 @@ fn a_bad_document_keeps_its_last_good_version_and_the_rest_applies() {
 fn files_that_are_gone_change_nothing() {
     let one = Upstream::echo("one");
     let gateway = Gateway::in_front_of(one.address());
-    fs::remove_file(gateway.folder_path().join("resources").join("route.yaml")).unwrap();
-    let status = gateway.reload();
-    assert!(status["unreadable"].is_string(), "{status}");
-    assert_eq!(served_by(&gateway), "one");
+    let file = gateway.folder_path().join("resources").join("route.yaml");
+    // Cut short by who is about to write it, and gone.
+    for is_cut in [true, false] {
+        if is_cut {
+            fs::write(&file, "\n").unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        let status = gateway.reload();
+        assert!(status["unreadable"].is_string(), "{status}");
+        assert_eq!(served_by(&gateway), "one");
+    }
     gateway.stop();
 }
 

@@ -160,7 +160,8 @@ impl Files {
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
         let sources = self.sources()?;
         if self.lost_files(&sources) {
-            let text = "there is no file of resources, and the state folder has some that were served";
+            let text =
+                "no file of resources has anything in it, and the state folder has some that were served";
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
         }
         self.content = content_of(&sources);
@@ -188,10 +189,11 @@ impl Files {
         Ok(sources)
     }
 
-    /// Whether no file is there any more of those that something was served from: a volume that is gone for a moment.
+    /// Whether no file is there any more of those that something was served from, or nothing in any: a volume that is gone
+    /// for a moment, or a file that is being written.
     fn lost_files(&self, sources: &[Source]) -> bool {
-        sources.iter().all(|source| source.name == WRITTEN)
-            && self.last.documents().any(|(_, file, _)| file != WRITTEN)
+        let is_nothing = |source: &Source| source.name == WRITTEN || source.text.trim().is_empty();
+        sources.iter().all(is_nothing) && self.last.documents().any(|(_, file, _)| file != WRITTEN)
     }
 
     /// Answers the admin API; what control is to be told comes out.
@@ -285,7 +287,7 @@ impl Files {
         };
         if self.lost_files(&sources) {
             // Who means it ends the process.
-            return Loaded::Unreadable("there is no file of resources any more".to_owned());
+            return Loaded::Unreadable("no file of resources has anything in it any more".to_owned());
         }
         let content = content_of(&sources);
         if content == self.content && !forced {

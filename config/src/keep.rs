@@ -118,8 +118,11 @@ impl fmt::Display for Quarantined {
         } else {
             "it is left out"
         };
-        let resources = resources.join(", ");
-        write!(f, "{file}:{line}:{column}: {resources}: {reason}; {serves}")
+        write!(f, "{file}:{line}:{column}: ")?;
+        if !resources.is_empty() {
+            write!(f, "{}: ", resources.join(", "))?;
+        }
+        write!(f, "{reason}; {serves}")
     }
 }
 
@@ -208,17 +211,24 @@ fn compile_round(sources: Vec<Source>, options: &Options, last: &LastGood, cache
     keeper.give_up(options, &written, cache)
 }
 
-/// The first error of a document.
+/// The first error of a document that is not only the follow-up of another.
 fn reason(document: &Document, sources: &[Source], diagnostics: &[Diagnostic]) -> Diagnostic {
     let source = sources.get(document.source);
     let name = source.map_or("", |source| source.name.as_str());
     let text = source.map_or("", |source| source.text.as_str());
     let line_at = |at: usize| text.get(..at).unwrap_or("").matches('\n').count() + 1;
     let lines = line_at(document.span.start)..=line_at(document.span.end);
-    let mut errors = diagnostics
-        .iter()
-        .filter(|found| found.severity == Severity::Error && found.file == name);
-    let found = errors.find(|found| lines.contains(&found.line));
+    let errors = || {
+        let all = diagnostics.iter();
+        all.filter(|found| found.severity == Severity::Error && found.file == name)
+    };
+    let inside = || errors().filter(|found| lines.contains(&found.line));
+    // What is missing may be there under a name that nobody knows.
+    let found = inside()
+        .find(|found| found.name != "missing-field")
+        .or_else(|| inside().next())
+        // What is no YAML ends where that shows at the latest, and the error may be behind it.
+        .or_else(|| errors().find(|found| found.line >= *lines.start()));
     found.cloned().unwrap_or_else(|| Diagnostic {
         severity: Severity::Error,
         code: "not-read",

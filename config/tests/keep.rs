@@ -144,6 +144,33 @@ fn a_document_that_never_was_good_stays_out_and_so_does_what_needs_it() {
 }
 
 #[test]
+fn the_reason_is_the_mistake_and_not_what_follows_from_it() {
+    let options = Options::default();
+    let first = keep::compile(sources(&documents(1)), &options, &LastGood::default());
+    let why = |text: &str| {
+        let mut next = sources(&documents(1));
+        next.push(Source {
+            name: "new.yaml".to_owned(),
+            text: text.to_owned(),
+        });
+        let outcome = keep::compile(next, &options, &first.last);
+        assert_eq!(outcome.quarantined.len(), 1, "{:?}", outcome.quarantined);
+        outcome.quarantined[0].to_string()
+    };
+    let broken = why("kind: [\nmetadata: {name: a}\n");
+    assert!(
+        broken.starts_with("new.yaml:2:") && broken.contains(": syntax: ") && !broken.contains(": : "),
+        "{broken}"
+    );
+    let head = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n";
+    let misspelt = why(&format!("{head}spec:\n  hosts: [a.example]\n  htp: []\n"));
+    assert!(
+        misspelt.contains("unknown-field") && misspelt.starts_with("new.yaml:6:"),
+        "{misspelt}"
+    );
+}
+
+#[test]
 fn what_moved_to_another_file_is_not_there_twice() {
     let options = Options::default();
     let first = keep::compile(sources(&documents(1)), &options, &LastGood::default());

@@ -80,7 +80,7 @@ fn each_address_of_a_name_is_an_endpoint_and_answers_change_what_is_served() {
         .shards(2)
         .start();
     // Ready only when the first answer is there.
-    assert_eq!(served_by(&gateway, 8), set(&["one", "two"]));
+    assert_eq!(served_by(&gateway, 40), set(&["one", "two"]));
     let (report, ()) = Load::get(gateway.address(), "any.example", "/").run_during(|_| {
         dns.set(NAME, &Reply::addresses(&["127.0.0.3"], 1));
         eventually(SOON, "the third address serves alone", || {
@@ -210,6 +210,15 @@ fn a_name_that_is_gone_takes_its_endpoints_with_it_when_that_is_said_twice() {
     let line = gateway.access_line("/gone");
     assert!(line.has("UH"), "{line:?}");
     assert_eq!(state(&gateway, NAME)["state"], "none");
+    eventually(SOON, "it is told", || {
+        gateway.log().contains("a name does not exist, or has no address")
+    });
+    let status = gateway.get_admin("/status");
+    assert!(
+        status.text().contains("does not exist, or has no address"),
+        "{}",
+        status.text()
+    );
     let shown = Command::new(binary())
         .args(["endpoints", "--admin", &gateway.admin().to_string()])
         .output()
@@ -230,7 +239,7 @@ fn an_answer_that_was_cut_is_asked_for_over_tcp() {
     let whole = Reply::addresses(&["127.0.0.1", "127.0.0.2"], 60);
     dns.set(NAME, &Reply::Cut(Box::new(whole)));
     let gateway = starting(&dns, &named("DNS", one.address().port(), "")).start();
-    assert_eq!(served_by(&gateway, 4), set(&["one", "two"]));
+    assert_eq!(served_by(&gateway, 40), set(&["one", "two"]));
     assert!(
         dns.asked().iter().any(|question| question.is_tcp),
         "{:?}",

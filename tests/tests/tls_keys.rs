@@ -54,6 +54,13 @@ fn a_missing_secret_stops_only_its_own_hosts() {
     assert_eq!(talk.alert(), Some(alert::INTERNAL_ERROR), "{}", talk.text);
     gateway.assert_causes("no_keys", 1);
     assert_eq!(gateway.metric("isthmus_key_errors"), Some(1.0));
+    let status = gateway.reload();
+    assert!(
+        status["failed_keys"][0]
+            .as_str()
+            .is_some_and(|said| said.contains("no credential default/absent")),
+        "{status}"
+    );
     assert!(
         gateway.log().contains("no credential default/absent"),
         "{}",
@@ -79,6 +86,9 @@ fn a_missing_secret_stops_only_its_own_hosts() {
     assert!(!gateway.get_admin("/certs").text().contains("absent:"));
     eventually(SOON, "no errors", || {
         gateway.metric("isthmus_key_errors") == Some(0.0)
+    });
+    eventually(SOON, "nothing is wrong", || {
+        gateway.get_admin("/ready").text() == "ready\n"
     });
     gateway.stop();
 }
@@ -116,6 +126,12 @@ fn a_bad_replacement_keeps_the_certificate_before_it() {
         assert!(served_old(), "{said}");
         assert!(gateway.get_admin("/certs").text().contains(said));
         assert_eq!(gateway.metric("isthmus_key_errors"), Some(1.0));
+        let ready = gateway.get_admin("/ready");
+        assert!(
+            ready.text().starts_with("ready\ndegraded: ") && ready.text().contains(said),
+            "{}",
+            ready.text()
+        );
     }
     fs::remove_file(&leaf.certificate).unwrap();
     eventually(SOON, "the file is missed", || {

@@ -53,8 +53,11 @@ fn tell(status: &Value) -> Result<(String, bool)> {
     for held in &quarantined {
         writeln!(out, "{held}")?;
     }
-    let ports = status["failed_ports"].as_array().into_iter().flatten();
-    for problem in ports
+    let problems = ["failed_ports", "failed_keys"].map(|what| status[what].as_array());
+    for problem in problems
+        .into_iter()
+        .flatten()
+        .flatten()
         .chain(std::iter::once(&status["unreadable"]))
         .filter_map(Value::as_str)
     {
@@ -74,7 +77,7 @@ mod tests {
         let status = serde_json::json!({
             "served": {"version": 7, "changes": {"listeners": none, "hosts": {"added": 1, "changed": 2, "removed": 3}, "clusters": none}},
             "quarantined": [{"resources": ["Gateway a/b"], "file": "x.yaml", "line": 3, "column": 5, "reason": "syntax: no", "serves_last": true}],
-            "failed_ports": [], "unreadable": null,
+            "failed_ports": [], "failed_keys": ["a.pem: no such file"], "unreadable": null,
         });
         let (text, is_whole) = tell(&status).unwrap();
         assert!(!is_whole);
@@ -82,7 +85,7 @@ mod tests {
             text,
             "version 7 is served\nlisteners: 0 added, 0 changed, 0 removed\nhosts: 1 added, 2 changed, 3 removed\n\
              clusters: 0 added, 0 changed, 0 removed\n\
-             x.yaml:3:5: Gateway a/b: syntax: no; its last good version is served\n"
+             x.yaml:3:5: Gateway a/b: syntax: no; its last good version is served\na.pem: no such file\n"
         );
     }
 
@@ -95,7 +98,7 @@ mod tests {
         let status = serde_json::json!({
             "served": {"version": 8, "changes": changes(0)},
             "last_change": {"version": 7, "since": "2026-11-26T05:00:00.000Z", "changes": changes(3)},
-            "quarantined": [], "failed_ports": [], "unreadable": null,
+            "quarantined": [], "failed_ports": [], "failed_keys": [], "unreadable": null,
         });
         let (text, is_whole) = tell(&status).unwrap();
         assert!(is_whole);

@@ -18,6 +18,8 @@ pub(super) struct Configuration {
     unreadable: Option<String>,
     /// Ports that could not be opened, and why.
     ports: Vec<String>,
+    /// Keys and certificates that cannot be used, and why.
+    keys: Vec<String>,
     tried: Option<Instant>,
     times: Times,
     /// The version that every shard serves.
@@ -76,6 +78,11 @@ impl Configuration {
     /// Which ports could not be opened.
     pub(super) fn ports(&mut self, failed: Vec<String>) {
         self.ports = failed;
+    }
+
+    /// Which keys and certificates cannot be used.
+    pub(super) fn keys(&mut self, failed: Vec<String>) {
+        self.keys = failed;
     }
 
     /// Whether it is time to try the ports again that could not be opened.
@@ -139,7 +146,12 @@ impl Configuration {
     /// What is not served as the files say, and why.
     pub(super) fn degraded(&self) -> Vec<String> {
         let held = self.quarantined.iter().map(ToString::to_string);
-        let others = self.ports.iter().chain(&self.unreadable).cloned();
+        let others = self
+            .ports
+            .iter()
+            .chain(&self.keys)
+            .chain(&self.unreadable)
+            .cloned();
         held.chain(others).collect()
     }
 
@@ -176,6 +188,7 @@ impl Configuration {
             "last_change": changed,
             "quarantined": self.quarantined,
             "failed_ports": self.ports,
+            "failed_keys": self.keys,
             "unreadable": self.unreadable,
         })
     }

@@ -72,6 +72,9 @@ impl Control {
             .map(|(name, _, value)| (name.to_owned(), json!(value)))
             .collect();
         let unresolved = self.discovery.names().view().into_iter().filter_map(|name| {
+            if name.is_kept && name.error.is_none() && name.state == "none" {
+                return Some(format!("{} does not exist, or has no address", name.name));
+            }
             let error = name.error.filter(|_| name.is_kept)?;
             let serves = if name.addresses.is_empty() {
                 "it has no address"

@@ -67,6 +67,11 @@ impl Keys {
         found.is_new
     }
 
+    /// What cannot be used, whether there was something before it or not.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.store.errors().map(ToString::to_string).collect()
+    }
+
     /// Counts changes.
     pub(super) fn number(&self) -> u64 {
         self.number

@@ -424,6 +424,7 @@ impl Control {
     fn publish(&mut self, mut snapshot: Snapshot, secrets: Option<Secrets>) -> Vec<ListenerError> {
         let (mut sockets, failed) = self.listeners.open(&snapshot, self.shards.len());
         let tls = self.keys.load(&snapshot, secrets);
+        self.configuration.keys(self.keys.problems());
         self.discovery.fill(&mut snapshot, &self.publisher);
         if self.publisher.current().is_none() {
             self.closed = Closed::of(&snapshot, &mut sockets, clock::now());
@@ -641,6 +642,7 @@ impl Control {
                 });
             }
         }
+        self.configuration.keys(self.keys.problems());
     }
 
     fn handle(&mut self, event: Event) {

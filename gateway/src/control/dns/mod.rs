@@ -80,6 +80,8 @@ struct State {
 struct Known {
     records: [RefCell<Records>; 2],
     error: RefCell<Option<String>>,
+    /// Whether it was told that there is no such name.
+    is_nowhere: Cell<bool>,
     is_kept: Cell<bool>,
     /// How many loads of the configuration wait for it.
     awaited: Cell<u32>,
@@ -95,6 +97,7 @@ impl Known {
         Self {
             records: [records(), records()],
             error: RefCell::default(),
+            is_nowhere: Cell::new(false),
             is_kept: Cell::new(is_kept),
             awaited: Cell::new(0),
             used: Cell::new(clock::now()),
@@ -457,6 +460,13 @@ impl State {
             known.error.take();
         } else {
             known.error.take();
+        }
+        if !failed {
+            let is_nowhere = known.is_kept.get() && known.is_settled() && known.addresses().is_empty();
+            if is_nowhere && !known.is_nowhere.get() {
+                tracing::warn!(name = &**name, "a name does not exist, or has no address");
+            }
+            known.is_nowhere.set(is_nowhere);
         }
         known.told.notify_waiters();
         if is_other && known.is_kept.get() {

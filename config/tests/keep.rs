@@ -159,7 +159,7 @@ fn the_reason_is_the_mistake_and_not_what_follows_from_it() {
     };
     let broken = why("kind: [\nmetadata: {name: a}\n");
     assert!(
-        broken.starts_with("new.yaml:2:") && broken.contains(": syntax: ") && !broken.contains(": : "),
+        broken.starts_with("new.yaml:3:") && broken.contains(": syntax: ") && !broken.contains(": : "),
         "{broken}"
     );
     let head = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n";

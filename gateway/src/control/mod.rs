@@ -76,6 +76,8 @@ const EVENTS_AT_ONCE: usize = 256;
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shard that has not ticked for so long is reported: a hundred ticks.
 const STALL: Duration = Duration::from_secs(1);
+/// A shard whose ticker has not run for so long is woken: it may sleep where it should not.
+const SLEEP: Duration = Duration::from_millis(100);
 /// How long connections that were cut may take to leave their lines in the access log, and shards to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const SHARDS_END: Duration = Duration::from_secs(5);
@@ -966,7 +968,13 @@ fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Metrics) {
         }
         shard.seen = (ticks, now);
         shard.stalled = false;
-    } else if !shard.stalled && now.saturating_duration_since(shard.seen.1) >= STALL {
+        return;
+    }
+    let still = now.saturating_duration_since(shard.seen.1);
+    if still >= SLEEP {
+        shard.heartbeat.poke();
+    }
+    if !shard.stalled && still >= STALL {
         shard.stalled = true;
         metrics.count_stall();
         tracing::error!(shard = index, "the shard stands still");

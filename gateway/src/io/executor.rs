@@ -2,13 +2,17 @@
 //!
 //! glommio 0.9 can go to sleep although tasks are runnable (its loop takes "preempted on entry" for "nothing to do").
 //! What contains that: a ticker that is always armed, so that a sleep never lasts longer than a tick; a preempt timer
-//! far longer than anything a task does in one go; one task queue, and none that is latency sensitive. The counter
-//! that the ticker drives lets the control thread see a shard that stands still all the same.
+//! far longer than anything a task does in one go; one task queue, and none that is latency sensitive. Where the ticker
+//! itself is among the tasks that are slept over, the control thread sees that its counter stands still, and wakes the
+//! shard from outside ([`Heartbeat::poke`]).
 
 use super::timer::Wheel;
+use atomic_waker::AtomicWaker;
 use std::future::Future;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,18 +47,44 @@ pub struct BuildError(String);
 
 /// A shard's sign of life: grows with every tick.
 #[derive(Debug, Clone, Default)]
-pub struct Heartbeat(Arc<AtomicU64>);
+pub struct Heartbeat(Arc<Pulse>);
+
+#[derive(Debug, Default)]
+struct Pulse {
+    ticks: AtomicU64,
+    is_poked: AtomicBool,
+    sleeper: AtomicWaker,
+}
 
 impl Heartbeat {
     /// Ticks so far.
     pub fn ticks(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.ticks.load(Ordering::Relaxed)
+    }
+
+    /// Wakes a shard whose ticker stands still, from another thread. The runtime may have gone to sleep with the ticker
+    /// among the tasks that can run, and then sleeps until something comes from outside.
+    pub fn poke(&self) {
+        self.0.is_poked.store(true, Ordering::Release);
+        self.0.sleeper.wake();
+    }
+
+    /// Waits for the next of those.
+    async fn poked(&self) {
+        poll_fn(|cx| {
+            self.0.sleeper.register(cx.waker());
+            match self.0.is_poked.swap(false, Ordering::Acquire) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
     }
 
     fn beat(&self) {
         // One writer: the shard.
-        self.0
-            .store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let ticks = &self.0.ticks;
+        ticks.store(ticks.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
@@ -102,6 +132,12 @@ where
             executor.run(async move {
                 let wheel = Wheel::new(TICK, super::clock::now());
                 let ticking = wheel.clone();
+                let pulse = heartbeat.clone();
+                super::spawn::spawn_uncounted(async move {
+                    loop {
+                        pulse.poked().await;
+                    }
+                });
                 if settings.ticker {
                     super::spawn::spawn_uncounted(async move {
                         loop {

@@ -5,7 +5,7 @@
 //! before it asks for the change until a request is answered by the new address, the HTTP of both included.
 
 use crate::measure::{Process, Spread};
-use crate::proxy::READY;
+use crate::proxy::{READY, sharded_command};
 use anyhow::{Context, Result, ensure};
 use isthmus_tests::client::{self, Client};
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
@@ -14,7 +14,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const CHANGES: usize = 2_000;
@@ -54,29 +53,8 @@ pub(crate) fn measure(gateway: &Path, out: &Path, smoke: bool) -> Result<()> {
     fs::create_dir_all(&resources)?;
     fs::write(resources.join("all.yaml"), RESOURCES)?;
     let ready = folder.path().join(READY);
-    let mut command = Command::new(gateway);
-    command
-        .arg("run")
-        .arg("-f")
-        .arg(&resources)
-        .args([
-            "--log-level",
-            "warn",
-            "--bind-address",
-            "127.0.0.1",
-            "--access-log",
-            "off",
-        ])
-        .args([
-            "--admin",
-            "127.0.0.1:0",
-            "--status",
-            "127.0.0.1:0",
-            "--metrics",
-            "127.0.0.1:0",
-        ])
-        .args(["--port-map", "80=0", "--ready-file"])
-        .arg(&ready);
+    let mut command = sharded_command(gateway, &resources, &ready);
+    command.args(["--access-log", "off"]);
     let mut process = Process::anywhere(command, folder.path())?;
     let said: Value = process.wait_for(|| serde_json::from_slice(&fs::read(&ready).ok()?).ok())?;
     let address =

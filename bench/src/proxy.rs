@@ -489,19 +489,19 @@ spec:
 
 /// Runs the gateway on one shard, with ports that the kernel chooses; where its access log goes is left to the caller.
 pub(crate) fn gateway_command(gateway: &Path, resources: &Path, ready: &Path) -> Command {
+    let mut command = sharded_command(gateway, resources, ready);
+    command.args(["--shards", "1"]);
+    command
+}
+
+/// The same on as many shards as the machine has cores.
+pub(crate) fn sharded_command(gateway: &Path, resources: &Path, ready: &Path) -> Command {
     let mut command = Command::new(gateway);
     command
         .arg("run")
         .arg("-f")
         .arg(resources)
-        .args([
-            "--shards",
-            "1",
-            "--log-level",
-            "warn",
-            "--bind-address",
-            "127.0.0.1",
-        ])
+        .args(["--log-level", "warn", "--bind-address", "127.0.0.1"])
         .args([
             "--admin",
             "127.0.0.1:0",

@@ -11,9 +11,6 @@ use crate::yaml::Path;
 use isthmus_core::tls::{CaSource, CredentialName, KeySource};
 use std::collections::{BTreeMap, HashMap};
 
-/// What Istio appends to the name of a credential to find the authorities that belong to it.
-const CA_SUFFIX: &str = "-cacert";
-
 /// What a `tls` takes from a Secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SecretAsked {
@@ -49,10 +46,7 @@ pub(crate) fn judge(resources: &Resources, origins: &Origins, judge: SecretJudge
             }
         }
         if let Some(CaSource::Credential(name)) = ca {
-            let other = CredentialName {
-                namespace: name.namespace.clone(),
-                name: format!("{}{CA_SUFFIX}", name.name).into(),
-            };
+            let other = name.of_authorities();
             let has_other = by_name.contains_key(&(&*other.namespace, &*other.name));
             let name = if has_other { other } else { name.clone() };
             asked.push((name, SecretAsked::Authorities));

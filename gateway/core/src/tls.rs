@@ -23,6 +23,17 @@ pub struct CredentialName {
     pub name: Box<str>,
 }
 
+impl CredentialName {
+    /// The credential that has the authorities that belong to this one: Istio appends `-cacert` to the name.
+    #[must_use]
+    pub fn of_authorities(&self) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            name: format!("{}-cacert", self.name).into(),
+        }
+    }
+}
+
 /// Where a certificate chain and its key come from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeySource {

@@ -16,7 +16,7 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How often timers are looked at; also the longest that a lost wake-up can last.
+/// How often timers are looked at; also how long a lost wake-up lasts, unless it is the ticker's own.
 pub const TICK: Duration = Duration::from_millis(10);
 
 /// How an executor is built. The default is what production runs; tests of the stall change it.

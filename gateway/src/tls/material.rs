@@ -34,9 +34,6 @@ use x509_parser::x509::X509Version;
 /// What a file may have at most. Bundles of roots have a quarter of a megabyte, revocation lists some megabytes.
 pub const MAX_FILE_BYTES: u64 = 32 << 20;
 
-/// What Istio appends to the name of a credential to find the authorities that belong to it.
-const CA_SUFFIX: &str = "-cacert";
-
 /// Where credentials are found.
 pub struct Credentials {
     pub(super) secrets: BTreeMap<CredentialName, BTreeMap<String, Vec<u8>>>,
@@ -182,10 +179,7 @@ impl Credentials {
     }
 
     fn find_ca(&self, name: &CredentialName) -> Result<Credential<'_>, MaterialError> {
-        let with_suffix = CredentialName {
-            namespace: name.namespace.clone(),
-            name: format!("{}{CA_SUFFIX}", name.name).into(),
-        };
+        let with_suffix = name.of_authorities();
         if let Some(credential) = self.find(&with_suffix)? {
             return Ok(credential);
         }

@@ -161,13 +161,7 @@ impl Store {
             return Refreshed::default();
         }
         self.credentials = Credentials::new(secrets, self.folder.clone());
-        let asks = |name: &CredentialName| {
-            let authority = CredentialName {
-                namespace: name.namespace.clone(),
-                name: format!("{}-cacert", name.name).into(),
-            };
-            changed.contains(name) || changed.contains(&authority)
-        };
+        let asks = |name: &CredentialName| changed.contains(name) || changed.contains(&name.of_authorities());
         let concerns = |keys: &[KeySource], ca: Option<&CaSource>| {
             let key = |key: &KeySource| matches!(key, KeySource::Credential(name) if asks(name));
             keys.iter().any(key) || matches!(ca, Some(CaSource::Credential(name)) if asks(name))
@@ -323,8 +317,8 @@ impl Store {
 
     fn watch_credential(&self, name: &CredentialName, paths: &mut Vec<PathBuf>) {
         let Some(folder) = &self.folder else { return };
-        for name in [name.name.to_string(), format!("{}-cacert", name.name)] {
-            let folder = folder.join(name);
+        for name in [name, &name.of_authorities()] {
+            let folder = folder.join(&*name.name);
             let files = CREDENTIAL_FILES.map(|file| folder.join(file));
             paths.extend(files.into_iter().filter(|file| file.exists()));
             paths.push(folder);

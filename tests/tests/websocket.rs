@@ -500,14 +500,14 @@ fn a_drain_lets_a_websocket_go_on_and_says_goodbye_before_its_time_is_over() {
 }
 
 /// How fast a slow upstream sends. A pace, not a synchronisation.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(20);
 
 #[test]
 fn a_goodbye_comes_between_two_frames() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut gateway = before(listener.local_addr().unwrap(), false)
         .arg("--drain-timeout")
-        .arg("3s")
+        .arg("8s")
         .start();
     let mut client = gateway.client();
     client.send(wish("/slow"));

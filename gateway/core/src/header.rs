@@ -308,6 +308,11 @@ impl HeaderList {
         self.append_resolved(id, id.name().as_bytes(), value);
     }
 
+    /// Appends a field whose name is known to be no well-known one.
+    pub(crate) fn append_other(&mut self, name: &[u8], value: &[u8]) {
+        self.append_resolved(HeaderId::Other, name, value);
+    }
+
     fn append_resolved(&mut self, id: HeaderId, name: &[u8], value: &[u8]) {
         self.arena
             .reserve(name.len() + NAME_END.len() + value.len() + LINE_END.len());

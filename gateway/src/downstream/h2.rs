@@ -8,38 +8,32 @@ use super::Downstream;
 use super::tls::{self, Secured};
 use crate::io::buffer::ReadBuffer;
 use crate::io::h1::{Chunk, ReadError};
-use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
+use crate::io::h2::{Exchange, Link, Mover};
 use crate::io::stream::Stream as Socket;
 use crate::io::timer::{Timer, Wheel};
-use bytes::Bytes;
-use h2::server::{self, SendResponse};
-use h2::{Reason, RecvStream};
-use http::Request;
 use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::encode::ResponseContext;
-use isthmus_core::h2::head::{read_request, write_interim, write_response};
-use isthmus_core::h2::{FRAME_SIZE_MAX, Misbehaviour};
+use isthmus_core::h2::frame::code;
+use isthmus_core::h2::head::{certain_length, read_request, write_interim, write_response};
+use isthmus_core::h2::{Misbehaviour, Options, Role};
 use isthmus_core::header::HeaderList;
 use isthmus_core::limits::{MessageLimits, Settings};
-use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
+use isthmus_core::message::{BodyLength, RequestHead, ResponseHead};
 use isthmus_core::reply::Cause;
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// What a client with prior knowledge says first (RFC 9113, 3.4).
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub use isthmus_core::h2::frame::PREFACE;
+
 /// Room that a client gets for one stream's data, and for all of a connection.
 const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
 /// How long a client that is told to leave may take to read it.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// A body up to this size that has come with its head is kept until the answer comes, so that it can be sent again.
-const WHOLE_MAX: usize = 16 * 1024;
 
 /// What the streams of a connection have in common.
 struct Shared {
@@ -54,26 +48,23 @@ struct Shared {
 
 /// One client's connection.
 pub struct Connection {
-    engine: server::Connection<Wire, Bytes>,
+    mover: Mover,
+    link: Rc<Link>,
     socket: Rc<Socket>,
     shared: Rc<Shared>,
     limits: MessageLimits,
     wheel: Wheel,
-    /// How long the connection may have no stream.
+    /// How long the connection may have no stream, or take to begin.
     idle: Timer,
     stage: Stage,
-    /// What the client has done that a sane one does not.
-    found: Rc<Cell<Option<Misbehaviour>>>,
-    /// Bytes that the socket has taken.
-    wrote: Rc<Cell<u64>>,
-    /// Whether the task has not given way since it got a stream.
-    asks_again: Rc<Cell<bool>>,
     stuck: Stuck,
 }
 
 /// How far a connection is on its way to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// The client has not said what it takes.
+    Begun,
     /// It takes streams.
     Open,
     /// The client was told to open no more of them; those that there are go on.
@@ -89,12 +80,9 @@ struct Stuck {
     wrote: u64,
 }
 
-/// A stream's head, as it came.
-pub type Head = Request<RecvStream>;
-
 impl Connection {
-    /// Takes over a connection from which `begun` was read already. None when it ends before it has begun.
-    pub async fn open(
+    /// Takes over a connection from which `begun` was read already.
+    pub fn open(
         socket: Socket,
         begun: ReadBuffer,
         secured: Option<Secured>,
@@ -102,60 +90,46 @@ impl Connection {
         (settings, limits): (&Settings, MessageLimits),
         wheel: &Wheel,
         drain: Rc<Cell<Drain>>,
-    ) -> Option<Self> {
+    ) -> Self {
         let socket = Rc::new(socket);
-        let mut builder = server::Builder::new();
-        builder
-            .initial_window_size(WINDOWS.0)
-            .initial_connection_window_size(WINDOWS.1)
-            .max_frame_size(FRAME_SIZE_MAX)
-            .max_concurrent_streams(settings.http2_concurrent_streams)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buffer_size(SEND_BUFFER)
-            .data_frame_budget(codec::SMALL_DATA_BUDGET)
-            // The watch knows what is too much of these, and counts and logs it.
-            .max_pending_accept_reset_streams(settings.http2_limits().rapid_resets as usize)
-            .max_local_error_reset_streams(None)
-            .enable_connect_protocol();
+        let options = Options {
+            role: Role::Server,
+            stream_window: WINDOWS.0,
+            connection_window: WINDOWS.1,
+            streams: settings.http2_concurrent_streams,
+            header_bytes: limits.header_bytes,
+            header_count: limits.header_count,
+            limits: Some(settings.http2_limits()),
+        };
+        let mover = Mover::to_client(Rc::clone(&socket), begun, options);
         let deadline = wheel.timer();
         deadline.set(settings.header_timeout);
-        let (wire, found) = Wire::to_client(Rc::clone(&socket), begun, settings.http2_limits());
-        let (wrote, asks_again) = (wire.wrote_bytes(), wire.asks_again());
-        let mut handshake = pin!(builder.handshake(wire));
-        let engine = poll_fn(|cx| match handshake.as_mut().poll(cx) {
-            Poll::Ready(engine) => Poll::Ready(engine.ok()),
-            Poll::Pending => deadline.poll(cx).map(|()| None),
-        })
-        .await?;
-        let local = socket.local_addr();
-        Some(Self {
-            engine,
-            socket,
+        Self {
+            link: Rc::clone(mover.link()),
+            mover,
             shared: Rc::new(Shared {
                 peer,
-                local,
+                local: socket.local_addr(),
                 secured,
                 drain,
                 requests: Cell::new(0),
                 active: Cell::new(0),
             }),
+            socket,
             limits,
             wheel: wheel.clone(),
             idle: deadline,
-            stage: Stage::Open,
-            found,
-            wrote,
-            asks_again,
+            stage: Stage::Begun,
             stuck: Stuck {
                 timer: wheel.timer(),
                 wrote: 0,
             },
-        })
+        }
     }
 
     /// What the client has done that a sane one does not, for which the connection ends.
     pub fn misbehaviour(&self) -> Option<Misbehaviour> {
-        self.found.get()
+        self.link.engine().misbehaviour()
     }
 
     /// This end's address.
@@ -170,30 +144,36 @@ impl Connection {
 
     /// The next stream; None when there will be no more. Streams move only while this is waited for, and who got one
     /// asks for the next before anything else.
-    pub async fn next(&mut self, settings: &Settings) -> Option<(Head, Stream)> {
-        if self.stage != Stage::Parting {
+    pub async fn next(&mut self, settings: &Settings) -> Option<Stream> {
+        if matches!(self.stage, Stage::Open | Stage::Leaving) {
             self.idle.set(settings.idle_timeout);
         }
-        let accepted = poll_fn(|cx| {
+        let exchange = poll_fn(|cx| {
             loop {
-                if let Some(found) = self.found.get() {
-                    self.begin_parting(found.code().into());
+                let moved = self.mover.poll(cx);
+                if self.stage == Stage::Begun && self.link.engine().is_settled() {
+                    self.stage = Stage::Open;
+                    self.idle.set(settings.idle_timeout);
                 }
-                self.leave_if_due(settings);
-                let accepted = self.engine.poll_accept(cx);
-                self.asks_again.set(matches!(accepted, Poll::Ready(Some(Ok(_)))));
-                match accepted {
-                    Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
-                    Poll::Ready(Some(Err(error))) => {
-                        self.broke_off(&error);
+                if moved.is_ready() {
+                    let opened = self.link.engine_mut().accept();
+                    if let Some(key) = opened {
+                        return Poll::Ready(Some(Exchange::new(&self.link, key)));
+                    }
+                    if self.link.engine().is_over() {
                         return Poll::Ready(None);
                     }
-                    Poll::Ready(None) => return Poll::Ready(None),
-                    Poll::Pending => {}
+                    // It was reset before anybody has seen it.
+                    continue;
                 }
-                if self.found.get().is_some() && self.stage != Stage::Parting {
+                if self.leave_if_due(settings) {
                     // It is to be told at once.
                     continue;
+                }
+                if self.stage != Stage::Parting && self.link.engine().is_over() {
+                    // What it is told is on its way, and it may take its time to read it.
+                    self.stage = Stage::Parting;
+                    self.idle.set(GOODBYE);
                 }
                 if self.poll_stuck(settings.stream_idle_timeout, cx).is_ready() {
                     return Poll::Ready(None);
@@ -201,78 +181,64 @@ impl Connection {
                 if self.idle.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                if self.stage == Stage::Parting {
-                    // It does not read what it is told either.
-                    return Poll::Ready(None);
-                }
-                if self.is_busy() {
-                    self.idle.set(settings.idle_timeout);
-                } else {
+                match self.stage {
+                    // It has not begun in time, or does not read what it is told either.
+                    Stage::Begun | Stage::Parting => return Poll::Ready(None),
+                    _ if self.is_busy() => self.idle.set(settings.idle_timeout),
                     // Nobody asks for anything: there is nothing to wait for either.
-                    self.begin_parting(Reason::NO_ERROR);
+                    _ => self.begin_parting(),
                 }
             }
         })
         .await?;
-        let (head, respond) = accepted;
         let shared = Rc::clone(&self.shared);
         shared.requests.set(shared.requests.get() + 1);
         shared.active.set(shared.active.get() + 1);
-        let stream = Stream {
+        Some(Stream {
             number: shared.requests.get(),
             shared,
             limits: self.limits,
             phase: self.wheel.timer(),
-            receiver: Receiver::unknown(),
-            answer: Answer::Awaited(respond),
-        };
-        Some((head, stream))
+            exchange,
+            answer: Answer::Awaited,
+        })
     }
 
     /// Tells the client that all is over, once.
-    fn begin_parting(&mut self, reason: Reason) {
+    fn begin_parting(&mut self) {
         if self.stage != Stage::Parting {
             self.stage = Stage::Parting;
-            self.engine.abrupt_shutdown(reason);
+            self.link.engine_mut().part(code::NO_ERROR);
             self.idle.set(GOODBYE);
         }
     }
 
-    fn leave_if_due(&mut self, settings: &Settings) {
+    /// Tells a client that it is to leave when that is so; whether there was anything to tell.
+    fn leave_if_due(&mut self, settings: &Settings) -> bool {
+        let before = self.stage;
         let drain = self.shared.drain.get();
         let max = settings.requests_per_connection;
         let is_used_up = max > 0 && self.shared.requests.get() >= max;
         let is_told = drain.is_announced() && drain.closes_streams(drain::slot(self.shared.peer));
-        if (is_told || is_used_up) && self.stage == Stage::Open {
+        if (is_told || is_used_up) && matches!(self.stage, Stage::Begun | Stage::Open) {
             self.stage = Stage::Leaving;
-            self.engine.graceful_shutdown();
+            self.link.engine_mut().leave();
         }
         // Until then a client that was told ends the connection itself, when what crossed it has been served.
         if drain.closes_all_waiting() && !self.is_busy() {
-            self.begin_parting(Reason::NO_ERROR);
+            self.begin_parting();
         }
-    }
-
-    /// Notes for which of the client's mistakes the library has given the connection up.
-    fn broke_off(&self, error: &h2::Error) {
-        if error.is_library() && self.found.get().is_none() {
-            let is_flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
-            self.found.set(Some(match is_flood {
-                true => Misbehaviour::Flood,
-                false => Misbehaviour::Protocol,
-            }));
-        }
-        tracing::debug!(peer = %self.shared.peer, %error, "an HTTP/2 connection broke off");
+        self.stage != before
     }
 
     /// Ready when the client has taken nothing for so long of answers that were handed over whole: whose streams have
     /// ended, so that nobody else notices.
     fn poll_stuck(&mut self, patience: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.active.get() > 0 || !self.engine.has_streams() {
+        if self.shared.active.get() > 0 || self.link.engine().output().is_empty() {
             self.stuck.timer.clear();
             return Poll::Pending;
         }
-        let wrote = self.wrote.get();
+        let wrote = self.mover.wrote();
         if !self.stuck.timer.is_set() || self.stuck.wrote != wrote {
             self.stuck.wrote = wrote;
             self.stuck.timer.set(patience);
@@ -282,26 +248,27 @@ impl Connection {
 
     /// Whether a stream is under way, or its answer on the way to the socket.
     fn is_busy(&self) -> bool {
-        self.shared.active.get() > 0 || self.engine.has_streams()
+        self.shared.active.get() > 0 || !self.link.engine().output().is_empty()
     }
 
     /// Ends the connection so that the client gets to read why.
     pub async fn part(self) {
         let Self {
-            engine,
+            mover,
             socket,
             mut idle,
             ..
         } = self;
-        drop(engine);
+        drop(mover);
         tls::part(&socket, &mut idle).await;
     }
 }
 
 /// What was done about an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
-    Awaited(SendResponse<Bytes>),
-    Begun(Sender),
+    Awaited,
+    Begun,
     /// The stream was reset before its answer began.
     Lost,
 }
@@ -313,34 +280,38 @@ pub struct Stream {
     number: u32,
     limits: MessageLimits,
     phase: Timer,
-    receiver: Receiver,
+    exchange: Exchange,
     answer: Answer,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shared.active.set(self.shared.active.get().saturating_sub(1));
+        if self.shared.drain.get().is_announced() {
+            // The connection may have waited for this.
+            self.exchange.wake_mover();
+        }
     }
 }
 
 impl Stream {
     /// Reads the request's head, and as much of a short body as is there.
-    pub fn read_head(&mut self, head: Head, into: &mut RequestHead) -> Result<(), Cause> {
-        let (parts, body) = head.into_parts();
-        self.receiver = Receiver::new(body);
+    pub fn read_head(&mut self, into: &mut RequestHead) -> Result<(), Cause> {
         into.clear();
-        let has_body = !self.receiver.is_done();
-        let protocol = parts.extensions.get::<h2::ext::Protocol>();
-        let protocol = protocol.map(h2::ext::Protocol::as_str);
-        read_request(&parts, protocol, has_body, &self.limits, into).map_err(Cause::RequestHead)?;
+        let limits = &self.limits;
+        let read = self.exchange.take_head(|fields, has_body| {
+            read_request(fields, has_body, limits, into).map(|()| has_body)
+        });
+        let has_body = match read {
+            Some(read) => read.map_err(Cause::RequestHead)?,
+            None => return Err(Cause::ClientGone),
+        };
         if has_body && into.upgrade.is_empty() {
-            // Nobody waits: who goes on with the body asks for it again.
-            let mut nobody = Context::from_waker(Waker::noop());
-            self.receiver.gather(&mut nobody, WHOLE_MAX);
+            self.exchange.gather();
             // What is there as a whole has a length, whether the client has said it or not.
-            if into.body == BodyLength::Chunked && self.receiver.is_done() {
+            if into.body == BodyLength::Chunked && self.exchange.is_done() {
                 into.body = BodyLength::None;
-            } else if let (BodyLength::Chunked, Some(whole)) = (into.body, self.receiver.whole()) {
+            } else if let (BodyLength::Chunked, Some(whole)) = (into.body, self.exchange.whole()) {
                 into.body = BodyLength::Known(whole.len() as u64);
             }
         }
@@ -349,11 +320,7 @@ impl Stream {
 
     /// Breaks off, so that the client does not take what it got for a whole answer.
     pub fn reset(&mut self) {
-        match &mut self.answer {
-            Answer::Awaited(respond) => respond.send_reset(Reason::INTERNAL_ERROR),
-            Answer::Begun(sender) => sender.reset(Reason::INTERNAL_ERROR),
-            Answer::Lost => {}
-        }
+        self.exchange.reset(code::INTERNAL_ERROR);
     }
 }
 
@@ -383,87 +350,80 @@ impl Downstream for Stream {
     }
 
     fn is_body_done(&self) -> bool {
-        self.receiver.is_done()
+        self.exchange.is_done()
     }
 
     fn whole_body(&self) -> Option<&[u8]> {
-        self.receiver.whole()
+        self.exchange.whole()
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
-        self.receiver.poll_data(cx)
+        self.exchange.poll_data(cx)
     }
 
     fn data(&self) -> &[u8] {
-        self.receiver.data()
+        self.exchange.data()
     }
 
     fn take(&mut self, used: usize) {
-        self.receiver.take(used);
+        self.exchange.take(used);
     }
 
     fn body_bytes(&self) -> u64 {
-        self.receiver.taken()
+        self.exchange.taken()
     }
 
     fn trailers(&self, into: &mut HeaderList) {
-        self.receiver.trailers(into);
+        self.exchange.trailers(into);
     }
 
     fn has_unread(&self) -> bool {
-        !self.receiver.data().is_empty()
+        !self.exchange.data().is_empty()
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.answer {
-            Answer::Awaited(respond) => respond.poll_reset(cx).map(|_| ()),
-            Answer::Begun(sender) if sender.is_ended() => Poll::Pending,
-            Answer::Begun(sender) => sender.poll_gone(cx),
+        match self.answer {
+            Answer::Begun if self.exchange.is_sent() => Poll::Pending,
+            Answer::Awaited | Answer::Begun => self.exchange.poll_gone(cx),
             Answer::Lost => Poll::Ready(()),
         }
     }
 
     fn interim_head(&mut self, head: &ResponseHead) {
-        if let Answer::Awaited(respond) = &mut self.answer {
+        if self.answer == Answer::Awaited {
             // A client that has gone is noticed by the next look at it.
-            let _gone = respond.send_informational(write_interim(head));
+            self.exchange.send_head(None, false, |block| write_interim(head, block));
         }
     }
 
     fn response_head(&mut self, head: &ResponseHead, context: ResponseContext) -> bool {
-        let Answer::Awaited(respond) = &mut self.answer else {
-            return false;
-        };
-        let (response, length) = write_response(head, context.head_request);
-        let ended = head.body.is_empty() && head.upgrade.is_empty();
-        self.answer = match respond.send_response(response, ended) {
-            Ok(stream) => {
-                // What comes in HTTP/2 may have trailers behind a body of known length.
-                let length = length.filter(|_| !ended && head.version != Version::Http2);
-                Answer::Begun(Sender::new(stream, length, ended))
-            }
-            Err(_) => Answer::Lost,
-        };
+        if self.answer == Answer::Awaited {
+            let ended = head.body.is_empty() && head.upgrade.is_empty();
+            let is_sent = self.exchange.send_head(certain_length(head), ended, |block| {
+                write_response(head, context.head_request, block);
+            });
+            self.answer = if is_sent { Answer::Begun } else { Answer::Lost };
+        }
         false
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.answer {
-            Answer::Begun(sender) => sender.poll_write(cx, data),
+        match self.answer {
+            Answer::Begun => self.exchange.poll_write(cx, data),
             _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
     fn poll_write_all(&mut self, cx: &mut Context<'_>, body: &[u8], at: &mut usize) -> Poll<io::Result<()>> {
-        match &mut self.answer {
-            Answer::Begun(sender) => sender.poll_write_all(cx, body, at),
+        match self.answer {
+            Answer::Begun => self.exchange.poll_write_all(cx, body, at),
             _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
     fn finish(&mut self, trailers: &HeaderList) {
-        if let Answer::Begun(sender) = &mut self.answer {
-            sender.finish(trailers);
+        if self.answer == Answer::Begun {
+            self.exchange.finish(trailers);
         }
     }
 

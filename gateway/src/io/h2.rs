@@ -1,76 +1,47 @@
-//! HTTP/2 on a shard's sockets: what the protocol's library needs of a stream, and bodies as the proxy moves them.
+//! HTTP/2 on a shard's sockets: the bytes of a connection, and bodies as the proxy moves them.
 //!
-//! The library speaks through a [`Wire`], a stream under the interface that it knows. A [`Receiver`] is the half of an
-//! HTTP/2 stream that data comes out of, a [`Sender`] the half that it goes into, for either side of the gateway; both
-//! work as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows: what was not passed
-//! on gives the peer no room for more, and what the peer has no room for is not taken.
+//! The protocol is a state machine that knows no socket (`isthmus_core::h2`). A connection's own task has a [`Mover`],
+//! which reads and writes for it, in as few system calls as the socket allows: what all streams have said since it last
+//! ran goes out together. Everybody else has a [`Link`] to it, and an [`Exchange`] for each stream, which works for
+//! either side of the gateway as `MessageReader` and `MessageWriter` do for HTTP/1.1. Memory is bounded by the windows:
+//! what was not passed on gives the peer no room for more, and what the peer has no room for is not taken.
 
-use super::buffer::{Pool, ReadBuffer, SMALL};
+use super::buffer::{Pool, ReadBuffer};
 use super::clock;
 use super::executor;
 use super::h1::{Chunk, ReadError};
 use super::stream::Stream;
-use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream};
-use http::header::HeaderMap;
 use isthmus_core::h1::body::may_trail;
-use isthmus_core::h2::head::{read_fields, write_fields};
-use isthmus_core::h2::{Misbehaviour, Repack, Watch};
+use isthmus_core::h2::frame::code;
+use isthmus_core::h2::head::write_trailers;
+use isthmus_core::h2::{Connection, Failure, Fields, Holder, Key, Options};
 use isthmus_core::header::HeaderList;
-use isthmus_core::limits::Http2Limits;
-use std::cell::Cell;
+use std::cell::{Ref, RefCell, RefMut};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::{Context, Poll, Waker, ready};
 
-/// Data that is copied into one frame's buffer at a time.
-const SEND_MAX: usize = 64 * 1024;
-/// What the library may spend on small DATA frames that wait to be passed on: it counts the bytes that each falls short
-/// of 256. A call of gRPC whose other side is slow may have many of them, and they are bounded by the windows, too.
-pub const SMALL_DATA_BUDGET: usize = 16 * 1024 * 1024;
-/// What a stream may hold that the connection has not sent yet.
-pub const SEND_BUFFER: usize = 128 * 1024;
-
-/// Reads in a row of which nothing is for the library, before others have their turn.
-const READS_MAX: usize = 4;
 /// What a client may have done in one turn of its connection's task, before the shard's other tasks have theirs: bytes
 /// that were read, and for each frame as many as it costs about as much as.
 const TURN: usize = 64 * 1024;
 const FRAME_COST: usize = 256;
-/// What is read when the library's room is used up by the beginning of a frame that goes before it. Else no more is read
-/// than it has room for: of a client's preface it asks for just that, and is asked what to do about mistakes behind it.
-const SMALL_ROOM: usize = 64;
+/// Output that is written although more may come at once.
+const WRITE_AT: usize = 32 * 1024;
+/// Room for the data of a stream that is kept for what comes next.
+const CHUNK_KEPT: usize = 64 * 1024;
 
-/// A stream as the protocol's library wants it.
-pub struct Wire {
-    stream: Rc<Stream>,
-    pool: Pool,
-    /// What was read of it before.
-    begun: ReadBuffer,
-    repack: Repack,
-    /// What was read and is not as it came, from `given` on.
-    repacked: Vec<u8>,
-    given: usize,
-    /// Whether the peer's first frame has come.
-    is_settled: Rc<Cell<bool>>,
-    /// Bytes that the stream has taken.
-    wrote_bytes: Rc<Cell<u64>>,
-    /// Whether the stream takes nothing any more.
-    is_broken: bool,
-    /// Whether the last read found nothing, and whether that is news enough.
-    is_dry: bool,
-    asks_again: Rc<Cell<bool>>,
-    guard: Option<Guard>,
-}
+/// Who waits for a stream.
+#[derive(Default)]
+pub struct Waiter(Option<Waker>);
 
-/// The watch over a client's connection, and what it has found.
-struct Guard {
-    watch: Watch,
-    found: Rc<Cell<Option<Misbehaviour>>>,
-    turn: Turn,
+impl Holder for Waiter {
+    fn tell(&mut self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// How much of its turn a client has used up. Who always has more to say than was read would else never wait for the
@@ -100,364 +71,355 @@ impl Turn {
     }
 }
 
-impl Guard {
-    fn note(&mut self, seen: Result<(), Misbehaviour>) {
-        if let Err(misbehaviour) = seen {
-            self.found.set(Some(misbehaviour));
+/// A connection, as its streams see it.
+pub struct Link {
+    engine: RefCell<Connection<Waiter>>,
+    /// The task that moves its bytes, if it waits.
+    mover: RefCell<Option<Waker>>,
+}
+
+impl Link {
+    /// What is known of the connection.
+    pub fn engine(&self) -> Ref<'_, Connection<Waiter>> {
+        self.engine.borrow()
+    }
+
+    /// The same, to do something with it, after which [`Self::kick`] comes.
+    pub fn engine_mut(&self) -> RefMut<'_, Connection<Waiter>> {
+        self.engine.borrow_mut()
+    }
+
+    /// Sees to it that what was said is sent.
+    pub fn kick(&self) {
+        let engine = self.engine.borrow();
+        if (!engine.output().is_empty() || engine.is_over())
+            && let Some(waker) = self.mover.take()
+        {
+            waker.wake();
         }
+    }
+
+    /// Opens no more streams, and lets those that there are end.
+    pub fn retire(&self) {
+        self.engine.borrow_mut().retire();
+        self.kick();
+    }
+
+    /// Has the task woken when something about the stream changes.
+    fn register(&self, key: Key, cx: &Context<'_>) {
+        let mut engine = self.engine.borrow_mut();
+        let Some(Waiter(waiter)) = engine.holder(key) else { return };
+        if waiter.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return;
+        }
+        let before = waiter.replace(cx.waker().clone());
+        // Whatever goes with it may want the connection.
+        drop(engine);
+        drop(before);
     }
 }
 
-impl Wire {
+/// Moves the bytes of a connection, in the task that owns it.
+pub struct Mover {
+    link: Rc<Link>,
+    stream: Rc<Stream>,
+    pool: Pool,
+    /// What was read of it before.
+    begun: ReadBuffer,
+    /// The turns of a client, which others must not suffer from.
+    turn: Option<Turn>,
+    /// Whether large reads are worth it.
+    is_bulk: bool,
+    /// Whether the stream takes nothing any more.
+    is_broken: bool,
+    /// Whether nothing comes any more.
+    is_ended: bool,
+    wrote: u64,
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        // However its task ends: nobody waits for what does not come.
+        self.link.engine.borrow_mut().closed();
+    }
+}
+
+impl Mover {
     /// Takes over the reading and writing of an upstream's stream.
-    pub fn to_server(stream: Rc<Stream>, pool: &Pool) -> Self {
-        Self::new(stream, ReadBuffer::new(pool), Repack::of_server())
+    pub fn to_server(stream: Rc<Stream>, pool: &Pool, options: Options) -> Self {
+        Self::new(stream, ReadBuffer::new(pool), options, None)
     }
 
-    /// Takes over the reading and writing of a client's stream from which `begun` was read already, and watches over
-    /// what the client sends. What is found ends the reading, and is told where this answers.
-    pub fn to_client(
-        stream: Rc<Stream>,
-        begun: ReadBuffer,
-        limits: Http2Limits,
-    ) -> (Self, Rc<Cell<Option<Misbehaviour>>>) {
-        let found = Rc::default();
-        let mut wire = Self::new(stream, begun, Repack::of_client());
-        wire.guard = Some(Guard {
-            watch: Watch::new(limits, clock::now()),
-            found: Rc::clone(&found),
-            turn: Turn::default(),
-        });
-        (wire, found)
+    /// Takes over the reading and writing of a client's stream from which `begun` was read already.
+    pub fn to_client(stream: Rc<Stream>, begun: ReadBuffer, options: Options) -> Self {
+        Self::new(stream, begun, options, Some(Turn::default()))
     }
 
-    fn new(stream: Rc<Stream>, begun: ReadBuffer, repack: Repack) -> Self {
+    fn new(stream: Rc<Stream>, begun: ReadBuffer, options: Options, turn: Option<Turn>) -> Self {
         Self {
+            link: Rc::new(Link {
+                engine: RefCell::new(Connection::new(options, clock::now())),
+                mover: RefCell::default(),
+            }),
             stream,
             pool: begun.pool().clone(),
             begun,
-            repack,
-            repacked: Vec::new(),
-            given: 0,
-            is_settled: Rc::default(),
-            wrote_bytes: Rc::default(),
+            turn,
+            is_bulk: false,
             is_broken: false,
-            is_dry: false,
-            asks_again: Rc::default(),
-            guard: None,
+            is_ended: false,
+            wrote: 0,
         }
     }
 
-    /// Gives what was repacked, as far as it fits.
-    fn give(&mut self, into: &mut ReadBuf<'_>) {
-        let there = self.repacked.get(self.given..).unwrap_or_default();
-        let taken = there.len().min(into.remaining());
-        into.put_slice(there.get(..taken).unwrap_or_default());
-        self.given += taken;
-        if self.given >= self.repacked.len() {
-            self.repacked = Vec::new();
-            self.given = 0;
-        }
+    /// The connection.
+    pub fn link(&self) -> &Rc<Link> {
+        &self.link
     }
 
-    /// Reads a piece as it comes, at least a byte, or none at the end.
-    fn poll_piece(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
-        let there = self.begun.data();
-        if there.is_empty() {
-            return self.stream.poll_read(cx, room);
-        }
-        let taken = there.len().min(room.len());
-        if let (Some(into), Some(from)) = (room.get_mut(..taken), there.get(..taken)) {
-            into.copy_from_slice(from);
-        }
-        self.begun.consume(taken);
-        Poll::Ready(Ok(taken))
+    /// Bytes that the stream has taken.
+    pub fn wrote(&self) -> u64 {
+        self.wrote
     }
 
-    /// Reads a piece, behind what is held back of the one before, and has it watched; answers how many of its first bytes
-    /// are for the library as they are. What follows them is in `repacked`. None at the end.
-    fn poll_passed(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
-        let begun = self.repack.begun().len();
-        let behind = room.get_mut(begun..).unwrap_or_default();
-        let read = ready!(self.poll_piece(cx, behind))?;
-        if read == 0 {
-            return Poll::Ready(Ok(None));
-        }
-        let piece = behind.get(..read).unwrap_or_default();
-        let mut voids = None;
-        if let Some(guard) = &mut self.guard {
-            let seen = guard.watch.read(piece, clock::now());
-            if seen.is_err() {
-                // The library is not shown what the connection ends for: it has its own names for some of it.
-                guard.note(seen);
+    /// Moves what there is, both ways; ready when a client has opened a stream, or nothing will come or go any more.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let (is_over, has_opened, has_much) = {
+                let engine = self.link.engine.borrow();
+                let has_much = engine.output().len() >= WRITE_AT;
+                (engine.is_over(), engine.has_opened(), has_much)
+            };
+            if is_over {
+                ready!(self.poll_write(cx));
+                return Poll::Ready(());
+            }
+            if has_opened {
+                return Poll::Ready(());
+            }
+            if has_much && self.poll_write(cx).is_pending() && self.link.engine.borrow().is_clogged() {
                 return Poll::Pending;
             }
-            let frames = guard.watch.voids();
-            guard.turn.used += read + frames.len() * FRAME_COST;
-            voids = Some(frames.iter());
+            let was_clogged = self.link.engine.borrow().is_clogged();
+            if self.poll_read(cx).is_ready() {
+                continue;
+            }
+            // What is said from here on wakes this task again.
+            let waker = cx.waker().clone();
+            let _before = self.link.mover.replace(Some(waker));
+            let _what_is_left_waits = self.poll_write(cx);
+            let engine = self.link.engine.borrow();
+            // Writing may have freed what reading waited for.
+            if !engine.is_over() && (!was_clogged || engine.is_clogged()) {
+                return Poll::Pending;
+            }
         }
-        if let Some(start) = room.get_mut(..begun) {
-            start.copy_from_slice(self.repack.begun());
-        }
-        let passed = self.repack.pass(
-            room.get(..begun + read).unwrap_or_default(),
-            // The watch has seen the same frames, in the same order.
-            |_| voids.as_mut().is_none_or(|voids| voids.next() == Some(&true)),
-            &mut self.repacked,
-        );
-        self.is_settled.set(self.repack.has_first());
-        Poll::Ready(Ok(Some(passed)))
     }
 
-    /// Writes as much as the stream takes. One that has gone takes all and loses it: what its peer said before, such as
-    /// which requests it has not looked at, is still to be read, and the end behind that.
-    fn poll_pass_on(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<usize> {
-        if !self.is_broken {
-            match ready!(self.stream.poll_write(cx, parts)) {
-                Ok(written) => return Poll::Ready(written),
-                Err(_) => {
+    /// Reads a piece and shows it to the protocol; ready when there was one, or the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_ended || self.link.engine.borrow().is_clogged() {
+            return Poll::Pending;
+        }
+        if let Some(turn) = &mut self.turn {
+            ready!(turn.poll(cx));
+        }
+        let there = self.begun.data();
+        let mut engine;
+        let read = if there.is_empty() {
+            let mut block = self.pool.lend(self.is_bulk);
+            let Poll::Ready(read) = self.stream.poll_read(cx, &mut block.bytes) else {
+                if let Some(turn) = &mut self.turn {
+                    turn.end();
+                }
+                return Poll::Pending;
+            };
+            // A connection that fails has ended: what it was said before is still there.
+            let read = read.unwrap_or(0);
+            self.is_bulk = read >= block.bytes.len() / 8 * 7;
+            engine = self.link.engine.borrow_mut();
+            engine.receive(block.bytes.get(..read).unwrap_or_default(), clock::now());
+            read
+        } else {
+            engine = self.link.engine.borrow_mut();
+            engine.receive(there, clock::now());
+            let read = there.len();
+            self.begun.consume(read);
+            read
+        };
+        if read == 0 {
+            self.is_ended = true;
+            engine.closed();
+        }
+        if let Some(turn) = &mut self.turn {
+            turn.used += read + engine.take_frames() as usize * FRAME_COST;
+        }
+        Poll::Ready(())
+    }
+
+    /// Writes what there is; pending when the stream does not take it. One that has gone takes all and loses it: what
+    /// its peer said before, such as which requests it has not looked at, is still to be read, and the end behind that.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut engine = self.link.engine.borrow_mut();
+        loop {
+            let output = engine.output();
+            if output.is_empty() {
+                if !self.is_broken && ready!(self.stream.poll_flush(cx)).is_err() {
                     self.is_broken = true;
                     self.stream.abort();
                 }
+                return Poll::Ready(());
             }
-        }
-        Poll::Ready(parts.iter().map(|part| part.len()).sum())
-    }
-
-    fn wrote(&mut self, parts: &[IoSlice<'_>], mut written: usize) {
-        let Some(guard) = &mut self.guard else { return };
-        let now = clock::now();
-        for part in parts {
-            let taken = part.len().min(written);
-            let seen = guard.watch.wrote(part.get(..taken).unwrap_or_default(), now);
-            guard.note(seen);
-            written -= taken;
-        }
-    }
-
-    /// Tells how many bytes the stream has taken.
-    pub fn wrote_bytes(&self) -> Rc<Cell<u64>> {
-        Rc::clone(&self.wrote_bytes)
-    }
-
-    /// To be set while the library is asked again for what it has read, by a task that does not give way meanwhile: a
-    /// stream that had nothing to read has nothing yet, and is not asked.
-    pub fn asks_again(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.asks_again)
-    }
-
-    /// Tells whether all of the peer's first frame has come, which says what it can do (RFC 9113, 3.4).
-    pub fn is_settled(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.is_settled)
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        for _ in 0..READS_MAX {
-            if !this.repacked.is_empty() {
-                this.give(into);
-                return Poll::Ready(Ok(()));
-            }
-            if this.is_dry && this.asks_again.get() {
-                return Poll::Pending;
-            }
-            if let Some(guard) = &mut this.guard {
-                if guard.found.get().is_some() {
-                    // Who waits for streams is about to say so and to leave.
-                    return Poll::Pending;
+            let mut taken = output.len();
+            if !self.is_broken {
+                match ready!(self.stream.poll_write(cx, &[IoSlice::new(output)])) {
+                    Ok(written) => {
+                        taken = written;
+                        self.wrote += written as u64;
+                    }
+                    Err(_) => {
+                        self.is_broken = true;
+                        self.stream.abort();
+                    }
                 }
-                ready!(guard.turn.poll(cx));
             }
-            // Not the library's own room, which would have to be cleared first.
-            let mut block = this.pool.lend(into.remaining() > SMALL);
-            let most = if into.remaining() > this.repack.begun().len() {
-                into.remaining().min(block.bytes.len())
-            } else {
-                SMALL_ROOM
-            };
-            let room = block.bytes.get_mut(..most).unwrap_or_default();
-            let read = this.poll_passed(cx, room);
-            this.is_dry = read.is_pending();
-            if let Some(guard) = &mut this.guard
-                && this.is_dry
-            {
-                guard.turn.end();
-            }
-            let Some(passed) = ready!(read)? else {
-                return Poll::Ready(Ok(()));
-            };
-            let passed = room.get(..passed).unwrap_or_default();
-            let (now, later) = passed.split_at(passed.len().min(into.remaining()));
-            into.put_slice(now);
-            this.repacked.splice(..0, later.iter().copied());
-            if !now.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
+            engine.sent(taken);
         }
-        if this.repacked.is_empty() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        this.give(into);
-        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(data)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if let Some(guard) = &mut self.guard
-            && let Some(part) = parts.iter().find(|part| !part.is_empty())
-            && let Some(misbehaviour) = guard.watch.farewell(part)
-        {
-            guard.note(Err(misbehaviour));
-            let mut corrected = part.to_vec();
-            if let Some(code) = corrected.last_chunk_mut() {
-                *code = misbehaviour.code().to_be_bytes();
-            }
-            // What does not fit the socket now comes again as the library has it, with its own code.
-            let parts = [IoSlice::new(&corrected)];
-            let written = ready!(self.poll_pass_on(cx, &parts));
-            self.wrote(&parts, written);
-            return Poll::Ready(Ok(written));
-        }
-        let written = ready!(self.poll_pass_on(cx, parts));
-        self.wrote_bytes.set(self.wrote_bytes.get() + written as u64);
-        self.wrote(parts, written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_broken && ready!(self.stream.poll_flush(cx)).is_err() {
-            self.is_broken = true;
-            self.stream.abort();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.as_mut().poll_flush(cx))?;
-        self.stream.shutdown_write();
-        Poll::Ready(Ok(()))
+/// How the end of a stream looks to who reads a message: whether the peer has said that it did nothing with it.
+fn read_error(failure: Failure) -> ReadError {
+    match failure {
+        Failure::Reset(code::REFUSED_STREAM) => ReadError::Refused,
+        Failure::Reset(_) | Failure::Given => ReadError::Reset,
+        // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113,
+        // 6.8); the others get their answers, or fail as the connection does.
+        Failure::LeftOut => ReadError::LeftOut,
+        Failure::Over => ReadError::Closed { clean: false },
     }
 }
 
-/// How a failure of the library looks to who reads a message: whether the peer has said that it did nothing with it.
-pub fn read_error(error: h2::Error) -> ReadError {
-    if error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_reset() {
-        return ReadError::Refused;
-    }
-    // Whatever a GOAWAY is about, only those streams fail with it that the peer says it never looked at (RFC 9113, 6.8);
-    // the others get their answers, or fail as the connection does.
-    if error.is_go_away() && error.is_remote() {
-        return ReadError::LeftOut;
-    }
-    if error.is_reset() {
-        return ReadError::Reset;
-    }
-    match error.into_io() {
-        Some(error) => ReadError::Io(error),
-        None => ReadError::Closed { clean: false },
-    }
+fn broken(_: Failure) -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
 }
 
-/// The half of a stream that data comes out of.
-pub struct Receiver {
-    /// None for a message without a body.
-    stream: Option<RecvStream>,
-    chunk: Bytes,
+/// One stream of a connection: data comes out of it and goes into it. It is reset when it is dropped before its end.
+pub struct Exchange {
+    link: Rc<Link>,
+    key: Key,
+
+    /// Data that has come, of which the first `at` bytes were passed on.
+    chunk: Vec<u8>,
+    at: usize,
     /// Nothing comes behind `chunk` any more, and the trailers are there.
     ended: bool,
-    trailers: HeaderMap,
+    trailers: Option<Box<Fields>>,
     /// Whether the user knows that nothing comes any more.
     is_told: bool,
-    taken: u64,
+    passed_on: u64,
+
+    /// How much of the body is still to be sent, when its head has said so.
+    left: Option<u64>,
+    /// Whether everything was sent.
+    is_sent: bool,
 }
 
-impl Receiver {
-    /// A message's body. One that ends with its head is none.
-    pub fn new(stream: RecvStream) -> Self {
-        let ended = stream.is_end_stream();
-        Self {
-            stream: (!ended).then_some(stream),
-            chunk: Bytes::new(),
-            ended,
-            trailers: HeaderMap::new(),
-            is_told: false,
-            taken: 0,
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut engine = self.link.engine.borrow_mut();
+        let unread = self.chunk.len() - self.at;
+        if unread > 0 {
+            engine.passed_on(self.key, unread);
         }
+        if let Some(trailers) = self.trailers.take() {
+            engine.recycle(trailers);
+        }
+        let holder = engine.release(self.key);
+        drop(engine);
+        drop(holder);
+        self.link.kick();
     }
+}
 
-    /// What is there before a message's head is known.
-    pub fn unknown() -> Self {
+impl Exchange {
+    /// A stream that somebody has opened, and that nobody else holds.
+    pub fn new(link: &Rc<Link>, key: Key) -> Self {
         Self {
-            stream: None,
-            chunk: Bytes::new(),
+            link: Rc::clone(link),
+            key,
+            chunk: Vec::new(),
+            at: 0,
             ended: false,
-            trailers: HeaderMap::new(),
+            trailers: None,
             is_told: false,
-            taken: 0,
+            passed_on: 0,
+            left: None,
+            is_sent: false,
         }
     }
 
-    /// The body of a message that has none.
-    pub fn none() -> Self {
-        Self {
-            ended: true,
-            ..Self::unknown()
-        }
+    /// Shows the next head that has come, and whether something comes behind it.
+    pub fn take_head<T>(&mut self, read: impl FnOnce(&mut Fields, bool) -> T) -> Option<T> {
+        let mut engine = self.link.engine.borrow_mut();
+        let mut fields = engine.take_head(self.key)?;
+        let has_body = !(engine.is_received(self.key) && !engine.has_trailers(self.key));
+        let result = read(&mut fields, has_body);
+        engine.recycle(fields);
+        Some(result)
     }
 
-    /// Puts what has come already into one piece, up to `max` bytes, so that a short message can be sent again.
-    pub fn gather(&mut self, cx: &mut Context<'_>, max: usize) {
-        let mut gathered = Vec::new();
-        loop {
-            match self.poll_chunk(cx) {
-                Poll::Ready(Ok(Chunk::Data(there))) if gathered.len() + there <= max => {
-                    if gathered.is_empty() && self.ended {
-                        // All of it is in one piece.
-                        return;
-                    }
-                    gathered.extend_from_slice(&self.chunk);
-                    self.chunk = Bytes::new();
-                }
-                _ => break,
-            }
+    /// The same, waiting until there is one.
+    pub fn poll_head<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut Fields, bool) -> T,
+    ) -> Poll<Result<T, ReadError>> {
+        if let Some(result) = self.take_head(read) {
+            return Poll::Ready(Ok(result));
         }
-        if !gathered.is_empty() {
-            gathered.extend_from_slice(&self.chunk);
-            self.chunk = gathered.into();
+        if let Some(failure) = self.failure() {
+            return Poll::Ready(Err(read_error(failure)));
         }
+        self.link.register(self.key, cx);
+        Poll::Pending
+    }
+
+    /// Takes what has come already, so that a short message is known as a whole and can be sent again.
+    pub fn gather(&mut self) {
+        // Nobody waits: who goes on with the body asks for it again.
+        let mut nobody = Context::from_waker(Waker::noop());
+        let _asked_again = self.poll_chunk(&mut nobody);
+    }
+
+    /// Nothing of what comes belongs to the message.
+    pub fn ignore(&mut self) {
+        let mut engine = self.link.engine.borrow_mut();
+        engine.passed_on(self.key, self.chunk.len() - self.at);
+        drop(engine);
+        self.chunk = Vec::new();
+        self.at = 0;
+        self.ended = true;
     }
 
     /// Whether all of the body was passed on, and its trailers, if there are any, are known.
     pub fn is_done(&self) -> bool {
-        self.ended && self.chunk.is_empty() && (self.is_told || self.trailers.is_empty())
+        if self.at < self.chunk.len() {
+            return false;
+        }
+        if self.ended {
+            return self.is_told || self.trailers.is_none();
+        }
+        let engine = self.link.engine.borrow();
+        engine.is_received(self.key) && !engine.has_trailers(self.key)
     }
 
     /// The whole rest of the body, if nothing comes behind what is there, and no trailers.
     pub fn whole(&self) -> Option<&[u8]> {
-        (self.ended && !self.chunk.is_empty() && self.trailers.is_empty()).then_some(&self.chunk[..])
+        (self.ended && self.at < self.chunk.len() && self.trailers.is_none()).then(|| self.data())
     }
 
-    /// Finds data, reading when there is none.
+    /// Finds data, waiting when there is none.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         let chunk = ready!(self.poll_chunk(cx))?;
         self.is_told = chunk == Chunk::End;
@@ -466,78 +428,99 @@ impl Receiver {
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
         loop {
-            if !self.chunk.is_empty() {
-                return Poll::Ready(Ok(Chunk::Data(self.chunk.len())));
+            if self.at < self.chunk.len() {
+                return Poll::Ready(Ok(Chunk::Data(self.chunk.len() - self.at)));
             }
-            let stream = match &mut self.stream {
-                Some(stream) if !self.ended => stream,
-                _ => return Poll::Ready(Ok(Chunk::End)),
-            };
-            match ready!(stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.ended = stream.is_end_stream();
-                    self.chunk = data;
+            if self.ended {
+                return Poll::Ready(Ok(Chunk::End));
+            }
+            let mut engine = self.link.engine.borrow_mut();
+            let has_data = engine.take_data(self.key, &mut self.chunk);
+            if has_data {
+                self.at = 0;
+            }
+            if engine.is_received(self.key) {
+                self.trailers = engine.take_trailers(self.key);
+                self.ended = true;
+            } else if !has_data {
+                if let Some(failure) = engine.failure(self.key) {
+                    return Poll::Ready(Err(read_error(failure)));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(read_error(error))),
-                None => {
-                    let trailers = ready!(stream.poll_trailers(cx)).map_err(read_error)?;
-                    self.trailers = trailers.unwrap_or_default();
-                    self.ended = true;
-                }
+                drop(engine);
+                self.link.register(self.key, cx);
+                return Poll::Pending;
             }
         }
     }
 
     /// The bytes that were found.
     pub fn data(&self) -> &[u8] {
-        &self.chunk
+        self.chunk.get(self.at..).unwrap_or_default()
     }
 
     /// Notes that so many bytes were passed on, and gives the peer room for as many more.
     pub fn take(&mut self, used: usize) {
-        let used = used.min(self.chunk.len());
-        self.chunk.advance(used);
-        self.taken += used as u64;
-        if let Some(stream) = &mut self.stream {
-            // An error says that more was given back than taken, which the line above rules out.
-            let _never = stream.flow_control().release_capacity(used);
+        let used = used.min(self.chunk.len() - self.at);
+        self.at += used;
+        self.passed_on += used as u64;
+        if self.at == self.chunk.len() {
+            self.at = 0;
+            self.chunk.clear();
+            if self.ended || self.chunk.capacity() > CHUNK_KEPT {
+                self.chunk = Vec::new();
+            }
         }
+        self.link.engine.borrow_mut().passed_on(self.key, used);
+        self.link.kick();
     }
 
     /// Bytes that were passed on.
     pub fn taken(&self) -> u64 {
-        self.taken
+        self.passed_on
     }
 
     /// The trailers of a body that is done.
     pub fn trailers(&self, into: &mut HeaderList) {
         into.clear();
-        read_fields(&self.trailers, into);
-        into.retain(|_, name, _| may_trail(name));
-    }
-}
-
-/// The half of a stream that data goes into.
-pub struct Sender {
-    stream: SendStream<Bytes>,
-    /// How much of the body is still to come, when its head has said so.
-    left: Option<u64>,
-    ended: bool,
-}
-
-impl Sender {
-    /// What follows a head that is sent. `length` is the body's, if the head says it; `ended` whether the head was all.
-    pub fn new(stream: SendStream<Bytes>, length: Option<u64>, ended: bool) -> Self {
-        Self {
-            stream,
-            left: length,
-            ended,
+        let Some(trailers) = &self.trailers else { return };
+        for (_, name, value) in trailers.list.iter() {
+            if may_trail(name) {
+                into.append(name, value);
+            }
         }
     }
 
+    /// Has the connection's own task look at the world anew.
+    pub fn wake_mover(&self) {
+        if let Some(waker) = self.link.mover.take() {
+            waker.wake();
+        }
+    }
+
+    /// Why nothing more comes or goes, if it is so.
+    fn failure(&self) -> Option<Failure> {
+        self.link.engine.borrow().failure(self.key)
+    }
+
+    /// Sends a head, whose block `write` appends. `length` is the body's, if the head says it; `ended` whether the head is
+    /// all. False when nothing goes any more.
+    pub fn send_head(&mut self, length: Option<u64>, ended: bool, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.left = length;
+        self.is_sent = ended;
+        let is_sent = self.link.engine.borrow_mut().send_head(self.key, ended, write);
+        self.link.kick();
+        is_sent
+    }
+
+    /// What follows a head that was sent.
+    pub fn has_sent_head(&mut self, length: Option<u64>, ended: bool) {
+        self.left = length;
+        self.is_sent = ended;
+    }
+
     /// Whether everything was sent.
-    pub fn is_ended(&self) -> bool {
-        self.ended
+    pub fn is_sent(&self) -> bool {
+        self.is_sent
     }
 
     /// Takes some of `data`, at least a byte, and answers how much.
@@ -546,27 +529,21 @@ impl Sender {
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: &[u8], is_all: bool) -> Poll<io::Result<usize>> {
-        if data.is_empty() || self.ended {
+        if data.is_empty() || self.is_sent {
             return Poll::Ready(Ok(data.len()));
         }
-        self.stream.reserve_capacity(data.len().min(SEND_MAX));
-        let mut room = self.stream.capacity();
-        while room == 0 {
-            room = match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(room)) => room,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-        }
-        let part = data.get(..room.min(SEND_MAX)).unwrap_or(data);
-        self.left = self.left.map(|left| left.saturating_sub(part.len() as u64));
         // The last frame says that it is the last, so that no empty one has to follow.
-        let last = self.left == Some(0) || (is_all && part.len() == data.len());
-        self.stream
-            .send_data(Bytes::copy_from_slice(part), last)
-            .map_err(broken)?;
-        self.ended = last;
-        Poll::Ready(Ok(part.len()))
+        let is_last = is_all || self.left.is_some_and(|left| left <= data.len() as u64);
+        let sent = self.link.engine.borrow_mut().send_data(self.key, data, is_last);
+        let sent = sent.map_err(broken)?;
+        if sent == 0 {
+            self.link.register(self.key, cx);
+            return Poll::Pending;
+        }
+        self.left = self.left.map(|left| left.saturating_sub(sent as u64));
+        self.is_sent = is_last && sent == data.len();
+        self.link.kick();
+        Poll::Ready(Ok(sent))
     }
 
     /// Writes what is left of `body`, which is all there is, and ends.
@@ -584,42 +561,44 @@ impl Sender {
 
     /// Ends the body.
     pub fn finish(&mut self, trailers: &HeaderList) {
-        if std::mem::replace(&mut self.ended, true) {
+        if std::mem::replace(&mut self.is_sent, true) {
             return;
         }
+        let mut engine = self.link.engine.borrow_mut();
         // A stream that was reset takes no more; who polls it is told.
-        let _gone = if trailers.is_empty() {
-            self.stream.send_data(Bytes::new(), true)
+        if trailers.is_empty() {
+            let _gone = engine.send_data(self.key, &[], true);
         } else {
-            self.stream.send_trailers(write_fields(trailers))
-        };
+            engine.send_head(self.key, true, |out| write_trailers(trailers, out));
+        }
+        drop(engine);
+        self.link.kick();
     }
 
     /// Ready when the peer has reset the stream, or the connection is gone.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(|_| ())
+        if self.failure().is_some() {
+            return Poll::Ready(());
+        }
+        self.link.register(self.key, cx);
+        Poll::Pending
     }
 
     /// Breaks the stream off.
-    pub fn reset(&mut self, reason: h2::Reason) {
-        self.stream.send_reset(reason);
+    pub fn reset(&mut self, code: u32) {
+        self.link.engine.borrow_mut().reset(self.key, code);
+        self.link.kick();
     }
-}
-
-fn broken(error: h2::Error) -> io::Error {
-    error
-        .into_io()
-        .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::executor::{self, Heartbeat, Settings};
     use super::*;
+    use isthmus_core::h2::Role;
     use std::future::poll_fn;
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener};
-    use std::pin::pin;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
@@ -652,12 +631,20 @@ mod tests {
             Heartbeat::default(),
             move |_wheel| async move {
                 let stream = Stream::connect(address, Duration::from_secs(10)).await.unwrap();
-                let wire = Wire::to_server(Rc::new(stream), &Pool::default());
-                let is_settled = wire.is_settled();
-                let (mut send, mut engine) = h2::client::handshake(wire).await.unwrap();
+                let options = Options {
+                    role: Role::Client,
+                    stream_window: 65_535,
+                    connection_window: 65_535,
+                    streams: 1,
+                    header_bytes: 4096,
+                    header_count: 100,
+                    limits: None,
+                };
+                let mut mover = Mover::to_server(Rc::new(stream), &Pool::default(), options);
+                let link = Rc::clone(mover.link());
                 poll_fn(|cx| {
-                    assert!(Pin::new(&mut engine).poll(cx).is_pending());
-                    if is_settled.get() {
+                    assert!(mover.poll(cx).is_pending());
+                    if link.engine().is_settled() {
                         Poll::Ready(())
                     } else {
                         Poll::Pending
@@ -667,16 +654,14 @@ mod tests {
                 leave.send(()).unwrap();
                 // The ring is not looked at as long as this thread waits.
                 has_left.recv().unwrap();
-                let request = http::Request::get("http://h.example/").body(()).unwrap();
-                let (response, _) = send.send_request(request, true).unwrap();
-                let mut response = pin!(response);
-                let mut is_over = false;
-                let answer = poll_fn(|cx| {
-                    is_over = is_over || Pin::new(&mut engine).poll(cx).is_ready();
-                    response.as_mut().poll(cx)
+                let key = link.engine_mut().open(true, false, |block| block.push(0x82)).unwrap();
+                let mut exchange = Exchange::new(&link, key);
+                poll_fn(|cx| {
+                    let _is_over = mover.poll(cx);
+                    exchange.poll_head(cx, |_, _| ())
                 })
-                .await;
-                read_error(answer.unwrap_err())
+                .await
+                .unwrap_err()
             },
         );
         let error = shard.unwrap().join().unwrap().unwrap();

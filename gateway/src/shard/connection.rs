@@ -289,10 +289,9 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     let peer = conn.peer;
     let (socket, begun, secured, drain) = conn.into_parts();
     let settings = (&*context.settings, context.limits);
-    let opening = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
-    let Some(mut conn) = opening.await else { return };
-    while let Some((head, stream)) = conn.next(&context.settings).await {
-        let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), head, stream));
+    let mut conn = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
+    while let Some(stream) = conn.next(&context.settings).await {
+        let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), stream));
         spawn::spawn(&context.tasks, serving);
     }
     if let Some(found) = conn.misbehaviour() {
@@ -302,14 +301,9 @@ async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: 
     conn.part().await;
 }
 
-async fn serve_stream(
-    context: Rc<Context>,
-    listener: Rc<ListenerState>,
-    head: h2::Head,
-    mut stream: h2::Stream,
-) {
+async fn serve_stream(context: Rc<Context>, listener: Rc<ListenerState>, mut stream: h2::Stream) {
     let mut exchange = Exchange::take(&context);
-    let after = match stream.read_head(head, &mut exchange.request) {
+    let after = match stream.read_head(&mut exchange.request) {
         Ok(()) => http::serve(&context, &listener, &mut stream, &mut exchange).await,
         Err(cause) => http::refuse(&context, &mut stream, &mut exchange, cause).await,
     };

@@ -9,12 +9,11 @@ use super::Open;
 use super::connect::{self, Wanted};
 use crate::io::buffer::Pool;
 use crate::io::h1::{Chunk, ReadError};
-use crate::io::h2::{self as codec, Receiver, SEND_BUFFER, Sender, Wire};
-use crate::io::timer::Wheel;
-use bytes::Bytes;
-use h2::client::{self, ResponseFuture, SendRequest};
+use crate::io::h2::{Exchange, Link, Mover};
+use crate::io::timer::{Timer, Wheel};
 use http::Method;
-use isthmus_core::h2::head::{read_interim, read_response, write_request};
+use isthmus_core::h2::head::{is_speakable, read_interim, read_response, write_request};
+use isthmus_core::h2::{Options, Role};
 use isthmus_core::header::HeaderList;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::message::{BodyLength, RequestHead, ResponseHead, Version};
@@ -23,10 +22,9 @@ use isthmus_core::reply::Cause;
 use isthmus_core::shared::Permit;
 use rustls::ClientConfig;
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -40,7 +38,7 @@ pub const STREAMS_AT_FIRST: u32 = 100;
 
 enum State {
     Connecting,
-    Ready(SendRequest<Bytes>),
+    Ready(Rc<Link>),
     /// It takes no more streams; those that it has go on.
     Retired,
     Failed(Cause),
@@ -82,13 +80,9 @@ impl Connection {
 
     /// Whether it takes another stream, as far as is known.
     pub fn is_usable(&self) -> bool {
-        match &mut *self.state.borrow_mut() {
+        match &*self.state.borrow() {
             State::Connecting => !self.is_unwanted.get(),
-            // Only looked at: an error says that the upstream has announced its end.
-            State::Ready(send) => !matches!(
-                send.poll_ready(&mut Context::from_waker(Waker::noop())),
-                Poll::Ready(Err(_))
-            ),
+            State::Ready(link) => link.engine().takes_streams(),
             State::Retired | State::Failed(_) => false,
         }
     }
@@ -107,8 +101,9 @@ impl Connection {
                 _ => return self.is_unwanted.set(true),
             }
         };
-        // Dropped after the borrow: the last handle wakes the connection's task.
-        drop(state);
+        if let State::Ready(link) = state {
+            link.retire();
+        }
     }
 
     /// Waits until the connection is made, or could not be; if `settled`, until the upstream has said what it can do.
@@ -139,32 +134,34 @@ impl Connection {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    fn stream(&self, head: &RequestHead) -> Result<(ResponseFuture, Sender), ReadError> {
+    fn stream(&self, head: &RequestHead) -> Result<Exchange, ReadError> {
         let ended = head.body.is_empty() && head.upgrade.is_empty();
-        let mut request =
-            write_request(head, self.name.is_some(), self.address.get()).ok_or(ReadError::Unspeakable)?;
-        if !head.upgrade.is_empty() {
-            let protocol = h2::ext::Protocol::from(head.upgrade.as_str());
-            request.extensions_mut().insert(protocol);
-        }
-        let mut send = match &*self.state.borrow() {
-            // A handle of its own, since one handle waits for its last stream to be opened.
-            State::Ready(send) => send.clone(),
-            _ => return Err(ReadError::LeftOut),
-        };
-        if !head.upgrade.is_empty() && !send.is_extended_connect_protocol_enabled() {
+        if !is_speakable(head) {
             return Err(ReadError::Unspeakable);
         }
+        let link = match &*self.state.borrow() {
+            State::Ready(link) => Rc::clone(link),
+            _ => return Err(ReadError::LeftOut),
+        };
+        if !head.upgrade.is_empty() && !link.engine().takes_connect() {
+            return Err(ReadError::Unspeakable);
+        }
+        let (is_secure, to) = (self.name.is_some(), self.address.get());
+        let is_head = head.method == Method::HEAD;
+        let opened = link
+            .engine_mut()
+            .open(ended, is_head, |block| write_request(head, is_secure, to, block));
         // A connection that takes no stream has not seen the request, whatever is wrong with it.
-        let (response, stream) = send
-            .send_request(request, ended)
-            .map_err(|_| ReadError::LeftOut)?;
+        let key = opened.ok_or(ReadError::LeftOut)?;
         let length = match head.body {
             // What comes in HTTP/2 may have trailers behind a body of known length.
             BodyLength::Known(length) if head.version != Version::Http2 => Some(length),
             _ => None,
         };
-        Ok((response, Sender::new(stream, length, ended)))
+        let mut exchange = Exchange::new(&link, key);
+        exchange.has_sent_head(length, ended);
+        link.kick();
+        Ok(exchange)
     }
 }
 
@@ -236,53 +233,47 @@ async fn run(
     connection.address.set(address);
     let socket = Rc::new(stream);
     connection.local.set(socket.local_addr());
-    let mut builder = client::Builder::new();
-    builder
-        .enable_push(false)
-        .initial_window_size(WINDOWS.0)
-        .initial_connection_window_size(WINDOWS.1)
-        .initial_max_send_streams(STREAMS_AT_FIRST as usize)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .data_frame_budget(codec::SMALL_DATA_BUDGET);
-    deadline.set(means.wanted.timeout);
-    let wire = Wire::to_server(Rc::clone(&socket), pool);
-    let is_settled = wire.is_settled();
-    let mut handshake = pin!(builder.handshake(wire));
-    let (send, mut engine) = poll_fn(|cx| match handshake.as_mut().poll(cx) {
-        Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Cause::ConnectFailed)),
-        Poll::Pending => deadline.poll(cx).map(|()| Err(Cause::ConnectTimeout)),
-    })
-    .await?;
-    deadline.clear();
-    let mut pulse = means
-        .keepalive
-        .and_then(|keepalive| Pulse::new(keepalive, &mut engine, wheel));
+    let options = Options {
+        role: Role::Client,
+        stream_window: WINDOWS.0,
+        connection_window: WINDOWS.1,
+        streams: STREAMS_AT_FIRST,
+        header_bytes: limits.header_bytes,
+        header_count: limits.header_count,
+        limits: None,
+    };
+    let mut mover = Mover::to_server(socket, pool, options);
+    let link = Rc::clone(mover.link());
+    let mut pulse = means.keepalive.map(|keepalive| Pulse::new(keepalive, wheel));
     connection.becomes(if connection.is_unwanted.get() {
         // Those who wait for it are sent to another one.
+        link.retire();
         State::Retired
     } else {
-        State::Ready(send)
+        State::Ready(Rc::clone(&link))
     });
     // An upstream that never says what it can do is not there.
     deadline.set(means.wanted.timeout);
     let mut limit = None;
     poll_fn(|cx| {
-        let ended = Pin::new(&mut engine).poll(cx);
-        if !connection.is_settled.get() && is_settled.get() {
-            connection.is_settled.set(true);
+        let ended = mover.poll(cx);
+        let (is_settled, allowed) = {
+            let engine = link.engine();
+            (engine.is_settled(), engine.allowed())
+        };
+        if is_settled && !connection.is_settled.replace(true) {
             deadline.clear();
             connection.wake();
         }
-        let allowed = u32::try_from(engine.max_concurrent_send_streams()).unwrap_or(u32::MAX);
-        // Before that, the library answers what it was told to begin with.
-        if connection.is_settled.get() && limit != Some(allowed) {
+        // Before that, it is what the connection was told to begin with.
+        if is_settled && limit != Some(allowed) {
             limit = Some(allowed);
             changed(Change::Limit(allowed));
         }
-        if let Poll::Ready(ended) = ended {
-            if let Err(error) = ended {
-                tracing::debug!(address = %connection.address.get(), %error, "an HTTP/2 connection to an upstream broke off");
+        if ended.is_ready() {
+            if let Some(found) = link.engine().misbehaviour() {
+                let cause = found.detail();
+                tracing::debug!(address = %connection.address.get(), cause, "an HTTP/2 connection to an upstream broke off");
             }
             return Poll::Ready(Ok(()));
         }
@@ -290,7 +281,7 @@ async fn run(
             return Poll::Ready(Err(Cause::ConnectTimeout));
         }
         match &mut pulse {
-            Some(pulse) => pulse.poll(cx).map(Ok),
+            Some(pulse) => pulse.poll(&link, cx).map(Ok),
             None => Poll::Pending,
         }
     })
@@ -300,48 +291,38 @@ async fn run(
 /// Asks the upstream from time to time whether it is there.
 struct Pulse {
     keepalive: Http2Keepalive,
-    pings: h2::PingPong,
-    timer: crate::io::timer::Timer,
+    timer: Timer,
     is_asked: bool,
 }
 
 impl Pulse {
-    fn new(
-        keepalive: Http2Keepalive,
-        engine: &mut client::Connection<Wire, Bytes>,
-        wheel: &Wheel,
-    ) -> Option<Self> {
+    fn new(keepalive: Http2Keepalive, wheel: &Wheel) -> Self {
         let timer = wheel.timer();
         timer.set(keepalive.interval);
-        Some(Self {
+        Self {
             keepalive,
-            pings: engine.ping_pong()?,
             timer,
             is_asked: false,
-        })
+        }
     }
 
     /// Ready when the upstream has not answered in time.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.is_asked {
-                match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.is_asked = false;
-                        self.timer.set(self.keepalive.interval);
-                    }
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return self.timer.poll(cx),
-                }
-            } else if self.timer.poll(cx).is_ready() {
-                if self.pings.send_ping(h2::Ping::opaque()).is_err() {
-                    return Poll::Ready(());
-                }
-                self.is_asked = true;
-                self.timer.set(self.keepalive.timeout);
-            } else {
+            if self.is_asked && link.engine().is_present() {
+                self.is_asked = false;
+                self.timer.set(self.keepalive.interval);
+            }
+            if self.timer.poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            if self.is_asked {
+                return Poll::Ready(());
+            }
+            self.is_asked = true;
+            link.engine_mut().ask_presence();
+            link.kick();
+            self.timer.set(self.keepalive.timeout);
         }
     }
 }
@@ -349,10 +330,10 @@ impl Pulse {
 /// The upstream's side of one exchange.
 pub struct Stream {
     connection: Rc<Connection>,
-    /// None when the request could not be put on its way, and once the answer's head is there.
-    response: Option<ResponseFuture>,
-    sender: Option<Sender>,
-    receiver: Receiver,
+    /// None when the request could not be put on its way.
+    exchange: Option<Exchange>,
+    /// Whether the answer's head is there.
+    has_head: bool,
     /// Why the request could not be put on its way.
     failed: Option<ReadError>,
     /// Whether the request asks for another protocol.
@@ -364,9 +345,8 @@ impl Stream {
     pub fn new(connection: Rc<Connection>) -> Self {
         Self {
             connection,
-            response: None,
-            sender: None,
-            receiver: Receiver::unknown(),
+            exchange: None,
+            has_head: false,
             failed: None,
             is_upgrade: false,
         }
@@ -386,10 +366,9 @@ impl Stream {
     pub fn begin(&mut self, head: &RequestHead) {
         self.is_upgrade = !head.upgrade.is_empty();
         match self.connection.stream(head) {
-            Ok((response, sender)) => {
+            Ok(exchange) => {
                 self.connection.requests.set(self.connection.requests() + 1);
-                self.response = Some(response);
-                self.sender = Some(sender);
+                self.exchange = Some(exchange);
             }
             Err(error) => self.failed = Some(error),
         }
@@ -397,18 +376,18 @@ impl Stream {
 
     /// Whether anything of the request was handed over.
     pub fn has_sent(&self) -> bool {
-        self.sender.is_some()
+        self.exchange.is_some()
     }
 
-    fn sender(&mut self) -> io::Result<&mut Sender> {
-        self.sender
+    fn exchange(&mut self) -> io::Result<&mut Exchange> {
+        self.exchange
             .as_mut()
             .ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 
     /// See [`super::Upstream::poll_write`].
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.sender()?.poll_write(cx, data)
+        self.exchange()?.poll_write(cx, data)
     }
 
     /// See [`super::Upstream::poll_write_all`].
@@ -418,13 +397,13 @@ impl Stream {
         body: &[u8],
         at: &mut usize,
     ) -> Poll<io::Result<()>> {
-        self.sender()?.poll_write_all(cx, body, at)
+        self.exchange()?.poll_write_all(cx, body, at)
     }
 
     /// See [`super::Upstream::finish`].
     pub fn finish(&mut self, trailers: &HeaderList) {
-        if let Some(sender) = &mut self.sender {
-            sender.finish(trailers);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.finish(trailers);
         }
     }
 
@@ -438,51 +417,56 @@ impl Stream {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        let Some(response) = &mut self.response else {
+        let Some(exchange) = self.exchange.as_mut().filter(|_| !self.has_head) else {
             return Poll::Pending;
         };
-        if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-            let (parts, ()) = interim.into_parts();
-            read_interim(&parts, head).map_err(ReadError::Head)?;
-            return Poll::Ready(Ok(()));
-        }
-        let (parts, body) = match std::task::ready!(Pin::new(response).poll(cx)) {
-            Ok(answer) => answer.into_parts(),
-            Err(error) => return Poll::Ready(Err(codec::read_error(error))),
-        };
-        self.response = None;
-        self.receiver = Receiver::new(body);
-        let has_body = !self.receiver.is_done();
-        if !read_response(&parts, method, self.is_upgrade, has_body, head) {
+        let is_upgrade = self.is_upgrade;
+        let read = exchange.poll_head(cx, |fields, has_body| {
+            if fields.status().is_some_and(|status| status < 200) {
+                return read_interim(fields, head).map(|()| None);
+            }
+            read_response(fields, method, is_upgrade, has_body, head).map(Some)
+        });
+        let belongs = std::task::ready!(read)?.map_err(ReadError::Head)?;
+        self.has_head = belongs.is_some();
+        if belongs == Some(false) {
             // Whatever comes all the same belongs to no message (RFC 9110, 6.4.1).
-            self.receiver = Receiver::none();
+            exchange.ignore();
         }
         Poll::Ready(Ok(()))
     }
 
     /// See [`super::Upstream::poll_data`].
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Chunk, ReadError>> {
-        self.receiver.poll_data(cx)
+        match &mut self.exchange {
+            Some(exchange) => exchange.poll_data(cx),
+            None => Poll::Ready(Err(ReadError::Closed { clean: false })),
+        }
     }
 
     /// See [`super::Upstream::data`].
     pub fn data(&self) -> &[u8] {
-        self.receiver.data()
+        self.exchange.as_ref().map_or(&[], Exchange::data)
     }
 
     /// See [`super::Upstream::take`].
     pub fn take(&mut self, used: usize) {
-        self.receiver.take(used);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.take(used);
+        }
     }
 
     /// See [`super::Upstream::trailers`].
     pub fn trailers(&self, into: &mut HeaderList) {
-        self.receiver.trailers(into);
+        into.clear();
+        if let Some(exchange) = &self.exchange {
+            exchange.trailers(into);
+        }
     }
 
     /// See [`super::Upstream::body_bytes`].
     pub fn body_bytes(&self) -> u64 {
-        self.receiver.taken()
+        self.exchange.as_ref().map_or(0, Exchange::taken)
     }
 }
 

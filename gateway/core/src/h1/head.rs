@@ -443,7 +443,7 @@ pub fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> 
 }
 
 /// Reads the target of CONNECT, a host and a port (RFC 9112, 3.2.3), which is the authority whatever Host says.
-fn read_connect_target(target: &str, head: &mut RequestHead) -> Result<(), HeadError> {
+pub(crate) fn read_connect_target(target: &str, head: &mut RequestHead) -> Result<(), HeadError> {
     let (host, port) = split_port(target);
     if !is_authority(target) || host.is_empty() || port.is_none_or(|port| port == 0) {
         return Err(HeadError::Target);

@@ -1,25 +1,18 @@
-//! The frames in a stream of bytes, without what is in them (RFC 9113, 4.1).
-//!
-//! Bytes go in as the socket gives or takes them; out comes the header of each frame as soon as it is whole. Payloads
-//! are skipped without a look, but for the error code of RST_STREAM, which says whose fault a reset is, and a client's
-//! settings. Nothing is checked here.
-
-use std::fmt;
+//! Frames (RFC 9113, 4.1 and 6): the header of one that comes, and whole ones to be sent.
 
 /// Bytes of a frame's header.
-pub(super) const HEADER_BYTES: usize = 9;
-/// Bytes that are looked at of an RST_STREAM frame: its header and its error code.
-const RESET_BYTES: usize = HEADER_BYTES + 4;
-/// Bytes that a client's connection begins with: `PRI * HTTP/2.0`, and so on (RFC 9113, 3.4).
-pub(super) const PREFACE_BYTES: usize = 24;
+pub const HEADER_BYTES: usize = 9;
+/// The largest frame that peers may send: what is so without a setting (RFC 9113, 6.5.2). Larger ones gain nothing
+/// here, since data is passed on as it comes.
+pub const FRAME_SIZE_MAX: u32 = 16_384;
+/// What a client with prior knowledge says first (RFC 9113, 3.4).
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-const RST_STREAM: u8 = 3;
 const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
-const SETTINGS: u8 = 4;
-/// Bytes of one setting.
-const SETTING_BYTES: usize = 6;
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
 
 /// Types of frames (RFC 9113, 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,11 +24,9 @@ pub enum FrameKind {
     /// An old way to order streams.
     Priority,
     /// The end of a stream before its time, with an error code (RFC 9113, 7).
-    RstStream(u32),
+    RstStream,
     /// What an endpoint takes, or the acknowledgement of it.
     Settings,
-    /// One setting of a client's SETTINGS frame, by its number, behind that frame's header.
-    Setting(u16, u32),
     /// A request that a server announces.
     PushPromise,
     /// A question whether the peer is there, or its answer.
@@ -51,7 +42,7 @@ pub enum FrameKind {
 }
 
 /// The header of a frame.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     /// Bytes of its payload.
     pub length: u32,
@@ -79,8 +70,18 @@ impl FrameHeader {
         self.flags & END_HEADERS != 0
     }
 
-    /// Reads a header; `code` is what follows it in an RST_STREAM frame.
-    pub(super) const fn read(bytes: [u8; HEADER_BYTES], code: u32) -> Self {
+    /// Whether a DATA or HEADERS frame has padding.
+    pub const fn is_padded(&self) -> bool {
+        self.flags & PADDED != 0
+    }
+
+    /// Whether a HEADERS frame says how its stream is ordered.
+    pub const fn has_priority(&self) -> bool {
+        self.flags & PRIORITY != 0
+    }
+
+    /// Reads a header.
+    pub const fn read(bytes: [u8; HEADER_BYTES]) -> Self {
         let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = bytes;
         Self {
             length: u32::from_be_bytes([0, l1, l2, l3]),
@@ -88,8 +89,8 @@ impl FrameHeader {
                 0 => FrameKind::Data,
                 1 => FrameKind::Headers,
                 2 => FrameKind::Priority,
-                RST_STREAM => FrameKind::RstStream(code),
-                SETTINGS => FrameKind::Settings,
+                3 => FrameKind::RstStream,
+                4 => FrameKind::Settings,
                 5 => FrameKind::PushPromise,
                 6 => FrameKind::Ping,
                 7 => FrameKind::GoAway,
@@ -104,249 +105,188 @@ impl FrameHeader {
     }
 }
 
-impl fmt::Debug for FrameHeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:?} on {} flags {:#x} bytes {}",
-            self.kind, self.stream, self.flags, self.length
-        )
+/// Error codes of RST_STREAM and GOAWAY (RFC 9113, 7).
+#[allow(missing_docs, reason = "each has the RFC's own name")]
+pub mod code {
+    pub const NO_ERROR: u32 = 0x0;
+    pub const PROTOCOL_ERROR: u32 = 0x1;
+    pub const INTERNAL_ERROR: u32 = 0x2;
+    pub const FLOW_CONTROL_ERROR: u32 = 0x3;
+    pub const STREAM_CLOSED: u32 = 0x5;
+    pub const FRAME_SIZE_ERROR: u32 = 0x6;
+    pub const REFUSED_STREAM: u32 = 0x7;
+    pub const CANCEL: u32 = 0x8;
+    pub const COMPRESSION_ERROR: u32 = 0x9;
+    pub const ENHANCE_YOUR_CALM: u32 = 0xb;
+}
+
+/// Settings (RFC 9113, 6.5.2; RFC 8441, 3).
+pub(super) mod setting {
+    pub(in crate::h2) const ENABLE_PUSH: u16 = 2;
+    pub(in crate::h2) const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub(in crate::h2) const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub(in crate::h2) const MAX_FRAME_SIZE: u16 = 5;
+    pub(in crate::h2) const MAX_HEADER_LIST_SIZE: u16 = 6;
+    pub(in crate::h2) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+}
+
+fn header(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEADER_BYTES] {
+    let [_, l1, l2, l3] = (length as u32).to_be_bytes();
+    let [s1, s2, s3, s4] = stream.to_be_bytes();
+    [l1, l2, l3, kind, flags, s1, s2, s3, s4]
+}
+
+fn whole(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    out.extend_from_slice(&header(payload.len(), kind, flags, stream));
+    out.extend_from_slice(payload);
+}
+
+/// Writes a DATA frame.
+pub(super) fn write_data(out: &mut Vec<u8>, stream: u32, data: &[u8], is_last: bool) {
+    whole(out, 0, if is_last { END_STREAM } else { 0 }, stream, data);
+}
+
+/// Writes a header block that stands at the end of `out`, from `at` on and behind [`HEADER_BYTES`] that were left free,
+/// as HEADERS and, beyond the largest frame that the peer takes, CONTINUATION frames.
+pub(super) fn close_block(out: &mut Vec<u8>, at: usize, stream: u32, is_last: bool, frame_max: usize) {
+    let start = at + HEADER_BYTES;
+    let length = out.len().saturating_sub(start);
+    let end_stream = if is_last { END_STREAM } else { 0 };
+    let end_headers = if length <= frame_max { END_HEADERS } else { 0 };
+    let first = header(length.min(frame_max), 1, end_stream | end_headers, stream);
+    if let Some(room) = out.get_mut(at..start) {
+        room.copy_from_slice(&first);
+    }
+    if length > frame_max {
+        let rest = out.split_off(start + frame_max);
+        let mut fragments = rest.chunks(frame_max.max(1)).peekable();
+        while let Some(fragment) = fragments.next() {
+            let flags = if fragments.peek().is_none() { END_HEADERS } else { 0 };
+            whole(out, 9, flags, stream, fragment);
+        }
     }
 }
 
-/// Finds the frames of one direction of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FrameTap {
-    /// Bytes to pass over before the next header.
-    skip: usize,
-    /// The beginning of a frame that came in pieces.
-    start: [u8; RESET_BYTES],
-    filled: usize,
-    /// Whether settings are looked at, and how many bytes of them are still to come.
-    settings: Option<usize>,
+/// Writes an RST_STREAM frame.
+pub(super) fn write_reset(out: &mut Vec<u8>, stream: u32, code: u32) {
+    whole(out, 3, 0, stream, &code.to_be_bytes());
 }
 
-impl FrameTap {
-    /// For what a client sends: the preface, then frames.
-    pub const fn of_client() -> Self {
-        Self {
-            skip: PREFACE_BYTES,
-            settings: Some(0),
-            ..Self::of_server()
-        }
+/// Writes settings.
+pub(super) fn write_settings(out: &mut Vec<u8>, settings: &[(u16, u32)]) {
+    out.extend_from_slice(&header(settings.len() * 6, 4, 0, 0));
+    for (id, value) in settings {
+        out.extend_from_slice(&id.to_be_bytes());
+        out.extend_from_slice(&value.to_be_bytes());
     }
+}
 
-    /// For what a server sends: frames.
-    pub const fn of_server() -> Self {
-        Self {
-            skip: 0,
-            start: [0; RESET_BYTES],
-            filled: 0,
-            settings: None,
-        }
-    }
+/// Acknowledges settings.
+pub(super) fn write_settings_ack(out: &mut Vec<u8>) {
+    whole(out, 4, ACK, 0, &[]);
+}
 
-    /// The next frame whose header ends in `bytes`, which then begin behind that header; None, and no byte left, when
-    /// there is none.
-    pub fn next(&mut self, bytes: &mut &[u8]) -> Option<FrameHeader> {
-        let passed = self.skip.min(bytes.len());
-        self.skip -= passed;
-        *bytes = &bytes[passed..];
-        if let Some(left @ 1..) = self.settings {
-            return self.setting(left, bytes);
-        }
-        // The usual frame begins and has its header in one piece.
-        if self.filled == 0
-            && let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>()
-            && !matches!(header[3], RST_STREAM | SETTINGS)
-        {
-            let frame = FrameHeader::read(*header, 0);
-            self.skip = frame.length as usize;
-            *bytes = rest;
-            return Some(frame);
-        }
-        while let Some((byte, rest)) = bytes.split_first() {
-            *bytes = rest;
-            *self.start.get_mut(self.filled)? = *byte;
-            self.filled += 1;
-            if let Some((frame, used)) = self.started() {
-                self.skip = (frame.length as usize).saturating_sub(used - HEADER_BYTES);
-                self.filled = 0;
-                let is_list = frame.kind == FrameKind::Settings && self.skip.is_multiple_of(SETTING_BYTES);
-                if is_list && let Some(settings) = &mut self.settings {
-                    *settings = std::mem::take(&mut self.skip);
-                }
-                return Some(frame);
-            }
-        }
-        None
-    }
+/// Writes a PING frame, or the answer to one.
+pub(super) fn write_ping(out: &mut Vec<u8>, is_ack: bool, payload: [u8; 8]) {
+    whole(out, 6, if is_ack { ACK } else { 0 }, 0, &payload);
+}
 
-    /// The next setting of a frame of which `left` bytes are still to come.
-    fn setting(&mut self, left: usize, bytes: &mut &[u8]) -> Option<FrameHeader> {
-        while let Some((byte, rest)) = bytes.split_first() {
-            *bytes = rest;
-            *self.start.get_mut(self.filled)? = *byte;
-            self.filled += 1;
-            if self.filled == SETTING_BYTES {
-                self.filled = 0;
-                self.settings = Some(left - SETTING_BYTES);
-                let [i1, i2, v1, v2, v3, v4, ..] = self.start;
-                let id = u16::from_be_bytes([i1, i2]);
-                return Some(FrameHeader {
-                    length: SETTING_BYTES as u32,
-                    kind: FrameKind::Setting(id, u32::from_be_bytes([v1, v2, v3, v4])),
-                    flags: 0,
-                    stream: 0,
-                });
-            }
-        }
-        None
-    }
+/// Writes a GOAWAY frame without debug data.
+pub(super) fn write_go_away(out: &mut Vec<u8>, last: u32, code: u32) {
+    let [a, b, c, d] = last.to_be_bytes();
+    let [e, f, g, h] = code.to_be_bytes();
+    whole(out, 7, 0, 0, &[a, b, c, d, e, f, g, h]);
+}
 
-    /// The frame whose beginning came in pieces, and how many bytes of it were looked at; None when more must come.
-    fn started(&self) -> Option<(FrameHeader, usize)> {
-        if self.filled < HEADER_BYTES {
-            return None;
-        }
-        let (header, code) = self.start.split_first_chunk::<HEADER_BYTES>()?;
-        let frame = FrameHeader::read(*header, 0);
-        match frame.kind {
-            // One without a whole code is broken, and whoever speaks the protocol will say so.
-            FrameKind::RstStream(_) if frame.length >= 4 => {
-                let code = u32::from_be_bytes(code.try_into().ok()?);
-                (self.filled == RESET_BYTES).then(|| (FrameHeader::read(*header, code), RESET_BYTES))
-            }
-            _ => Some((frame, HEADER_BYTES)),
-        }
-    }
+/// Gives the peer more room.
+pub(super) fn write_window_update(out: &mut Vec<u8>, stream: u32, more: u32) {
+    whole(out, 8, 0, stream, &more.to_be_bytes());
 }
 
 /// Frames for the tests of this module's users.
 #[cfg(test)]
 pub(super) mod written {
-    /// The beginning of every client's connection.
-    pub(in crate::h2) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-    /// A frame with a payload of zeros.
-    pub(in crate::h2) fn frame(kind: u8, flags: u8, stream: u32, length: usize) -> Vec<u8> {
-        let mut bytes = (length as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.resize(bytes.len() + length, 0);
-        bytes
-    }
-
-    /// An RST_STREAM frame.
-    pub(in crate::h2) fn reset(stream: u32, code: u32) -> Vec<u8> {
-        let mut bytes = frame(3, 0, stream, 0);
-        bytes[2] = 4;
-        bytes.extend(code.to_be_bytes());
-        bytes
+    /// A frame.
+    pub(in crate::h2) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        super::whole(&mut out, kind, flags, stream, payload);
+        out
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::written::{PREFACE, frame, reset};
     use super::*;
-    use crate::random::Random;
 
-    fn all(tap: &mut FrameTap, mut bytes: &[u8]) -> Vec<FrameHeader> {
-        std::iter::from_fn(|| tap.next(&mut bytes)).collect()
-    }
-
-    /// Every frame of some bytes that are cut at random.
-    fn in_pieces(mut tap: FrameTap, mut bytes: &[u8], random: &mut Random) -> (Vec<FrameHeader>, FrameTap) {
+    /// The frames in some bytes, with what is in them.
+    fn all(mut bytes: &[u8]) -> Vec<(FrameHeader, Vec<u8>)> {
         let mut found = Vec::new();
-        while !bytes.is_empty() {
-            let most = [1, 4, 40][random.below(3) as usize];
-            let (piece, rest) = bytes.split_at((1 + random.below(most) as usize).min(bytes.len()));
-            found.extend(all(&mut tap, piece));
+        while let Some((header, rest)) = bytes.split_first_chunk() {
+            let header = FrameHeader::read(*header);
+            let (payload, rest) = rest.split_at(header.length as usize);
+            found.push((header, payload.to_vec()));
             bytes = rest;
         }
-        (found, tap)
+        assert!(bytes.is_empty());
+        found
     }
 
     #[test]
-    fn headers_are_found_and_payloads_are_passed_over() {
-        let bytes = [
-            PREFACE.to_vec(),
-            frame(4, 0, 0, 18),
-            frame(1, END_STREAM | END_HEADERS, 0x8000_0001, 300),
-            reset(1, 8),
-            frame(9, 0, 1, 0),
-            frame(0x10, 0xff, 0, 1),
-            frame(0, 0, 0x7fff_ffff, 70_000),
-            frame(6, ACK, 0, 8),
-        ]
-        .concat();
-        let found = all(&mut FrameTap::of_client(), &bytes);
-        let kinds: Vec<_> = found
-            .iter()
-            .map(|found| (found.kind, found.stream, found.length))
-            .collect();
+    fn what_is_written_is_read_again() {
+        let mut out = Vec::new();
+        write_data(&mut out, 0x7fff_ffff, b"some", true);
+        write_reset(&mut out, 3, code::CANCEL);
+        write_settings(&mut out, &[(4, 70_000), (8, 1)]);
+        write_settings_ack(&mut out);
+        write_ping(&mut out, true, *b"12345678");
+        write_go_away(&mut out, 7, code::NO_ERROR);
+        write_window_update(&mut out, 0, 1 << 20);
+        let found = all(&out);
+        let kinds: Vec<_> = found.iter().map(|(frame, _)| (frame.kind, frame.stream)).collect();
         assert_eq!(
             kinds,
             [
-                (FrameKind::Settings, 0, 18),
-                (FrameKind::Setting(0, 0), 0, 6),
-                (FrameKind::Setting(0, 0), 0, 6),
-                (FrameKind::Setting(0, 0), 0, 6),
-                (FrameKind::Headers, 1, 300),
-                (FrameKind::RstStream(8), 1, 4),
-                (FrameKind::Continuation, 1, 0),
-                (FrameKind::Other(0x10), 0, 1),
-                (FrameKind::Data, 0x7fff_ffff, 70_000),
-                (FrameKind::Ping, 0, 8),
+                (FrameKind::Data, 0x7fff_ffff),
+                (FrameKind::RstStream, 3),
+                (FrameKind::Settings, 0),
+                (FrameKind::Settings, 0),
+                (FrameKind::Ping, 0),
+                (FrameKind::GoAway, 0),
+                (FrameKind::WindowUpdate, 0),
             ]
         );
-        assert!(found[4].is_end_stream() && found[4].is_end_headers() && found[9].is_ack());
-        assert!(!found[8].is_end_stream());
+        assert!(found[0].0.is_end_stream() && found[3].0.is_ack() && found[4].0.is_ack());
+        assert_eq!(found[2].1, [0, 4, 0, 1, 0x11, 0x70, 0, 8, 0, 0, 0, 1]);
+        assert_eq!(found[5].1, [0, 0, 0, 7, 0, 0, 0, 0]);
     }
 
     #[test]
-    fn however_bytes_are_cut_the_frames_are_the_same() {
-        for seed in 0..2000 {
-            let mut random = Random::from_seed(seed);
-            let mut bytes = PREFACE.to_vec();
-            for _ in 0..random.below(30) {
-                let stream = random.below(1 << 32) as u32;
-                if random.below(3) == 0 {
-                    // Some with a payload that has no room for a code, or too much.
-                    bytes.extend(reset(stream, random.below(14) as u32));
-                    bytes.extend(frame(RST_STREAM, 0, stream, random.below(6) as usize));
-                } else {
-                    let most = [1, 12, 300][random.below(3) as usize];
-                    let length = random.below(most) as usize;
-                    bytes.extend(frame(
-                        random.below(12) as u8,
-                        random.below(256) as u8,
-                        stream,
-                        length,
-                    ));
-                }
+    fn long_blocks_go_on_in_more_frames() {
+        for length in [0_usize, 1, 99, 100, 101, 200, 201, 950] {
+            let mut out = b"before".to_vec();
+            let at = out.len();
+            out.extend([0; HEADER_BYTES]);
+            let block: Vec<u8> = (0..length).map(|octet| octet as u8).collect();
+            out.extend_from_slice(&block);
+            close_block(&mut out, at, 5, true, 100);
+            let found = all(&out[at..]);
+            assert_eq!(found.len(), length.div_ceil(100).max(1), "{length}");
+            for (at, (frame, _)) in found.iter().enumerate() {
+                assert_eq!(frame.stream, 5);
+                assert_eq!(frame.is_end_headers(), at + 1 == found.len());
+                let kind = if at == 0 { FrameKind::Headers } else { FrameKind::Continuation };
+                assert_eq!(frame.kind, kind);
             }
-            bytes.truncate(bytes.len() - random.below(20) as usize);
-            let mut whole = FrameTap::of_client();
-            let expected = all(&mut whole, &bytes);
-            let (found, pieces) = in_pieces(FrameTap::of_client(), &bytes, &mut random);
-            assert_eq!(found, expected, "seed {seed}");
-            assert_eq!(
-                (pieces.skip, pieces.filled),
-                (whole.skip, whole.filled),
-                "seed {seed}"
-            );
+            assert!(found[0].0.is_end_stream());
+            let payloads: Vec<u8> = found.into_iter().flat_map(|(_, payload)| payload).collect();
+            assert_eq!(payloads, block, "{length}");
         }
     }
 
     #[test]
-    fn any_bytes_are_taken() {
-        for seed in 0..2000 {
-            let mut random = Random::from_seed(seed);
-            let bytes: Vec<u8> = (0..random.below(500)).map(|_| random.next_u64() as u8).collect();
-            let (found, _) = in_pieces(FrameTap::of_server(), &bytes, &mut random);
-            assert_eq!(found, all(&mut FrameTap::of_server(), &bytes), "seed {seed}");
-        }
+    fn the_reserved_bit_of_a_stream_says_nothing() {
+        let frame = FrameHeader::read([0, 0, 1, 0x10, 0xff, 0x80, 0, 0, 1]);
+        assert_eq!((frame.kind, frame.stream), (FrameKind::Other(0x10), 1));
+        assert!(frame.is_padded() && frame.has_priority() && frame.is_end_headers());
     }
 }

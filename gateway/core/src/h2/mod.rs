@@ -1,21 +1,18 @@
-//! What is watched of an HTTP/2 connection from outside (RFC 9113).
+//! HTTP/2 (RFC 9113), without sockets: bytes go in and come out.
 //!
-//! A library speaks the protocol with the client, and does not say how many PING, SETTINGS, CONTINUATION and RST_STREAM
-//! frames that took; frames that cost their sender nothing and the receiver something are how HTTP/2 is attacked
-//! (RFC 9113, 10.5). So the shell shows every plaintext byte that it reads and writes to a [`Watch`], in pieces of any
-//! size. Out comes nothing as long as all is well, and else the [`Misbehaviour`] for which the connection is to be ended,
-//! and with which code. [`frame`] finds the frames in the bytes and skips what is in them; [`watch`] counts; [`fields`]
-//! knows the form of header blocks. What is well is put into the form that the library takes by [`repack`]; [`head`] reads and writes the heads of messages.
+//! [`connection`] is one connection as either side sees it: frames, streams, windows, and the ends of all of them.
+//! [`hpack`] reads and writes header blocks, [`fields`] holds what they say, and [`head`] makes messages of it and blocks
+//! of messages. [`watch`] counts what costs a client little and the gateway more: frames that cost their sender nothing
+//! and the receiver something are how HTTP/2 is attacked (RFC 9113, 10.5).
 
-mod blocks;
+pub mod connection;
 pub mod fields;
 pub mod frame;
 pub mod head;
-pub mod repack;
-mod rules;
+pub mod hpack;
+mod huffman;
 pub mod watch;
 
-pub use frame::{FrameHeader, FrameKind, FrameTap};
-pub use repack::Repack;
-pub use rules::FRAME_SIZE_MAX;
-pub use watch::{Misbehaviour, Watch};
+pub use connection::{Connection, Failure, Holder, Key, Options, Role};
+pub use fields::Fields;
+pub use watch::Misbehaviour;

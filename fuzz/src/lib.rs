@@ -16,8 +16,8 @@ pub mod h1_connection;
 pub mod h1_differential;
 pub mod h1_request;
 pub mod h1_response;
+pub mod h2_client;
 pub mod h2_server;
-pub mod h2_watch;
 pub mod hello;
 pub mod input;
 pub mod pem;
@@ -35,7 +35,7 @@ pub const DOORS: &[(&str, Door)] = &[
     ("h1_response", h1_response::run),
     ("h1_differential", h1_differential::run),
     ("h1_connection", h1_connection::run),
-    ("h2_watch", h2_watch::run),
+    ("h2_client", h2_client::run),
     ("h2_server", h2_server::run),
     ("upgrade", upgrade::run),
     ("yaml", yaml::run),

@@ -6,11 +6,13 @@
 //! for an agreement that is none; and a tunnel carries the bytes that it gets.
 
 use crate::input::Input;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, StatusCode};
 use isthmus::proxy::upgrade;
 use isthmus_core::h1::encode::{self, ResponseContext};
 use isthmus_core::h1::{BodyDecoder, BodyStep, HeadParser, Parsed, is_protocol};
-use isthmus_core::h2::head as h2;
+use isthmus_core::h2::fields::Pseudo;
+use isthmus_core::h2::hpack::Decoder;
+use isthmus_core::h2::{Fields, head as h2};
 use isthmus_core::header::FieldName;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::listener::Upgrades;
@@ -96,6 +98,33 @@ fn text<'a>(input: &mut Input<'a>, known: &'a [&'a str]) -> String {
     input.pick(known).to_owned()
 }
 
+/// What a block says; None when it breaks a rule of HTTP/2.
+fn decoded(block: &[u8]) -> Option<Fields> {
+    let mut fields = Fields::default();
+    Decoder::default()
+        .decode(block, (60 * 1024, 100), &mut fields)
+        .ok()?;
+    (!fields.is_malformed()).then_some(fields)
+}
+
+/// A section with these fields, as a peer writes it, without any compression.
+fn section(fields: &[(&str, &str)]) -> Option<Fields> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            // Lengths that fit the prefix of seven bits.
+            block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127)?);
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    decoded(&block)
+}
+
+fn names(fields: &Fields) -> impl Iterator<Item = &[u8]> {
+    fields.list.iter().map(|(_, name, _)| name)
+}
+
 /// What a client asks, as the gateway reads it.
 fn ask(input: &mut Input<'_>, limits: &MessageLimits) -> Option<RequestHead> {
     let mut head = RequestHead::default();
@@ -104,18 +133,17 @@ fn ask(input: &mut Input<'_>, limits: &MessageLimits) -> Option<RequestHead> {
     let target = text(input, TARGETS);
     let has_key = input.once_in(2);
     if input.once_in(2) {
-        let uri = if target.starts_with('/') {
-            format!("https://h.example{target}")
-        } else {
-            target
-        };
-        let mut request = Request::builder().method(method.as_str()).uri(uri);
-        if has_key {
-            request = request.header("sec-websocket-key", KEY);
+        let uri = target;
+        let mut fields = vec![(":method", &*method), (":scheme", "https"), (":path", &*uri)];
+        fields.push((":authority", "h.example"));
+        if !input.once_in(4) {
+            fields.push((":protocol", &*protocol));
         }
-        let parts = request.body(()).ok()?.into_parts().0;
-        let named = (!input.once_in(4)).then_some(protocol.as_str());
-        h2::read_request(&parts, named, input.once_in(2), limits, &mut head).ok()?;
+        if has_key {
+            fields.push(("sec-websocket-key", KEY));
+        }
+        let mut fields = section(&fields)?;
+        h2::read_request(&mut fields, input.once_in(2), limits, &mut head).ok()?;
         return Some(head);
     }
     let connection = input.pick(&[
@@ -151,18 +179,20 @@ fn is_sent(request: &RequestHead, upstream: Version, limits: &MessageLimits) -> 
     let mut again = RequestHead::default();
     if upstream == Version::Http2 {
         let to = SocketAddr::from(([127, 0, 0, 1], 80));
-        let Some(written) = h2::write_request(request, false, to) else {
+        if !h2::is_speakable(request) {
             return false;
-        };
-        let wants = !request.upgrade.is_empty();
-        assert_eq!(*written.method() == Method::CONNECT, wants);
-        for name in ["connection", "upgrade", "transfer-encoding"] {
-            assert!(!written.headers().contains_key(name));
         }
-        assert!(!wants || !written.headers().contains_key("sec-websocket-key"));
-        let parts = written.into_parts().0;
-        let protocol = wants.then_some(request.upgrade.as_str());
-        h2::read_request(&parts, protocol, !request.body.is_empty(), limits, &mut again).unwrap();
+        let mut block = Vec::new();
+        h2::write_request(request, false, to, &mut block);
+        let mut written = decoded(&block).unwrap();
+        let wants = !request.upgrade.is_empty();
+        assert_eq!(written.pseudo(Pseudo::Method) == Some(b"CONNECT"), wants);
+        assert_eq!(
+            written.pseudo_text(Pseudo::Protocol),
+            wants.then_some(request.upgrade.as_str())
+        );
+        assert!(!wants || !names(&written).any(|name| name == b"sec-websocket-key"));
+        h2::read_request(&mut written, !request.body.is_empty(), limits, &mut again).unwrap();
     } else {
         let mut out = Vec::new();
         encode::request_head(request, false, &mut out);
@@ -201,23 +231,19 @@ fn answer(
     };
     let mut head = ResponseHead::default();
     if upstream == Version::Http2 {
-        let mut response = Response::builder().status(status);
+        let status_text = status.to_string();
+        let mut fields = vec![(":status", status_text.as_str())];
         if let Some(proof) = &proof {
-            response = response.header("sec-websocket-accept", proof);
+            fields.push(("sec-websocket-accept", proof));
         }
-        let parts = response.body(()).ok()?.into_parts().0;
-        if parts.status.is_informational() {
-            h2::read_interim(&parts, &mut head).ok()?;
+        let mut fields = section(&fields)?;
+        if status < 200 {
+            h2::read_interim(&mut fields, &mut head).ok()?;
             assert_ne!(head.status, StatusCode::SWITCHING_PROTOCOLS);
         } else {
             let has_body = input.once_in(2);
-            h2::read_response(
-                &parts,
-                &request.method,
-                !request.upgrade.is_empty(),
-                has_body,
-                &mut head,
-            );
+            let is_upgrade = !request.upgrade.is_empty();
+            h2::read_response(&mut fields, &request.method, is_upgrade, has_body, &mut head).ok()?;
         }
         return Some(head);
     }
@@ -267,16 +293,15 @@ fn agreed(request: &RequestHead, response: &ResponseHead, upstream: Version, lim
 fn told(request: &RequestHead, response: &ResponseHead, limits: &MessageLimits) {
     let is_agreement = !response.upgrade.is_empty();
     if request.version == Version::Http2 {
-        let (written, _) = h2::write_response(response, request.method == Method::HEAD);
-        for name in ["connection", "upgrade", "transfer-encoding"] {
-            assert!(!written.headers().contains_key(name));
-        }
-        assert!(!is_agreement || !written.headers().contains_key("sec-websocket-accept"));
-        let is_success = written.status().is_success();
+        let mut block = Vec::new();
+        h2::write_response(response, request.method == Method::HEAD, &mut block);
+        let written = decoded(&block).unwrap();
+        assert!(!is_agreement || !names(&written).any(|name| name == b"sec-websocket-accept"));
+        let status = written.status().unwrap();
+        let is_success = (200..300).contains(&status);
         assert!(
             request.upgrade.is_empty() || is_success == is_agreement,
-            "{}",
-            written.status()
+            "{status}"
         );
         return;
     }

@@ -385,7 +385,7 @@ fn an_endpoint_that_fails_is_ejected_on_all_shards_and_comes_back() {
     let addresses = upstreams.each_ref().map(Gauge::address);
     let routes = route_among(&addresses, "");
     let policy = "loadBalancer: {simple: ROUND_ROBIN}
-outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1s, maxEjectionPercent: 50}";
+outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 3s, maxEjectionPercent: 50}";
     let gateway = Gateway::builder()
         .resources("route", &routes)
         .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
@@ -416,7 +416,6 @@ outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1
 
     let begun = std::time::Instant::now();
     eventually(SOON, "it is back", || ejected(&gateway).is_empty());
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(gateway.metric("isthmus_unejections_total"), Some(1.0));
     eventually(SOON, "four more failures", || {
         statuses(1);
@@ -430,7 +429,7 @@ outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 1
     // It has done well for less than an interval in between, so that this is its second time in a row; an interval is
     // shorter than what the requests may have taken, though.
     assert!(
-        begun.elapsed() > Duration::from_millis(800),
+        begun.elapsed() > Duration::from_millis(2400),
         "{:?}",
         begun.elapsed()
     );

@@ -92,11 +92,6 @@ impl HeaderId {
                 | Self::Http2Settings
         )
     }
-
-    /// Fields whose value is another in nearly every message, so that nobody gains by remembering it.
-    pub const fn is_ever_new(self) -> bool {
-        matches!(self, Self::XRequestId | Self::XEnvoyUpstreamServiceTime)
-    }
 }
 
 /// A field name that configuration mentions: lower case and resolved.

@@ -424,7 +424,7 @@ settings! {
     "http2RefusedStreams" http2_refused_streams: u32 = 1000;
     /// CONTINUATION frames of one header block of an HTTP/2 client (CVE-2024-27316). Four full ones hold the largest headerBytes; smaller ones are legal, and are joined. Nothing is given back.
     "http2Continuations" http2_continuations: u32 = 100;
-    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431; more than this default is no more than the library which speaks HTTP/2 takes. Nothing is given back.
+    /// Bytes of one header block of an HTTP/2 client, as sent. Up to here too large a block is answered with 431. No limit means 1 MiB. Nothing is given back.
     "http2HeaderBlockBytes" http2_header_block_bytes: u32 = 96 * 1024;
     /// SETTINGS frames of an HTTP/2 client, each of which must be acknowledged. Clients send one, and a few more when they measure what the network can carry.
     "http2Settings" http2_settings: u32 = 100;

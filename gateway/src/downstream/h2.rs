@@ -299,9 +299,9 @@ impl Stream {
     pub fn read_head(&mut self, into: &mut RequestHead) -> Result<(), Cause> {
         into.clear();
         let limits = &self.limits;
-        let read = self.exchange.take_head(|fields, has_body| {
-            read_request(fields, has_body, limits, into).map(|()| has_body)
-        });
+        let read = self
+            .exchange
+            .take_head(|fields, has_body| read_request(fields, has_body, limits, into).map(|()| has_body));
         let has_body = match read {
             Some(read) => read.map_err(Cause::RequestHead)?,
             None => return Err(Cause::ClientGone),
@@ -392,7 +392,8 @@ impl Downstream for Stream {
     fn interim_head(&mut self, head: &ResponseHead) {
         if self.answer == Answer::Awaited {
             // A client that has gone is noticed by the next look at it.
-            self.exchange.send_head(None, false, |block| write_interim(head, block));
+            self.exchange
+                .send_head(None, false, |block| write_interim(head, block));
         }
     }
 

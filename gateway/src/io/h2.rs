@@ -108,7 +108,9 @@ impl Link {
     /// Has the task woken when something about the stream changes.
     fn register(&self, key: Key, cx: &Context<'_>) {
         let mut engine = self.engine.borrow_mut();
-        let Some(Waiter(waiter)) = engine.holder(key) else { return };
+        let Some(Waiter(waiter)) = engine.holder(key) else {
+            return;
+        };
         if waiter.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return;
         }
@@ -363,7 +365,7 @@ impl Exchange {
     pub fn take_head<T>(&mut self, read: impl FnOnce(&mut Fields, bool) -> T) -> Option<T> {
         let mut engine = self.link.engine.borrow_mut();
         let mut fields = engine.take_head(self.key)?;
-        let has_body = !(engine.is_received(self.key) && !engine.has_trailers(self.key));
+        let has_body = !engine.is_received(self.key) || engine.has_trailers(self.key);
         let result = read(&mut fields, has_body);
         engine.recycle(fields);
         Some(result)
@@ -654,7 +656,10 @@ mod tests {
                 leave.send(()).unwrap();
                 // The ring is not looked at as long as this thread waits.
                 has_left.recv().unwrap();
-                let key = link.engine_mut().open(true, false, |block| block.push(0x82)).unwrap();
+                let key = link
+                    .engine_mut()
+                    .open(true, false, |block| block.push(0x82))
+                    .unwrap();
                 let mut exchange = Exchange::new(&link, key);
                 poll_fn(|cx| {
                     let _is_over = mover.poll(cx);

@@ -16,7 +16,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("h1_response", "h1"),
     ("h1_differential", "h1"),
     ("h1_connection", "h1"),
-    ("h2_watch", ""),
+    ("h2_client", ""),
     ("h2_server", ""),
     ("upgrade", ""),
     ("yaml", "yaml"),

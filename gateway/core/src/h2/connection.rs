@@ -225,6 +225,7 @@ pub struct Connection<T> {
     block_bytes: Vec<u8>,
     decoder: Decoder,
     watch: Option<Watch>,
+    #[allow(clippy::vec_box, reason = "they move between streams and back, and are large")]
     spare: Vec<Box<Fields>>,
 
     output: Vec<u8>,
@@ -568,7 +569,9 @@ impl<T: Holder> Connection<T> {
 
     /// Exchanges the data that has come for a buffer, which is empty, and answers whether there was any.
     pub fn take_data(&mut self, key: Key, into: &mut Vec<u8>) -> bool {
-        let Some(stream) = self.stream(key) else { return false };
+        let Some(stream) = self.stream(key) else {
+            return false;
+        };
         if stream.data.is_empty() {
             return false;
         }
@@ -585,7 +588,8 @@ impl<T: Holder> Connection<T> {
 
     /// Whether trailers have come that were not taken.
     pub fn has_trailers(&self, key: Key) -> bool {
-        self.stream_ref(key).is_some_and(|stream| stream.trailers.is_some())
+        self.stream_ref(key)
+            .is_some_and(|stream| stream.trailers.is_some())
     }
 
     /// The trailers that came behind the data.
@@ -614,7 +618,9 @@ impl<T: Holder> Connection<T> {
 
     /// Data that takes no room of the connection any more.
     fn give_back(&mut self, bytes: usize) {
-        self.untold = self.untold.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.untold = self
+            .untold
+            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         if self.untold >= self.options.connection_window / 2 && self.end != End::Over {
             let more = std::mem::take(&mut self.untold);
             self.room += i64::from(more);
@@ -624,7 +630,12 @@ impl<T: Holder> Connection<T> {
 
     /// Opens a stream, whose head `write` appends to the output, or to what waits until the peer takes another stream.
     /// None when the connection takes no more.
-    pub fn open(&mut self, is_last: bool, is_head_request: bool, write: impl FnOnce(&mut Vec<u8>)) -> Option<Key> {
+    pub fn open(
+        &mut self,
+        is_last: bool,
+        is_head_request: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<Key> {
         if !self.takes_streams() {
             return None;
         }
@@ -655,11 +666,15 @@ impl<T: Holder> Connection<T> {
     /// Opens streams that wait, as far as the peer takes more.
     fn open_more(&mut self) {
         while self.active < self.allowed && self.may_open() {
-            let Some(key) = self.unopened.pop_front() else { return };
+            let Some(key) = self.unopened.pop_front() else {
+                return;
+            };
             let next = self.own_last + if self.own_last == 0 { 1 } else { 2 };
             let window = self.peer_window;
             let Some(stream) = self.stream(key) else { continue };
-            let Some(pending) = stream.pending.take() else { continue };
+            let Some(pending) = stream.pending.take() else {
+                continue;
+            };
             stream.id = next;
             stream.window = window;
             stream.is_counted = true;
@@ -676,7 +691,9 @@ impl<T: Holder> Connection<T> {
 
     /// Sends a head, an interim one, or trailers; false when nothing goes any more.
     pub fn send_head(&mut self, key: Key, is_last: bool, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let Some(stream) = self.stream(key) else { return false };
+        let Some(stream) = self.stream(key) else {
+            return false;
+        };
         if stream.failure.is_some() || stream.is_sent {
             return false;
         }
@@ -744,7 +761,9 @@ impl<T: Holder> Connection<T> {
             }
             return Ok(0);
         }
-        let room = usize::try_from(stream.window.min(window)).unwrap_or(usize::MAX).min(space);
+        let room = usize::try_from(stream.window.min(window))
+            .unwrap_or(usize::MAX)
+            .min(space);
         let all = data.get(..room).unwrap_or(data);
         let id = stream.id;
         stream.window -= all.len() as i64;
@@ -861,7 +880,11 @@ impl<T: Holder> Connection<T> {
             };
             if !(stream.is_received && stream.is_sent) {
                 let is_unseen = stream.pending.take().is_some();
-                let failure = if is_unseen { Failure::LeftOut } else { Failure::Over };
+                let failure = if is_unseen {
+                    Failure::LeftOut
+                } else {
+                    Failure::Over
+                };
                 stream.failure = stream.failure.or(Some(failure));
             }
             stream.holder.tell();
@@ -1079,7 +1102,9 @@ impl<T: Holder> Connection<T> {
             Some(stream) if stream.is_received => return Err(Misbehaviour::StreamClosed),
             Some(stream) => {
                 let fits = counts <= stream.room;
-                let left = stream.expected.map(|expected| expected.checked_sub(u64::from(length)));
+                let left = stream
+                    .expected
+                    .map(|expected| expected.checked_sub(u64::from(length)));
                 let is_whole = match left {
                     // RFC 9113, 8.1.1: as long as the head has said.
                     Some(None) => false,
@@ -1172,11 +1197,14 @@ impl<T: Holder> Connection<T> {
                 }
             }
             FrameKind::Headers => {
-                let mut fragment = if frame.is_padded() { unpadded(payload)? } else { payload };
+                let mut fragment = if frame.is_padded() {
+                    unpadded(payload)?
+                } else {
+                    payload
+                };
                 if frame.has_priority() {
-                    let (priority, rest) = fragment
-                        .split_first_chunk::<5>()
-                        .ok_or(Misbehaviour::FrameSize)?;
+                    let (priority, rest) =
+                        fragment.split_first_chunk::<5>().ok_or(Misbehaviour::FrameSize)?;
                     depends(priority, frame.stream)?;
                     fragment = rest;
                 }
@@ -1231,7 +1259,9 @@ impl<T: Holder> Connection<T> {
 
     fn settings(&mut self, payload: &[u8]) -> Result<(), Misbehaviour> {
         for setting in payload.chunks_exact(6) {
-            let &[i1, i2, v1, v2, v3, v4] = setting else { continue };
+            let &[i1, i2, v1, v2, v3, v4] = setting else {
+                continue;
+            };
             let value = u32::from_be_bytes([v1, v2, v3, v4]);
             match u16::from_be_bytes([i1, i2]) {
                 setting::ENABLE_PUSH => {
@@ -1396,7 +1426,11 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Takes a head, or trailers, of a client; what is of no use comes back.
-    fn request(&mut self, block: Block, mut fields: Box<Fields>) -> Result<Option<Box<Fields>>, Misbehaviour> {
+    fn request(
+        &mut self,
+        block: Block,
+        mut fields: Box<Fields>,
+    ) -> Result<Option<Box<Fields>>, Misbehaviour> {
         let id = block.stream;
         if id.is_multiple_of(2) {
             return Err(Misbehaviour::Protocol);
@@ -1552,9 +1586,7 @@ fn is_request(fields: &Fields) -> bool {
     }
     let is_targeted = has(Pseudo::Scheme) && has(Pseudo::Path);
     match (fields.pseudo(Pseudo::Method), has(Pseudo::Protocol)) {
-        (Some(b"CONNECT"), false) => {
-            has(Pseudo::Authority) && !has(Pseudo::Scheme) && !has(Pseudo::Path)
-        }
+        (Some(b"CONNECT"), false) => has(Pseudo::Authority) && !has(Pseudo::Scheme) && !has(Pseudo::Path),
         (Some(b"CONNECT"), true) => is_targeted && has(Pseudo::Authority),
         (Some(_), false) => is_targeted,
         _ => false,

@@ -216,7 +216,10 @@ fn whatever_is_sent_arrives_however_it_is_cut() {
             assert!(talk.is_over, "seed {seed}, stream {at}");
             // Streams are opened in the order in which they were asked for.
             let (_, theirs) = &asked_of[&(at as u32)];
-            assert!(talk.got == answers[at] && theirs.got == *sends, "seed {seed}, stream {at}");
+            assert!(
+                talk.got == answers[at] && theirs.got == *sends,
+                "seed {seed}, stream {at}"
+            );
         }
         assert!(!client.has_streams() && !server.has_streams(), "seed {seed}");
         assert_eq!((client.active, server.active), (0, 0));
@@ -257,7 +260,11 @@ fn however_bytes_are_cut_the_same_comes_of_them() {
             pieces.receive(piece, now);
         }
         assert_eq!(frames(&whole), frames(&pieces), "seed {seed}");
-        assert_eq!((whole.found, whole.room), (pieces.found, pieces.room), "seed {seed}");
+        assert_eq!(
+            (whole.found, whole.room),
+            (pieces.found, pieces.room),
+            "seed {seed}"
+        );
         assert_eq!(whole.opened.len(), pieces.opened.len(), "seed {seed}");
     }
 }
@@ -266,7 +273,9 @@ fn however_bytes_are_cut_the_same_comes_of_them() {
 fn any_bytes_are_taken_by_either_side() {
     for seed in 0..3000 {
         let mut random = Random::from_seed(seed);
-        let junk: Vec<u8> = (0..random.below(600)).map(|_| random.next_u64() as u8 >> random.below(8)).collect();
+        let junk: Vec<u8> = (0..random.below(600))
+            .map(|_| random.next_u64() as u8 >> random.below(8))
+            .collect();
         let server = server_after(&junk);
         assert!(server.kept_bytes() < 64 * 1024);
         let mut client = client();
@@ -289,9 +298,18 @@ fn what_breaks_the_connection_ends_it_with_its_code() {
         (Misbehaviour::FrameSize, &[&frame(SETTINGS, 1, 0, &[0; 6])]),
         (Misbehaviour::FrameSize, &[&frame(SETTINGS, 0, 0, &[0; 5])]),
         (Misbehaviour::FrameSize, &[&frame(DATA, 0, 1, &[0; 16_385])]),
-        (Misbehaviour::WindowSize, &[&frame(SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0])]),
-        (Misbehaviour::Protocol, &[&frame(SETTINGS, 0, 0, &[0, 5, 0, 0, 0, 1])]),
-        (Misbehaviour::Protocol, &[&frame(SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2])]),
+        (
+            Misbehaviour::WindowSize,
+            &[&frame(SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0])],
+        ),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(SETTINGS, 0, 0, &[0, 5, 0, 0, 0, 1])],
+        ),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2])],
+        ),
         (Misbehaviour::Protocol, &[&frame(SETTINGS, 0, 1, &[])]),
         (Misbehaviour::Protocol, &[&frame(PING, 0, 1, &[0; 8])]),
         (Misbehaviour::Protocol, &[&frame(DATA, 0, 0, &[])]),
@@ -299,14 +317,32 @@ fn what_breaks_the_connection_ends_it_with_its_code() {
         (Misbehaviour::Protocol, &[&frame(HEADERS, END_HEADERS, 2, &ask)]),
         (Misbehaviour::Protocol, &[&frame(RST_STREAM, 0, 1, &[0; 4])]),
         (Misbehaviour::Protocol, &[&frame(WINDOW_UPDATE, 0, 0, &[0; 4])]),
-        (Misbehaviour::WindowSize, &[&frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]),
-        (Misbehaviour::Protocol, &[&frame(CONTINUATION, END_HEADERS, 1, &ask)]),
-        (Misbehaviour::Protocol, &[&frame(HEADERS, 0, 1, &ask), &frame(PING, 0, 0, &[0; 8])]),
-        (Misbehaviour::Protocol, &[&frame(HEADERS, 0, 1, &ask), &frame(CONTINUATION, 0, 3, &[])]),
+        (
+            Misbehaviour::WindowSize,
+            &[&frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])],
+        ),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(CONTINUATION, END_HEADERS, 1, &ask)],
+        ),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(HEADERS, 0, 1, &ask), &frame(PING, 0, 0, &[0; 8])],
+        ),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(HEADERS, 0, 1, &ask), &frame(CONTINUATION, 0, 3, &[])],
+        ),
         (Misbehaviour::Protocol, &[&frame(5, 0, 1, &[0; 4])]),
-        (Misbehaviour::Protocol, &[&frame(PRIORITY, 0, 3, &[0, 0, 0, 3, 0])]),
+        (
+            Misbehaviour::Protocol,
+            &[&frame(PRIORITY, 0, 3, &[0, 0, 0, 3, 0])],
+        ),
         (Misbehaviour::Protocol, &[&opened, &frame(DATA, 8, 1, &[5, 0, 0])]),
-        (Misbehaviour::Compression, &[&frame(HEADERS, END_HEADERS, 1, &[0x80])]),
+        (
+            Misbehaviour::Compression,
+            &[&frame(HEADERS, END_HEADERS, 1, &[0x80])],
+        ),
         (Misbehaviour::StreamClosed, &[&asked, &frame(DATA, 0, 1, &[1])]),
         (Misbehaviour::StreamClosed, &[&asked, &asked]),
     ];
@@ -314,11 +350,18 @@ fn what_breaks_the_connection_ends_it_with_its_code() {
         let server = server_after(&bytes.concat());
         assert_eq!(server.misbehaviour(), Some(*found), "case {at}");
         let last = frames(&server).pop();
-        assert_eq!(last, Some((FrameKind::GoAway, 0, Some(found.code()))), "case {at}");
+        assert_eq!(
+            last,
+            Some((FrameKind::GoAway, 0, Some(found.code()))),
+            "case {at}"
+        );
         assert!(server.is_over());
     }
     let mut server = server();
-    server.receive(&[PREFACE.to_vec(), frame(PING, 0, 0, &[0; 8])].concat(), Instant::now());
+    server.receive(
+        &[PREFACE.to_vec(), frame(PING, 0, 0, &[0; 8])].concat(),
+        Instant::now(),
+    );
     assert_eq!(server.misbehaviour(), Some(Misbehaviour::NoSettings));
     let mut server = self::server();
     server.receive(b"GET / HTTP/1.1\r\n", Instant::now());
@@ -352,15 +395,24 @@ fn what_breaks_a_stream_ends_it_alone() {
         (code::PROTOCOL_ERROR, &[&headers(&with(b"a", b"b\x00"))]),
         (code::PROTOCOL_ERROR, &[&length, &data(4, 0)]),
         (code::PROTOCOL_ERROR, &[&length, &data(2, END_STREAM)]),
-        (code::PROTOCOL_ERROR, &[&headers(&ask), &headers(&with(b"a", b"b"))]),
+        (
+            code::PROTOCOL_ERROR,
+            &[&headers(&ask), &headers(&with(b"a", b"b"))],
+        ),
         (
             code::PROTOCOL_ERROR,
             &[&headers(&ask), &frame(HEADERS, END_HEADERS | END_STREAM, 1, &ask)],
         ),
-        (code::PROTOCOL_ERROR, &[&headers(&ask), &frame(WINDOW_UPDATE, 0, 1, &[0; 4])]),
+        (
+            code::PROTOCOL_ERROR,
+            &[&headers(&ask), &frame(WINDOW_UPDATE, 0, 1, &[0; 4])],
+        ),
         (
             code::FLOW_CONTROL_ERROR,
-            &[&headers(&ask), &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff])],
+            &[
+                &headers(&ask),
+                &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff]),
+            ],
         ),
     ];
     for (at, (code, bytes)) in cases.iter().enumerate() {
@@ -384,7 +436,11 @@ fn streams_beyond_what_is_allowed_are_refused_and_their_fields_are_read_all_the_
     for at in 0..102 {
         // Each adds an entry to the table, and the last uses it.
         let mut ask = block(ask);
-        ask.extend(if at < 101 { &b"\x40\x01a\x01b"[..] } else { &[0x80 | 62] });
+        ask.extend(if at < 101 {
+            &b"\x40\x01a\x01b"[..]
+        } else {
+            &[0x80 | 62]
+        });
         bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * at + 1, &ask));
     }
     let mut server = server_after(&bytes);
@@ -403,7 +459,11 @@ fn a_head_that_is_too_large_is_handed_over_as_such() {
     let mut bytes = Vec::new();
     let fragments: Vec<&[u8]> = ask.chunks(16_000).collect();
     for (at, fragment) in fragments.iter().enumerate() {
-        let (kind, first) = if at == 0 { (HEADERS, END_STREAM) } else { (CONTINUATION, 0) };
+        let (kind, first) = if at == 0 {
+            (HEADERS, END_STREAM)
+        } else {
+            (CONTINUATION, 0)
+        };
         let last = if at + 1 == fragments.len() { END_HEADERS } else { 0 };
         bytes.extend(frame(kind, first | last, 1, fragment));
     }
@@ -449,13 +509,19 @@ fn a_server_that_leaves_serves_what_crosses_its_word() {
     server.leave();
     assert_eq!(
         frames(&server),
-        [(FrameKind::GoAway, 0, Some(code::NO_ERROR)), (FrameKind::Ping, 0, None)]
+        [
+            (FrameKind::GoAway, 0, Some(code::NO_ERROR)),
+            (FrameKind::Ping, 0, None)
+        ]
     );
     let now = Instant::now();
     server.receive(&asks(3), now);
     let second = server.accept().unwrap();
     server.receive(&frame(PING, 1, 0, &LEAVING), now);
-    assert_eq!(frames(&server).pop(), Some((FrameKind::GoAway, 0, Some(code::NO_ERROR))));
+    assert_eq!(
+        frames(&server).pop(),
+        Some((FrameKind::GoAway, 0, Some(code::NO_ERROR)))
+    );
     server.receive(&asks(5), now);
     assert_eq!(server.accept(), None);
     for key in [first, second] {
@@ -485,9 +551,14 @@ fn a_client_whose_server_leaves_knows_what_was_left_out() {
     assert_eq!(failures, [None, left_out, left_out, left_out]);
     assert!(!client.takes_streams() && client.open(true, false, ask).is_none());
     client.receive(&frame(RST_STREAM, 0, 3, &[0, 0, 0, 7]), now);
-    assert_eq!(client.failure(keys[1]), Some(Failure::Reset(code::REFUSED_STREAM)));
+    assert_eq!(
+        client.failure(keys[1]),
+        Some(Failure::Reset(code::REFUSED_STREAM))
+    );
     assert!(!client.is_over());
-    keys.into_iter().for_each(|key| client.release(key));
+    for key in keys {
+        client.release(key);
+    }
     assert!(client.is_over());
 }
 

@@ -161,7 +161,11 @@ pub(super) fn close_block(out: &mut Vec<u8>, at: usize, stream: u32, is_last: bo
         let rest = out.split_off(start + frame_max);
         let mut fragments = rest.chunks(frame_max.max(1)).peekable();
         while let Some(fragment) = fragments.next() {
-            let flags = if fragments.peek().is_none() { END_HEADERS } else { 0 };
+            let flags = if fragments.peek().is_none() {
+                END_HEADERS
+            } else {
+                0
+            };
             whole(out, 9, flags, stream, fragment);
         }
     }
@@ -242,7 +246,10 @@ mod tests {
         write_go_away(&mut out, 7, code::NO_ERROR);
         write_window_update(&mut out, 0, 1 << 20);
         let found = all(&out);
-        let kinds: Vec<_> = found.iter().map(|(frame, _)| (frame.kind, frame.stream)).collect();
+        let kinds: Vec<_> = found
+            .iter()
+            .map(|(frame, _)| (frame.kind, frame.stream))
+            .collect();
         assert_eq!(
             kinds,
             [
@@ -274,7 +281,11 @@ mod tests {
             for (at, (frame, _)) in found.iter().enumerate() {
                 assert_eq!(frame.stream, 5);
                 assert_eq!(frame.is_end_headers(), at + 1 == found.len());
-                let kind = if at == 0 { FrameKind::Headers } else { FrameKind::Continuation };
+                let kind = if at == 0 {
+                    FrameKind::Headers
+                } else {
+                    FrameKind::Continuation
+                };
                 assert_eq!(frame.kind, kind);
             }
             assert!(found[0].0.is_end_stream());

@@ -92,7 +92,11 @@ pub fn is_speakable(head: &RequestHead) -> bool {
 /// Writes the block of a request that is speakable, over TLS or not, to this address.
 pub fn write_request(head: &RequestHead, is_secure: bool, to: SocketAddr, out: &mut Vec<u8>) {
     let is_upgrade = !head.upgrade.is_empty();
-    let method = if is_upgrade { &Method::CONNECT } else { &head.method };
+    let method = if is_upgrade {
+        &Method::CONNECT
+    } else {
+        &head.method
+    };
     hpack::write_pseudo(out, Pseudo::Method, method.as_str().as_bytes());
     hpack::write_pseudo(out, Pseudo::Scheme, if is_secure { b"https" } else { b"http" });
     // HTTP/1.0 needs no authority, and HTTP/2 does.
@@ -106,7 +110,11 @@ pub fn write_request(head: &RequestHead, is_secure: bool, to: SocketAddr, out: &
         hpack::write_pseudo(out, Pseudo::Protocol, head.upgrade.as_bytes());
     }
     // RFC 8441, 5: what proves an upgrade over HTTP/1.1 has no place here.
-    write_list(&head.headers, is_upgrade.then_some(&b"sec-websocket-key"[..]), out);
+    write_list(
+        &head.headers,
+        is_upgrade.then_some(&b"sec-websocket-key"[..]),
+        out,
+    );
     match head.body {
         BodyLength::Known(length) => write_length(length, out),
         BodyLength::None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => {
@@ -163,7 +171,9 @@ pub fn read_response(
 
 fn read_answer(fields: &mut Fields, head: &mut ResponseHead) -> Result<(), HeadError> {
     head.clear();
-    let status = fields.status().and_then(|status| StatusCode::from_u16(status).ok());
+    let status = fields
+        .status()
+        .and_then(|status| StatusCode::from_u16(status).ok());
     head.status = status.ok_or(HeadError::Status)?;
     head.version = Version::Http2;
     if fields.is_padded() {
@@ -184,7 +194,9 @@ pub fn write_interim(head: &ResponseHead, out: &mut Vec<u8>) {
 /// trailers behind a body of known length.
 pub fn certain_length(head: &ResponseHead) -> Option<u64> {
     match head.body {
-        BodyLength::Known(length @ 1..) if head.version != Version::Http2 && head.upgrade.is_empty() => Some(length),
+        BodyLength::Known(length @ 1..) if head.version != Version::Http2 && head.upgrade.is_empty() => {
+            Some(length)
+        }
         _ => None,
     }
 }
@@ -250,7 +262,9 @@ mod tests {
 
     fn decoded(block: &[u8]) -> Fields {
         let mut fields = Fields::default();
-        Decoder::default().decode(block, (60_000, 100), &mut fields).unwrap();
+        Decoder::default()
+            .decode(block, (60_000, 100), &mut fields)
+            .unwrap();
         assert!(!fields.is_malformed());
         fields
     }
@@ -303,10 +317,17 @@ mod tests {
 
     #[test]
     fn crumbs_of_a_cookie_are_one_field_again() {
-        let mut fields = request("GET", &[("cookie", "a=b"), ("x", "y"), ("cookie", "c=d"), ("cookie", "e")]);
+        let mut fields = request(
+            "GET",
+            &[("cookie", "a=b"), ("x", "y"), ("cookie", "c=d"), ("cookie", "e")],
+        );
         fields.join_crumbs();
         let head = read(&mut fields, false).unwrap();
-        let lines: Vec<_> = head.headers.iter().map(|(_, name, value)| (name, value)).collect();
+        let lines: Vec<_> = head
+            .headers
+            .iter()
+            .map(|(_, name, value)| (name, value))
+            .collect();
         assert_eq!(lines, [(&b"x"[..], &b"y"[..]), (b"cookie", b"a=b; c=d; e")]);
     }
 
@@ -329,10 +350,21 @@ mod tests {
         let mut fields = decoded(&block);
         assert_eq!(fields.pseudo(Pseudo::Scheme), Some(&b"https"[..]));
         let again = read(&mut fields, true).unwrap();
-        assert_eq!((&again.method, &again.path, &again.authority), (&head.method, &head.path, &head.authority));
-        assert_eq!((again.body, again.expects_continue, again.wants_trailers), (head.body, true, true));
+        assert_eq!(
+            (&again.method, &again.path, &again.authority),
+            (&head.method, &head.path, &head.authority)
+        );
+        assert_eq!(
+            (again.body, again.expects_continue, again.wants_trailers),
+            (head.body, true, true)
+        );
         assert_eq!(again.headers.get(HeaderId::Connection), None);
-        assert!(again.headers.iter().any(|(_, name, value)| (name, value) == (b"x-own", b"some")));
+        assert!(
+            again
+                .headers
+                .iter()
+                .any(|(_, name, value)| (name, value) == (b"x-own", b"some"))
+        );
         head.set_path("no path");
         assert!(!is_speakable(&head));
     }
@@ -358,7 +390,10 @@ mod tests {
         assert!(written.list.is_empty());
         let mut answer = ResponseHead::default();
         let mut fields = section(&[(Pseudo::Status, "200")], &[]);
-        assert_eq!(read_response(&mut fields, &Method::GET, true, true, &mut answer), Ok(true));
+        assert_eq!(
+            read_response(&mut fields, &Method::GET, true, true, &mut answer),
+            Ok(true)
+        );
         assert_eq!(answer.status, StatusCode::SWITCHING_PROTOCOLS);
         answer.upgrade.push_str("websocket");
         let mut block = Vec::new();
@@ -370,7 +405,10 @@ mod tests {
     #[test]
     fn connect_is_for_those_who_may() {
         let connect = [(Pseudo::Method, "CONNECT"), (Pseudo::Authority, "h.example:443")];
-        assert_eq!(read(&mut section(&connect, &[]), true).unwrap_err(), HeadError::Connect);
+        assert_eq!(
+            read(&mut section(&connect, &[]), true).unwrap_err(),
+            HeadError::Connect
+        );
         let limits = MessageLimits {
             connect: true,
             ..Settings::default().message_limits()
@@ -378,7 +416,10 @@ mod tests {
         let mut head = RequestHead::default();
         read_request(&mut section(&connect, &[]), true, &limits, &mut head).unwrap();
         assert_eq!((head.method, head.host.as_str()), (Method::CONNECT, "h.example"));
-        assert_eq!((head.authority.as_str(), head.path.as_str()), ("h.example:443", ""));
+        assert_eq!(
+            (head.authority.as_str(), head.path.as_str()),
+            ("h.example:443", "")
+        );
     }
 
     #[test]

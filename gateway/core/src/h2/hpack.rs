@@ -424,7 +424,10 @@ mod tests {
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
-        digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+        digits
+            .chunks(2)
+            .map(|pair| (pair[0] << 4 | pair[1]) as u8)
+            .collect()
     }
 
     fn lines(fields: &Fields) -> Vec<(String, String)> {
@@ -482,7 +485,9 @@ mod tests {
         assert_eq!(fields.status(), Some(302));
         assert_eq!(fields.list.len(), 3);
         assert_eq!(decoder.table.size, 222);
-        decoder.decode(&hex("4883 640e ffc1 c0bf"), LIMITS, &mut fields).unwrap();
+        decoder
+            .decode(&hex("4883 640e ffc1 c0bf"), LIMITS, &mut fields)
+            .unwrap();
         assert_eq!(fields.status(), Some(307));
         assert_eq!(decoder.table.size, 222);
         let third = hex(
@@ -531,9 +536,15 @@ mod tests {
     fn what_does_not_decompress_is_told() {
         for block in [
             // Index zero; one beyond the table; a size beyond what is allowed, and behind a field.
-            "80", "be", "3fe21f", "8220", // An integer without an end, and too long a one.
-            "ff", "ffffffffff7f", // A string that is cut, and one in codes that break.
-            "0001", "400361", "0081ff00",
+            "80",
+            "be",
+            "3fe21f",
+            "8220", // An integer without an end, and too long a one.
+            "ff",
+            "ffffffffff7f", // A string that is cut, and one in codes that break.
+            "0001",
+            "400361",
+            "0081ff00",
         ] {
             let decoded = Decoder::default().decode(&hex(block), LIMITS, &mut Fields::default());
             assert_eq!(decoded, Err(Undecodable), "{block}");
@@ -570,7 +581,9 @@ mod tests {
             // The entry is there, under the first index behind the static table.
             block.push(0x80 | 62);
             decoder.decode(&block, LIMITS, &mut fields).unwrap();
-            let [first, second] = &lines(&fields)[..] else { panic!() };
+            let [first, second] = &lines(&fields)[..] else {
+                panic!()
+            };
             assert_eq!(first, second);
             assert!(decoder.table.octets.len() <= 2 * TABLE_BYTES);
         }

@@ -79,7 +79,6 @@ impl Book {
     }
 }
 
-
 /// The symbols whose codes have at most [`QUICK_BITS`], by what comes first: length, then symbol; zero for the others.
 static QUICK: [[u8; 2]; 1 << QUICK_BITS] = quick();
 
@@ -159,7 +158,11 @@ mod tests {
     fn encode(text: &[u8]) -> Vec<u8> {
         let mut bits = Vec::new();
         for octet in text {
-            let at = BOOK.symbols.iter().position(|symbol| *symbol == u16::from(*octet)).unwrap() as u32;
+            let at = BOOK
+                .symbols
+                .iter()
+                .position(|symbol| *symbol == u16::from(*octet))
+                .unwrap() as u32;
             let (length, codes) = BOOK
                 .lengths
                 .iter()
@@ -184,7 +187,9 @@ mod tests {
     #[test]
     fn the_examples_of_the_rfc_say_what_they_say() {
         // RFC 7541, C.4.1 and C.6.1.
-        let name = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
+        let name = [
+            0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff,
+        ];
         assert_eq!(decoded(&name).unwrap(), b"www.example.com");
         assert_eq!(encode(b"www.example.com"), name);
         assert_eq!(decoded(&[0x64, 0x02]).unwrap(), b"302");

@@ -379,7 +379,10 @@ impl Watch {
     fn reset_written(&mut self, stream: u32, code: u32) -> Result<(), Misbehaviour> {
         match code {
             code::REFUSED_STREAM => self.left.refused_streams.take(1, Misbehaviour::RefusedStreams),
-            code::PROTOCOL_ERROR | code::FLOW_CONTROL_ERROR | code::STREAM_CLOSED | code::FRAME_SIZE_ERROR
+            code::PROTOCOL_ERROR
+            | code::FLOW_CONTROL_ERROR
+            | code::STREAM_CLOSED
+            | code::FRAME_SIZE_ERROR
                 if self.is_first_break(stream) =>
             {
                 self.left.stream_errors.take(1, Misbehaviour::StreamErrors)

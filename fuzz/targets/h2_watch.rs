@@ -1,4 +1,0 @@
-//! The door `h2_watch`, for a fuzzer.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| isthmus_fuzz::h2_watch::run(bytes));

@@ -12,6 +12,7 @@ use crate::index::{CLUSTER_DOMAIN, GatewayName, expand};
 use crate::registry::Service;
 use crate::report::{Finding, Report};
 use crate::resource::gateway::{FORWARD_PROXY, Gateway, MESH_DOOR, Server};
+use crate::resource::service_entry::Resolution;
 use crate::resource::virtual_service::{Target, VirtualService};
 use crate::resource::{Meta, Written};
 use crate::validate::gateway::is_http;
@@ -72,6 +73,7 @@ fn unused(view: &View<'_>, report: &mut Report<'_>) {
             }
         }
     }
+    let mut told = HashSet::new();
     for Written { meta, spec } in &view.resources.service_entries {
         let hosts = Path::SPEC.key("hosts");
         let is_named = |host: &String| {
@@ -79,13 +81,18 @@ fn unused(view: &View<'_>, report: &mut Report<'_>) {
                 .overlapping(&HostPattern::parse(&host.to_ascii_lowercase()))
                 .is_some()
         };
-        if spec.is_internal || spec.hosts.iter().any(is_named) {
+        // Whose addresses are written may be anywhere.
+        let is_inside = spec.is_internal || spec.resolution == Resolution::Static;
+        if is_inside || spec.hosts.iter().any(is_named) {
             continue;
         }
         let Some((at, host)) = spec.hosts.iter().enumerate().find(|(_, host)| is_external(host)) else {
             continue;
         };
         let host = host.to_ascii_lowercase();
+        if !told.insert(host.clone()) {
+            continue;
+        }
         let service = view.context.registry.find_exactly(&host, &meta.namespace);
         let Some(documents) = service.and_then(|service| way_out(service, &meta.namespace, view)) else {
             continue;

@@ -349,3 +349,95 @@ impl AsFd for Socket {
         self.fd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Runs something on a shard of its own.
+    fn on_shard<F: Future<Output = ()> + 'static>(body: impl FnOnce() -> F + Send + 'static) {
+        let core = executor::granted_cores().first().copied().unwrap_or(0);
+        let settings = executor::Settings::default();
+        let shard = executor::spawn_shard("stream", core, settings, executor::Heartbeat::default(), |_| {
+            body()
+        });
+        shard.unwrap().join().unwrap().unwrap();
+    }
+
+    async fn read(stream: &Stream, room: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| stream.poll_read(cx, room)).await
+    }
+
+    #[test]
+    fn an_end_that_comes_with_the_last_bytes_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = std::thread::spawn(move || {
+            for _ in 0..50 {
+                listener.accept().unwrap().0.write_all(b"bytes").unwrap();
+            }
+        });
+        on_shard(move || async move {
+            for _ in 0..50 {
+                let stream = Stream::connect(address, PATIENCE).await.unwrap();
+                let mut room = [0; 64];
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 5);
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 0);
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 0, "it stays the end");
+            }
+        });
+        peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_full_is_written_on_when_there_is_room() {
+        const ALL: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        on_shard(move || async move {
+            let stream = Stream::connect(address, PATIENCE).await.unwrap();
+            let (bytes, mut left) = (vec![7; 1 << 20], ALL);
+            while left > 0 {
+                let part = bytes.get(..left.min(bytes.len())).unwrap();
+                left -= poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(part)]))
+                    .await
+                    .unwrap();
+            }
+        });
+        assert_eq!(peer.join().unwrap(), ALL);
+    }
+
+    #[test]
+    fn a_connection_that_nobody_takes_fails_and_a_quiet_one_is_quiet() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, gone) = (listener.local_addr().unwrap(), {
+            let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+            closed.local_addr().unwrap()
+        });
+        on_shard(move || async move {
+            let refused = Stream::connect(gone, PATIENCE)
+                .await
+                .err()
+                .map(|error| error.kind());
+            assert_eq!(refused, Some(io::ErrorKind::ConnectionRefused));
+            let nowhere = Stream::connect_to_socket("/nowhere.sock", PATIENCE).await.err();
+            assert_eq!(nowhere.map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+            let stream = Stream::connect(address, PATIENCE).await.unwrap();
+            let (mut other, _) = listener.accept().unwrap();
+            assert!(stream.is_quiet() && stream.liveness() == Liveness::Idle);
+            other.write_all(b"unasked").unwrap();
+            poll_fn(|cx| stream.poll_readable(cx)).await;
+            assert!(!stream.is_quiet() && stream.liveness() == Liveness::Unusable);
+        });
+    }
+}

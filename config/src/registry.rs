@@ -13,7 +13,7 @@ use crate::resource::{Meta, Resources, Written};
 use isthmus_core::cluster::locality::TOPOLOGY;
 use isthmus_core::discovery::NamedEndpoint;
 use isthmus_core::egress::Reach;
-use isthmus_core::endpoint::Endpoint;
+use isthmus_core::endpoint::{Endpoint, UNIX};
 use isthmus_core::protocol::Protocol;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -302,7 +302,7 @@ pub(crate) fn locality(written: &str, labels: &BTreeMap<String, String>) -> Box<
     parts.join("/").trim_end_matches('/').into()
 }
 
-/// The endpoint of a workload for one service port; None when its address is no IP address, and names are not looked up.
+/// The endpoint of a workload for one service port; None when its address is a name, and names are not looked up.
 fn endpoint<'a>(
     entry: &'a WorkloadEntry,
     port_name: &str,
@@ -328,7 +328,12 @@ fn endpoint<'a>(
             level: 0,
             health: entry.probe.clone(),
         }),
-        None => return None,
+        None => Found::Address(Endpoint {
+            weight,
+            locality,
+            health: entry.probe.clone(),
+            ..Endpoint::on_socket(entry.address.strip_prefix(UNIX)?)
+        }),
     };
     Some((&entry.labels, found))
 }

@@ -19,6 +19,8 @@ const PER_DOCUMENT_MAX: usize = 200;
 
 /// Longest message in characters; what it cites may be as long as a document.
 const MESSAGE_CHARS_MAX: usize = 500;
+/// Longest help: it may be documents to begin with.
+const HELP_CHARS_MAX: usize = 2000;
 
 /// Where a resource was written.
 #[derive(Debug, Clone)]
@@ -253,7 +255,7 @@ impl<'a> Report<'a> {
                         resource: String::new(),
                         field: String::new(),
                         message: cut(error.message),
-                        help: error.help.map(cut),
+                        help: error.help.map(|help| cut_at(help, HELP_CHARS_MAX)),
                         related: Vec::new(),
                     },
                 ));
@@ -574,7 +576,7 @@ impl<'a> Report<'a> {
         }
         let (file, line, column) = self.locate(origin, path, of_key);
         let (file, resource) = (file.to_owned(), cut(origin.resource.to_string()));
-        let (message, help) = (cut(message), help.map(cut));
+        let (message, help) = (cut(message), help.map(|help| cut_at(help, HELP_CHARS_MAX)));
         let diagnostic = Diagnostic {
             severity,
             code: code_of(name),
@@ -631,8 +633,12 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A text that is no longer than a message may be.
-fn cut(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(MESSAGE_CHARS_MAX) {
+fn cut(text: String) -> String {
+    cut_at(text, MESSAGE_CHARS_MAX)
+}
+
+fn cut_at(mut text: String, most: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(most) {
         text.truncate(end);
         text.push_str("...");
     }

@@ -14,7 +14,7 @@ use isthmus_core::cluster::retry_budget::{Hedges, RetryBudget, RetryLimits};
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion, TcpKeepalive};
 use isthmus_core::discovery::{Discovery, NamedEndpoint};
 use isthmus_core::egress::{Dynamic, Reach};
-use isthmus_core::endpoint::Endpoint;
+use isthmus_core::endpoint::{Endpoint, Targets};
 use isthmus_core::header::{FieldName, HeaderOperations, HeaderValue};
 use isthmus_core::listener::{
     Accepts, Chain, ChainAction, ForwardPort, Listener, ProxyProtocol, TcpDestination, TcpRoute, Upgrades,
@@ -607,13 +607,13 @@ pub fn endpoint(endpoint: &Endpoint) -> Value {
         health,
     } = endpoint;
     let mut shown = json!({
-        "address": address.to_string(),
+        "address": if endpoint.socket().is_some() { endpoint.to_string() } else { address.to_string() },
         "weight": weight,
         "locality": locality,
         "level": level,
         "health_check": health.as_deref().map(health_check),
     });
-    if let Some(targets) = targets {
+    if let Some(Targets::Addresses(targets)) = targets {
         shown["targets"] = targets.iter().map(ToString::to_string).collect();
     }
     shown

@@ -156,3 +156,83 @@ fn doors_of_the_mesh_and_forward_proxies_need_no_virtual_service() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     assert_eq!(told(&texts), []);
 }
+
+/// An external host that is registered and nothing more gets a way out to begin with, which is whole.
+#[test]
+fn a_host_that_nothing_leads_to_is_told_with_a_way_out() {
+    let service = |port: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: api, namespace: default}}
+spec:
+  hosts: [api.partner.example]
+  resolution: DNS
+  ports: [{port}]
+"
+        )
+    };
+    let secured = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: api, namespace: default}
+spec: {host: api.partner.example, trafficPolicy: {tls: {mode: SIMPLE, sni: api.partner.example}}}
+";
+    let https = service("{number: 443, name: https, protocol: HTTPS}");
+    let tcp = service("{number: 5432, name: tcp, protocol: TCP}");
+    let all = |documents: &[&str]| {
+        let source = Source {
+            name: "egress.yaml".to_owned(),
+            text: documents.join("\n---\n"),
+        };
+        let found = compile(&[source], &Options::default()).diagnostics;
+        let about = found
+            .into_iter()
+            .filter(|found| found.code.starts_with("egress-"));
+        about.collect::<Vec<Diagnostic>>()
+    };
+    for (documents, way) in [
+        (&[https.as_str()][..], "mode: PASSTHROUGH"),
+        (&[https.as_str(), secured], "  http:"),
+        (&[tcp.as_str()], "  tcp:"),
+    ] {
+        let found = all(documents);
+        let [hint] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((hint.code, hint.severity), ("egress-unused", Severity::Hint));
+        let help = hint.help.clone().unwrap_or_default();
+        assert!(help.contains(way), "{help}");
+        let whole = [documents, &[help.as_str()]].concat();
+        assert_eq!(all(&whole), [], "{help}");
+        assert_eq!(told(&whole), [], "{help}");
+    }
+    // What is inside, what a rule names, and what a door of the mesh serves needs none.
+    let inside = https.replace("resolution:", "location: MESH_INTERNAL\n  resolution:");
+    assert_eq!(all(&[&inside]), []);
+}
+
+/// Nobody speaks plaintext at 443 out there, whatever a port is called.
+#[test]
+fn plaintext_to_443_of_an_external_host_is_told() {
+    let set = example("https-for-http.yaml");
+    let texts = set.iter().filter(|(kind, _)| kind != "DestinationRule");
+    let texts = texts.map(|(_, text)| text.replace("protocol: HTTPS", "protocol: HTTP"));
+    let texts: Vec<String> = texts.collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let found = told(&texts);
+    let [finding] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(finding.code, "egress-incomplete");
+    assert!(
+        finding.message.contains("plaintext requests where TLS is spoken"),
+        "{finding:?}"
+    );
+    assert!(
+        finding
+            .help
+            .as_deref()
+            .unwrap_or_default()
+            .contains("mode: SIMPLE")
+    );
+}

@@ -5,6 +5,8 @@
 //! must not stop requests.
 
 use crate::io::clock;
+use http::Method;
+use isthmus_core::endpoint::UNIX;
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::RequestHead;
 use isthmus_core::reply::Flags;
@@ -226,6 +228,8 @@ pub struct Record<'a> {
     pub upstream_time: Option<Duration>,
     /// The endpoint.
     pub upstream_host: Option<SocketAddr>,
+    /// The path of its unix socket, when it is on one.
+    pub upstream_socket: Option<&'a str>,
     /// The gateway's address towards the upstream.
     pub upstream_local: Option<SocketAddr>,
     /// The cluster.
@@ -238,6 +242,33 @@ pub struct Record<'a> {
     pub server_name: Option<&'a str>,
     /// The route's name.
     pub route: &'a str,
+    /// `namespace/name` of the VirtualService whose rule took it, or of the ServiceEntry or Service, where a registered
+    /// host needs no more; empty for what was refused, and where nobody asks ([`AccessLog::says_who_allowed`]).
+    pub allowed_by: &'a str,
+}
+
+/// An endpoint as the log names it.
+enum Host<'a> {
+    Address(SocketAddr),
+    Socket(&'a str),
+}
+
+impl std::fmt::Display for Host<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Socket(path) => write!(f, "{UNIX}{}", Quoted(path.as_bytes())),
+        }
+    }
+}
+
+impl Record<'_> {
+    fn upstream(&self) -> Option<Host<'_>> {
+        match self.upstream_socket {
+            Some(path) => Some(Host::Socket(path)),
+            None => self.upstream_host.map(Host::Address),
+        }
+    }
 }
 
 impl AccessLog {
@@ -254,6 +285,11 @@ impl AccessLog {
     /// Whether lines go anywhere.
     pub fn is_on(&self) -> bool {
         self.to.sender.is_some()
+    }
+
+    /// Whether lines say which resource has let a request pass.
+    pub fn says_who_allowed(&self) -> bool {
+        self.is_on() && matches!(self.to.format, Format::Json)
     }
 
     /// Adds a line.
@@ -360,7 +396,7 @@ fn text_or_dash(text: &str) -> &str {
 /// Istio's default: proxy/config `accessLogFormat`.
 fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::Result<()> {
     let request = record.request;
-    let path = record.original_path.unwrap_or(&request.path);
+    let path = path(record);
     writeln!(
         out,
         "[{stamp}] \"{} {} {}\" {} {} {} - \"-\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} {} {} {} {} {}",
@@ -378,7 +414,7 @@ fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         field(request, HeaderId::UserAgent),
         field(request, HeaderId::XRequestId),
         Quoted(text_or_dash(&request.authority).as_bytes()),
-        OrDash(record.upstream_host),
+        OrDash(record.upstream()),
         text_or_dash(record.cluster),
         OrDash(record.upstream_local),
         OrDash(record.local),
@@ -386,6 +422,15 @@ fn write_text(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         record.server_name.unwrap_or("-"),
         text_or_dash(record.route),
     )
+}
+
+/// The path that was asked for; of a request for a tunnel, which has none, the target (RFC 9110, 9.3.6).
+fn path<'a>(record: &'a Record<'_>) -> &'a str {
+    let request = record.request;
+    match record.original_path.unwrap_or(&request.path) {
+        "" | "-" if request.method == Method::CONNECT => text_or_dash(&request.authority),
+        path => path,
+    }
 }
 
 /// The version as it is written; a connection of bytes has none.
@@ -408,7 +453,7 @@ fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
     let line = serde_json::json!({
         "start_time": stamp,
         "method": request.method.as_str(),
-        "path": record.original_path.unwrap_or(&request.path),
+        "path": path(record),
         "protocol": Some(version(request)).filter(|version| *version != "-"),
         "response_code": record.status.unwrap_or(0),
         "response_flags": record.flags.to_string(),
@@ -423,13 +468,14 @@ fn write_json(out: &mut Vec<u8>, stamp: &str, record: &Record<'_>) -> std::io::R
         "user_agent": value(HeaderId::UserAgent),
         "request_id": value(HeaderId::XRequestId),
         "authority": request.authority,
-        "upstream_host": record.upstream_host.map(|address| address.to_string()),
+        "upstream_host": record.upstream().map(|host| host.to_string()),
         "upstream_cluster": Some(record.cluster).filter(|name| !name.is_empty()),
         "upstream_local_address": record.upstream_local.map(|address| address.to_string()),
         "downstream_local_address": record.local.map(|address| address.to_string()),
         "downstream_remote_address": record.peer.to_string(),
         "requested_server_name": record.server_name,
         "route_name": Some(record.route).filter(|name| !name.is_empty()),
+        "allowed_by": Some(record.allowed_by).filter(|name| !name.is_empty()),
     });
     serde_json::to_writer(&mut *out, &line)?;
     out.push(b'\n');
@@ -453,12 +499,14 @@ mod tests {
             duration: Duration::from_millis(3),
             upstream_time: None,
             upstream_host: Some(([127, 0, 0, 1], 9080).into()),
+            upstream_socket: None,
             upstream_local: None,
             cluster: "outbound|80||a",
             local: None,
             peer: ([10, 0, 0, 1], 5).into(),
             server_name: None,
             route: "",
+            allowed_by: "default/shop",
         }
     }
 
@@ -493,10 +541,22 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_is_logged_with_its_target() {
+        let mut request = request();
+        request.method = Method::CONNECT;
+        request.set_path("");
+        request.set_authority("a.example:443");
+        assert_eq!(path(&record(&request)), "a.example:443");
+        request.set_path("/chat");
+        assert_eq!(path(&record(&request)), "/chat");
+    }
+
+    #[test]
     fn a_json_line_is_one_object() {
         let line: serde_json::Value = serde_json::from_str(&lines(Format::Json)).unwrap();
         assert_eq!(line["response_flags"], "UF");
         assert_eq!(line["upstream_host"], "127.0.0.1:9080");
+        assert_eq!(line["allowed_by"], "default/shop");
         assert_eq!(line["start_time"], "2023-11-14T22:13:20.123Z");
     }
 }

@@ -80,6 +80,24 @@ impl Nginx {
         Self::launch_with(&[], "ssl", &lines, &servers)
     }
 
+    /// Starts one that listens on unix sockets too ([`Self::socket`]): `plain`, `h2` (HTTP/2 by prior knowledge) and
+    /// `tls` with this certificate. Whatever is asked for, it says on which it was asked, and in which version.
+    pub fn on_sockets(leaf: &Leaf) -> Self {
+        let (certificate, key) = (leaf.certificate.display(), leaf.key.display());
+        let servers = format!(
+            "server {{ listen unix:FOLDER/plain.sock; location / {{ return 200 \"plain $server_protocol\"; }} }}
+             server {{ listen unix:FOLDER/h2.sock http2; location / {{ return 200 \"h2 $server_protocol\"; }} }}
+             server {{ listen unix:FOLDER/tls.sock ssl; ssl_certificate {certificate}; ssl_certificate_key {key}; \
+             location / {{ return 200 \"tls $ssl_server_name\"; }} }}\n"
+        );
+        Self::launch_with(&[], "", "", &servers)
+    }
+
+    /// The path of one of its unix sockets.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.sock"))
+    }
+
     fn launch(files: &[(&str, &[u8])], listen: &str, lines: &str) -> Self {
         Self::launch_with(files, listen, lines, "")
     }
@@ -174,6 +192,7 @@ impl Drop for Nginx {
 fn configuration(folder: &Path, address: SocketAddr, listen: &str, (lines, servers): (&str, &str)) -> String {
     let at = folder.display();
     let servers = servers.replace("ADDRESS", &address.to_string());
+    let servers = servers.replace("FOLDER", &at.to_string());
     format!(
         r#"daemon off;
 master_process off;

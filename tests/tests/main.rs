@@ -46,5 +46,6 @@ mod tls;
 mod tls_hello;
 mod tls_keys;
 mod tls_upstream;
+mod unix_sockets;
 mod upgrade;
 mod websocket;

@@ -1,6 +1,6 @@
 //! Connections that carry bytes, not requests: raw peers on both sides, with TLS on either where it is asked for.
 
-use isthmus_tests::bytes::{BytePeer, connect, pattern, read_to_end, try_connect};
+use isthmus_tests::bytes::{BytePeer, connect, hello_of_openssl, pattern, read_to_end, try_connect};
 use isthmus_tests::cert::{Authority, Leaf};
 use isthmus_tests::client::{Client, connect_from};
 use isthmus_tests::deadline::{SOON, eventually};
@@ -239,6 +239,71 @@ spec: {address: 127.0.0.2, labels: {app: two}}
         "{nobody:?}"
     );
     gateway.assert_causes("no_route", 1);
+    // Who is known is named in the counts of connections and bytes.
+    let of_two =
+        |name: &str| gateway.metric_with(&format!("istio_tcp_{name}_total"), "source_workload=\"two\"");
+    eventually(SOON, "the end of a connection", || {
+        of_two("connections_closed") == Some(1.0)
+    });
+    assert_eq!(
+        (of_two("connections_opened"), of_two("sent_bytes")),
+        (Some(1.0), Some(3.0))
+    );
+    gateway.stop();
+}
+
+#[test]
+fn names_of_tls_lead_where_the_rules_for_their_client_say() {
+    let names = ["one", "two", "rest"];
+    let peers = names.map(BytePeer::naming);
+    let door = "{port: {number: 9000, name: tls, protocol: TLS}, hosts: [\"*\"], tls: {mode: PASSTHROUGH}}\n";
+    let to = |name: &str| {
+        format!("  route: [{{destination: {{host: {name}.internal, port: {{number: 9000}}}}}}]\n")
+    };
+    let rules = [
+        "- match: [{sniHosts: [a.test.example, b.test.example], sourceLabels: {app: one}}]\n".to_owned(),
+        to("one"),
+        "- match: [{sniHosts: [a.test.example], sourceNamespace: shop}]\n".to_owned(),
+        to("two"),
+        "- match: [{sniHosts: [\"*.test.example\"]}]\n".to_owned(),
+        to("rest"),
+    ];
+    let services = names.iter().zip(&peers).map(|(name, peer)| {
+        let host = format!("{name}.internal");
+        stream_service(&host, 9000, "TLS", &[peer.address()])
+    });
+    let clients = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: one, namespace: default}
+spec: {address: 127.0.0.2, labels: {app: one}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: two, namespace: shop}
+spec: {address: 127.0.0.3}
+";
+    let text = gateway_with(door)
+        + &self::rules(&rules.concat()).replace("  tcp:", "  tls:")
+        + &services.collect::<String>()
+        + clients;
+    let gateway = Gateway::builder().resources("g", &text).port(9000).start();
+    let hellos = ["a.test.example", "b.test.example"].map(hello_of_openssl);
+    for (address, leads) in [
+        ("127.0.0.1", ["rest", "rest"]),
+        ("127.0.0.2", ["one", "one"]),
+        // What is for others leaves the next rule of the same name, and then the wildcard.
+        ("127.0.0.3", ["two", "rest"]),
+    ] {
+        for (hello, name) in hellos.iter().zip(leads) {
+            let from = address.parse().unwrap();
+            let mut stream = connect_from(from, gateway.listener(9000), None).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream.write_all(hello).unwrap();
+            let mut said = vec![0; name.len()];
+            stream.read_exact(&mut said).unwrap();
+            assert_eq!(said, name.as_bytes(), "{address}");
+        }
+    }
     gateway.stop();
 }
 

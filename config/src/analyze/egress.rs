@@ -3,14 +3,16 @@
 //! that lacks one, that one is named, with a document to begin with.
 //!
 //! What a VirtualService names and is not there is told by [`super::references`], with the documents from here; what
-//! nobody names is found here.
+//! nobody names is found here, and of a host that is registered and nothing more ([`unused`]) that nothing leads to it.
 
 use super::View;
 use super::hosts::HostSet;
 use crate::diagnostic::Severity;
 use crate::index::{CLUSTER_DOMAIN, GatewayName, expand};
+use crate::registry::Service;
 use crate::report::{Finding, Report};
 use crate::resource::gateway::{FORWARD_PROXY, Gateway, MESH_DOOR, Server};
+use crate::resource::service_entry::Resolution;
 use crate::resource::virtual_service::{Target, VirtualService};
 use crate::resource::{Meta, Written};
 use crate::validate::gateway::is_http;
@@ -22,10 +24,121 @@ use std::collections::{HashMap, HashSet};
 /// The name of findings about a piece that nobody names.
 const INCOMPLETE: &str = "egress-incomplete";
 
+/// The name of findings about an external host that nothing leads to.
+const UNUSED: &str = "egress-unused";
+/// Where TLS is spoken, whatever a port is called.
+const HTTPS_PORT: u16 = 443;
+
 /// Reports what a way out lacks.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     unled(view, report);
     unsecured(view, report);
+    unused(view, report);
+}
+
+/// Reports external hosts that are registered, and that no rule and no Gateway names: there is no way out to them.
+fn unused(view: &View<'_>, report: &mut Report<'_>) {
+    let is_proxy = |written: &Written<Gateway>| {
+        let annotations = &written.meta.annotations;
+        [MESH_DOOR, FORWARD_PROXY]
+            .iter()
+            .any(|name| annotations.get(*name).is_some_and(|value| value == "true"))
+    };
+    // There what is registered needs no more.
+    if view.gateways().any(is_proxy) {
+        return;
+    }
+    let mut named: HostSet<()> = HostSet::default();
+    let name =
+        |host: &str, namespace: &str| HostPattern::parse(&expand(host, namespace).to_ascii_lowercase());
+    for Written { meta, spec } in view.virtual_services() {
+        let rules = spec.http.iter();
+        let http = rules.clone().flat_map(|rule| &rule.route).map(|one| &one.target);
+        let mirrors = rules.flat_map(|rule| &rule.mirrors).map(|one| &one.target);
+        let streams = spec.tls.iter().chain(&spec.tcp).flat_map(|rule| &rule.route);
+        let streams = streams.map(|one| &one.target);
+        for target in http.chain(mirrors).chain(streams) {
+            named.insert(&name(&target.host, &meta.namespace), ());
+        }
+        for host in spec.hosts.iter().filter(|host| *host != "*") {
+            named.insert(&name(host, &meta.namespace), ());
+        }
+    }
+    for Written { spec, .. } in view.gateways() {
+        for host in spec.servers.iter().flat_map(|server| &server.hosts) {
+            let (_, host) = host.split_once('/').unwrap_or(("", host));
+            // A server for every host names none.
+            if host != "*" {
+                named.insert(&HostPattern::parse(&host.to_ascii_lowercase()), ());
+            }
+        }
+    }
+    let mut told = HashSet::new();
+    for Written { meta, spec } in &view.resources.service_entries {
+        let hosts = Path::SPEC.key("hosts");
+        let is_named = |host: &String| {
+            named
+                .overlapping(&HostPattern::parse(&host.to_ascii_lowercase()))
+                .is_some()
+        };
+        // Whose addresses are written may be anywhere.
+        let is_inside = spec.is_internal || spec.resolution == Resolution::Static;
+        if is_inside || spec.hosts.iter().any(is_named) {
+            continue;
+        }
+        let Some((at, host)) = spec.hosts.iter().enumerate().find(|(_, host)| is_external(host)) else {
+            continue;
+        };
+        let host = host.to_ascii_lowercase();
+        if !told.insert(host.clone()) {
+            continue;
+        }
+        let service = view.context.registry.find_exactly(&host, &meta.namespace);
+        let Some(documents) = service.and_then(|service| way_out(service, &meta.namespace, view)) else {
+            continue;
+        };
+        let message =
+            format!("`{host}` is registered, and nothing here leads to it: no Gateway takes requests for it");
+        report.tell(Finding {
+            help: Some(documents),
+            absent: Some(&host),
+            ..Finding::new(Severity::Hint, UNUSED, &meta.origin, &hosts.index(at), message)
+        });
+    }
+}
+
+/// A Gateway and a VirtualService that lead to a service.
+fn way_out(service: &Service<'_>, namespace: &str, view: &View<'_>) -> Option<String> {
+    let host = service.host.as_str();
+    let port = preferred(&service.ports)?;
+    let protocol = service.ports.iter().find(|known| known.number == port)?.protocol;
+    let key = ClusterKey::outbound(port, "", host);
+    let is_secured = view
+        .snapshot
+        .clusters
+        .get(&key)
+        .is_some_and(|spec| spec.tls.is_some());
+    let way = match protocol {
+        Protocol::Https | Protocol::Tls if !is_secured => Protocol::Tls,
+        protocol if protocol.is_http() || matches!(protocol, Protocol::Https | Protocol::Tls) => {
+            Protocol::Http
+        }
+        _ => Protocol::Tcp,
+    };
+    let destination = format!("    - destination: {{host: '{host}', port: {{number: {port}}}}}");
+    let rules = match way {
+        Protocol::Http => format!("  http:\n  - route:\n{destination}"),
+        Protocol::Tls => format!("  tls:\n  - match: [{{sniHosts: ['{host}']}}]\n    route:\n{destination}"),
+        _ => format!("  tcp:\n  - route:\n{destination}"),
+    };
+    let gateway = format!("  servers:\n{}", server(way, i128::from(port), host));
+    let name = name_for(host);
+    let rules = format!("  hosts: ['{host}']\n  gateways: [{namespace}/{name}]\n{rules}");
+    Some(format!(
+        "{}\n---\n{}",
+        document("Gateway", host, namespace, &gateway),
+        document("VirtualService", host, namespace, &rules)
+    ))
 }
 
 /// A name of a resource about a host.
@@ -267,10 +380,11 @@ fn one_unsecured(
         (None, _) => None,
     };
     let Some(port) = port else { return };
-    let speaks_tls = service
-        .ports
-        .iter()
-        .any(|known| known.number == port && matches!(known.protocol, Protocol::Https | Protocol::Tls));
+    let known = service.ports.iter().find(|known| known.number == port);
+    let says_tls = known.is_some_and(|known| matches!(known.protocol, Protocol::Https | Protocol::Tls));
+    // Out there TLS is what 443 speaks, even if somebody calls it HTTP.
+    let is_443 = known.is_some_and(|known| known.target == HTTPS_PORT) && is_external(&host);
+    let speaks_tls = says_tls || is_443;
     let key = ClusterKey::outbound(port, &target.subset, &host);
     let spec = view.snapshot.clusters.get(&key);
     let is_secured = spec.is_none_or(|spec| spec.tls.is_some());
@@ -292,9 +406,15 @@ fn one_unsecured(
         let spec = format!("  host: '{host}'\n{policy}");
         document("DestinationRule", &host, &meta.namespace, &spec)
     };
-    let message = format!(
-        "port {port} of `{host}` speaks TLS, and no DestinationRule secures what goes there: it gets plaintext requests"
-    );
+    let message = match says_tls {
+        true => format!(
+            "port {port} of `{host}` speaks TLS, and no DestinationRule secures what goes there: it gets plaintext requests"
+        ),
+        false => format!(
+            "port {port} of `{host}` leads to 443 there, and no DestinationRule secures what goes there: it gets plaintext \
+             requests where TLS is spoken"
+        ),
+    };
     report.tell(Finding {
         help: Some(help),
         absent: Some(&host),

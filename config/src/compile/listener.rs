@@ -804,22 +804,31 @@ impl<'a> Place<'a> {
     /// Adds the names of a server whose TLS passes through: those of the rules that are bound to it.
     fn pass_through(&mut self, draft: &mut Draft<'_>, name: &str, path: &Path<'_>, report: &mut Report<'_>) {
         let before = draft.chains.len();
+        let mut passing = stream::Passing::default();
         for (at, _) in self.common() {
             let Some(written) = self.bindings.all.get(at) else {
                 continue;
             };
             for found in stream::tls(written, self.site, self.context) {
-                let chain = draft.chains.len();
                 let here = TlsMatch {
                     virtual_service: at,
                     rule: found.rule,
                     matched: found.matched,
                 };
-                let mut any = false;
+                let origin = &written.meta.origin;
+                let stream = || StreamOrigin::new(origin, "tls", found.rule, Some(found.matched));
+                let chain = |route: &Arc<TcpRoute>| Chain {
+                    server: name.into(),
+                    action: ChainAction::Pass(Arc::clone(route)),
+                };
+                let mut shared = Vec::new();
                 for (host_at, sni) in found.sni_hosts.iter().enumerate() {
                     let pattern = HostPattern::parse(sni);
                     match draft.passing.entry(pattern.clone()) {
                         Entry::Occupied(first) if *first.get() != here => {
+                            if passing.continued(&pattern, &found.route, &mut draft.chains) {
+                                continue;
+                            }
                             self.facts.passing.push(SniTaken {
                                 port: self.site.port,
                                 here,
@@ -830,19 +839,24 @@ impl<'a> Place<'a> {
                         Entry::Occupied(_) => {}
                         Entry::Vacant(free) => {
                             free.insert(here);
-                            draft.names.push((pattern, chain));
-                            any = true;
+                            if found.route.source.is_none() {
+                                shared.push(pattern);
+                                continue;
+                            }
+                            // What comes behind it may be another rule for each name.
+                            let at = draft.chains.len();
+                            passing.open(&pattern, at);
+                            draft.names.push((pattern, at));
+                            draft.streams.push((Some(at), stream()));
+                            draft.chains.push(chain(&found.route));
                         }
                     }
                 }
-                if any {
-                    let origin = &written.meta.origin;
-                    let stream = StreamOrigin::new(origin, "tls", found.rule, Some(found.matched));
-                    draft.streams.push((Some(chain), stream));
-                    draft.chains.push(Chain {
-                        server: name.into(),
-                        action: ChainAction::Pass(found.route),
-                    });
+                if !shared.is_empty() {
+                    let at = draft.chains.len();
+                    draft.names.extend(shared.into_iter().map(|name| (name, at)));
+                    draft.streams.push((Some(at), stream()));
+                    draft.chains.push(chain(&found.route));
                 }
             }
         }
@@ -882,6 +896,7 @@ impl<'a> Place<'a> {
                 });
             }
         }
+        passing.close(&draft.names, &mut draft.chains);
         if draft.chains.len() == before && !self.quiet {
             let message = "no VirtualService has a tls rule for this server: its connections are refused";
             report.warn("no-route", &self.meta.origin, path, message);

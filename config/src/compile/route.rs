@@ -9,7 +9,7 @@ use super::policy;
 use super::retry;
 use super::source::{self, Asks};
 use crate::Defaults;
-use crate::index::{GatewayName, expand, selects};
+use crate::index::{GatewayName, expand};
 use crate::origins::{RouteOrigin, RuleOrigin, WHOLE_RESOURCE};
 use crate::registry::Service;
 use crate::resource::virtual_service::{
@@ -26,7 +26,6 @@ use isthmus_core::route::{
     Action, Destination, DirectResponse, Forward, HeaderMatch, HeaderSubject, PathMatch, PathRewrite,
     QueryMatch, Redirect, RedirectPort, RegexRewrite, Route, RouteMatch, TextMatch,
 };
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,21 +199,6 @@ fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<
 pub(crate) fn is_here(gateways: &[String], port: Option<i128>, meta: &Meta, site: &Site<'_>) -> bool {
     (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
         && port.is_none_or(|port| port == i128::from(site.port))
-}
-
-/// Whether what a match says of the proxy itself holds: gateway, port, labels and namespace.
-pub(crate) fn applies_here(
-    gateways: &[String],
-    port: Option<i128>,
-    source_labels: &BTreeMap<String, String>,
-    source_namespace: &str,
-    meta: &Meta,
-    site: &Site<'_>,
-    context: &Context<'_>,
-) -> bool {
-    is_here(gateways, port, meta, site)
-        && selects(source_labels, &context.options.labels)
-        && (source_namespace.is_empty() || source_namespace == context.options.namespace)
 }
 
 /// Whether a route takes every request: path `/` or `.*`, and nothing else (Istio's `isCatchAllRoute`).

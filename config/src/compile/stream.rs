@@ -1,12 +1,14 @@
-//! Rules for whole connections: `tcp[]` and `tls[]` of one VirtualService at one gateway and port. What `tcp[]` asks of
-//! clients is asked of each connection; what `tls[]` asks of them, of the gateway's own labels, as Istio does.
+//! Rules for whole connections: `tcp[]` and `tls[]` of one VirtualService at one gateway and port. What they ask of clients
+//! is asked of each connection; where no client can be known, of the gateway's own labels, as Istio does.
 
 use super::Context;
-use super::route::{Site, applies_here, cluster_key, is_here};
+use super::route::{Site, cluster_key, is_here};
 use super::source::{self, Asks};
 use crate::resource::virtual_service::{StreamMatch, StreamRoute, VirtualService};
 use crate::resource::{Meta, Written};
-use isthmus_core::listener::{TcpDestination, TcpRoute};
+use isthmus_core::listener::{Chain, ChainAction, TcpDestination, TcpRoute};
+use isthmus_core::name::HostPattern;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A match of a `tls[]` rule that applies, and where it leads.
@@ -63,16 +65,7 @@ fn asked(rule: &StreamRoute, meta: &Meta, site: &Site<'_>, context: &Context<'_>
         .matches
         .iter()
         .filter(|matched| is_here(&matched.gateways, matched.port, meta, site));
-    let asks = here.map(|matched| {
-        source::asks(
-            &matched.source_labels,
-            &matched.source_namespace,
-            matched.source_subnet,
-            &context.clients,
-            context.options,
-        )
-    });
-    asks.collect()
+    here.map(|matched| asks_of(matched, context)).collect()
 }
 
 /// All matches of `tls[]` rules that apply, in order.
@@ -85,11 +78,17 @@ pub(crate) fn tls<'a>(
     let mut found = Vec::new();
     for (at, rule) in written.spec.tls.iter().enumerate() {
         let matches = rule.matches.iter().enumerate();
-        for (matched_at, matched) in matches.filter(|(_, matched)| applies(matched, meta, site, context)) {
+        let here = matches.filter(|(_, matched)| is_here(&matched.gateways, matched.port, meta, site));
+        for (matched_at, matched) in here {
+            let source = match asks_of(matched, context) {
+                Asks::Nothing => None,
+                Asks::For(source) => Some(source),
+                Asks::TooMuch => continue,
+            };
             if let Some(route) = route(rule, meta, site, context) {
                 found.push(Passed {
                     sni_hosts: &matched.sni_hosts,
-                    route: Arc::new(route),
+                    route: Arc::new(TcpRoute { source, ..route }),
                     rule: at,
                     matched: matched_at,
                 });
@@ -99,16 +98,74 @@ pub(crate) fn tls<'a>(
     found
 }
 
-fn applies(matched: &StreamMatch, meta: &Meta, site: &Site<'_>, context: &Context<'_>) -> bool {
-    applies_here(
-        &matched.gateways,
-        matched.port,
+fn asks_of(matched: &StreamMatch, context: &Context<'_>) -> Asks {
+    source::asks(
         &matched.source_labels,
         &matched.source_namespace,
-        meta,
-        site,
-        context,
+        matched.source_subnet,
+        &context.clients,
+        context.options,
     )
+}
+
+/// Where the names of one port lead whose TLS passes through.
+#[derive(Debug, Default)]
+pub(crate) struct Passing {
+    /// The chain of each name whose rules so far are for some clients only.
+    open: HashMap<HostPattern, usize>,
+}
+
+impl Passing {
+    /// Notes that a name's chain is for some clients only.
+    pub(crate) fn open(&mut self, name: &HostPattern, chain: usize) {
+        self.open.insert(name.clone(), chain);
+    }
+
+    /// Adds a route behind those of a name that are for other clients; false when nobody is left for it.
+    pub(crate) fn continued(&mut self, name: &HostPattern, route: &TcpRoute, chains: &mut [Chain]) -> bool {
+        let Some(at) = self.open.get(name) else {
+            return false;
+        };
+        append(chains, *at, route);
+        if route.source.is_none() {
+            self.open.remove(name);
+        }
+        true
+    }
+
+    /// Lets clients that none of a name's rules is for go where the names that cover it lead, the longest first.
+    pub(crate) fn close(&mut self, names: &[(HostPattern, usize)], chains: &mut [Chain]) {
+        for (name, at) in std::mem::take(&mut self.open) {
+            let mut covering: Vec<&(HostPattern, usize)> = names
+                .iter()
+                .filter(|(other, _)| *other != name && name.subset_of(other))
+                .collect();
+            covering.sort_by_key(|(other, _)| std::cmp::Reverse(other.to_string().len()));
+            for (_, chain) in covering {
+                let Some(ChainAction::Pass(route)) = chains.get(*chain).map(|chain| &chain.action) else {
+                    break;
+                };
+                let routes: Vec<TcpRoute> = route
+                    .each()
+                    .map(|route| TcpRoute {
+                        others: Vec::new(),
+                        ..route.clone()
+                    })
+                    .collect();
+                let is_for_all = routes.iter().any(|route| route.source.is_none());
+                routes.iter().for_each(|route| append(chains, at, route));
+                if is_for_all {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn append(chains: &mut [Chain], at: usize, route: &TcpRoute) {
+    if let Some(ChainAction::Pass(first)) = chains.get_mut(at).map(|chain| &mut chain.action) {
+        Arc::make_mut(first).others.push(route.clone());
+    }
 }
 
 /// Where a rule leads: a single destination has everything, of several those without weight have nothing.

@@ -10,6 +10,8 @@ pub(crate) struct ServiceEntry {
     pub(crate) hosts: Vec<String>,
     pub(crate) ports: Vec<ServicePort>,
     pub(crate) resolution: Resolution,
+    /// `location: MESH_INTERNAL`; of no meaning but to who looks for ways out.
+    pub(crate) is_internal: bool,
     pub(crate) endpoints: Vec<WorkloadEntry>,
     /// `workloadSelector.labels`.
     pub(crate) selector: Option<BTreeMap<String, String>>,
@@ -54,6 +56,7 @@ impl ServiceEntry {
                 Some("DYNAMIC_DNS") => Resolution::DynamicDns,
                 _ => Resolution::None,
             },
+            is_internal: spec.text("location") == Some("MESH_INTERNAL"),
             endpoints: spec.list("endpoints").iter().map(WorkloadEntry::read).collect(),
             selector: spec.get("workloadSelector").map(|node| node.text_map("labels")),
             export_to: spec.texts("exportTo"),

@@ -7,6 +7,7 @@ use crate::resource::Meta;
 use crate::resource::service_entry::{Resolution, ServiceEntry};
 use crate::resource::workload::WorkloadEntry;
 use crate::yaml::Path;
+use isthmus_core::endpoint::UNIX;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -125,7 +126,18 @@ impl ServiceEntry {
         let ports: HashSet<&str> = self.ports.iter().map(|port| port.name.as_str()).collect();
         for (at, endpoint) in self.endpoints.iter().enumerate() {
             let path = list.index(at);
-            endpoint.check(self.resolution == Resolution::Static, &path, origin, report);
+            endpoint.check(
+                self.resolution == Resolution::Static,
+                matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin),
+                &path,
+                origin,
+                report,
+            );
+            if endpoint.address.starts_with(UNIX) && self.ports.len() != 1 {
+                // A socket has no ports, so there is nothing to tell those of the service apart by.
+                let message = "a ServiceEntry with an endpoint on a unix socket has exactly one port";
+                report.error("exclusive-fields", origin, &path.key("address"), message);
+            }
             for name in endpoint
                 .ports
                 .keys()
@@ -152,17 +164,23 @@ impl WorkloadEntry {
         self.address.parse().ok()
     }
 
-    fn check(&self, only_ip: bool, path: &Path<'_>, origin: &Origin, report: &mut Report<'_>) {
+    fn check(
+        &self,
+        only_ip: bool,
+        resolves: bool,
+        path: &Path<'_>,
+        origin: &Origin,
+        report: &mut Report<'_>,
+    ) {
         let address = path.key("address");
         if self.address.is_empty() && !self.has_network {
             report.error("missing-field", origin, &address, "`address` is required");
-        } else if self.address.starts_with("unix://") {
-            report.warn(
-                "not-executed",
-                origin,
-                &address,
-                "endpoints on unix sockets are not executed yet",
-            );
+        } else if self.address.starts_with(UNIX) {
+            // The path is looked at where it is written.
+            if resolves {
+                let message = "an endpoint on a unix socket needs resolution STATIC";
+                report.error("exclusive-fields", origin, &address, message);
+            }
         } else if self.ip().is_none() && !self.address.is_empty() {
             if only_ip {
                 let message = format!(
@@ -183,6 +201,6 @@ impl WorkloadEntry {
 
 impl Validate for WorkloadEntry {
     fn validate(&self, meta: &Meta, report: &mut Report<'_>) {
-        self.check(false, &Path::SPEC, &meta.origin, report);
+        self.check(false, false, &Path::SPEC, &meta.origin, report);
     }
 }

@@ -6,7 +6,7 @@
 use crate::cluster::health::HealthPolicy;
 use crate::cluster::locality::close_ranks;
 use crate::egress::Reach;
-use crate::endpoint::{Endpoint, EndpointSet};
+use crate::endpoint::{Endpoint, EndpointSet, Targets};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ impl NamedEndpoint {
             weight: self.weight,
             locality: self.locality.clone(),
             level: self.level,
-            targets,
+            targets: targets.map(Targets::Addresses),
             health: self.health.clone(),
         }
     }
@@ -228,7 +228,7 @@ mod tests {
         let targets: Vec<String> = set
             .endpoints
             .iter()
-            .map(|endpoint| format!("{:?}", endpoint.targets.as_deref().unwrap()))
+            .map(|endpoint| format!("{:?}", endpoint.targets.as_ref().unwrap().addresses()))
             .collect();
         assert_eq!(
             targets,
@@ -255,7 +255,7 @@ mod tests {
             panic!("{second:?}")
         };
         assert_eq!(one.to_string(), "10.0.0.2:80");
-        let targets = one.targets.as_deref().unwrap();
+        let targets = one.targets.as_ref().unwrap().addresses();
         assert_eq!(format!("{targets:?}"), "[[fd00::7]:80, 10.0.0.7:80]");
     }
 }

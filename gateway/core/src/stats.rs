@@ -218,8 +218,9 @@ pub struct ShardStats {
     pub requests: HashMap<Option<ClusterKey>, HashMap<Answer, RequestSeries>>,
     /// Requests of routes with a `statPrefix`, by it and by status (0 for none).
     pub routes: HashMap<Box<str>, HashMap<u16, RouteSeries>>,
-    /// Connections of bytes by cluster.
-    pub tcp: HashMap<Option<ClusterKey>, TcpSeries>,
+    /// Connections of bytes by cluster, and by the number of the client in [`Self::sources`] (None for one that nobody
+    /// knows).
+    pub tcp: HashMap<Option<ClusterKey>, HashMap<Option<u16>, TcpSeries>>,
     /// Refused requests and broken answers by cause label.
     pub causes: HashMap<(&'static str, Flags), u64>,
     /// Copies of requests by the cluster that got them and what became of them.
@@ -307,26 +308,38 @@ impl ShardStats {
         *self.checks.entry((cluster.clone(), passed)).or_default() += 1;
     }
 
-    fn tcp_series(&mut self, cluster: &Option<ClusterKey>) -> &mut TcpSeries {
-        self.tcp.entry(cluster.clone()).or_default()
+    fn tcp_series(&mut self, cluster: &Option<ClusterKey>, source: Option<&SourceName>) -> &mut TcpSeries {
+        let source = source.and_then(|source| self.source_number(source));
+        self.tcp
+            .entry(cluster.clone())
+            .or_default()
+            .entry(source)
+            .or_default()
     }
 
-    /// Counts a connection of bytes that begins.
-    pub fn tcp_opened(&mut self, cluster: &Option<ClusterKey>) {
-        self.tcp_series(cluster).opened += 1;
+    /// Counts a connection of bytes that begins; `source` is the client, if it is known.
+    pub fn tcp_opened(&mut self, cluster: &Option<ClusterKey>, source: Option<&SourceName>) {
+        self.tcp_series(cluster, source).opened += 1;
     }
 
     /// Counts one that ends.
-    pub fn tcp_closed(&mut self, cluster: &Option<ClusterKey>) {
-        self.tcp_series(cluster).closed += 1;
+    pub fn tcp_closed(&mut self, cluster: &Option<ClusterKey>, source: Option<&SourceName>) {
+        self.tcp_series(cluster, source).closed += 1;
     }
 
     /// Counts bytes that one has carried, from the client and to it.
-    pub fn tcp_moved(&mut self, cluster: &Option<ClusterKey>, received: u64, sent: u64) {
+    pub fn tcp_moved(
+        &mut self,
+        cluster: &Option<ClusterKey>,
+        source: Option<&SourceName>,
+        (received, sent): (u64, u64),
+    ) {
+        let source_number = source.and_then(|source| self.source_number(source));
         // A known cluster's name is not cloned: its count is another core's cache line.
-        let series = match self.tcp.get_mut(cluster) {
+        let known = self.tcp.get_mut(cluster);
+        let series = match known.and_then(|sources| sources.get_mut(&source_number)) {
             Some(series) => series,
-            None => self.tcp_series(cluster),
+            None => self.tcp_series(cluster, source),
         };
         series.received += received;
         series.sent += sent;
@@ -371,12 +384,16 @@ impl ShardStats {
                 }
             }
         }
-        for (cluster, theirs) in &other.tcp {
-            let mine = self.tcp_series(cluster);
-            mine.opened += theirs.opened;
-            mine.closed += theirs.closed;
-            mine.received += theirs.received;
-            mine.sent += theirs.sent;
+        for (cluster, sources) in &other.tcp {
+            let mine = self.tcp.entry(cluster.clone()).or_default();
+            for (source, theirs) in sources {
+                let source = source.and_then(|source| numbers.get(&source).copied().flatten());
+                let mine = mine.entry(source).or_default();
+                mine.opened += theirs.opened;
+                mine.closed += theirs.closed;
+                mine.received += theirs.received;
+                mine.sent += theirs.sent;
+            }
         }
         for (cause, count) in &other.causes {
             *self.causes.entry(*cause).or_default() += count;
@@ -473,5 +490,29 @@ mod tests {
         assert_eq!(a.routes.len(), STAT_PREFIXES_MAX + 1);
         assert_eq!(a.routes["p0"][&503].duration_us.len(), 2);
         assert_eq!(a.routes[OTHER_PREFIXES][&200].duration_us.len(), 20);
+    }
+
+    #[test]
+    fn bytes_are_counted_by_who_sends_them() {
+        let named = |name: &str| SourceName {
+            workload: name.into(),
+            ..SourceName::unknown()
+        };
+        let key = Some(ClusterKey::outbound(80, "", "h"));
+        let (mut a, mut b) = (ShardStats::default(), ShardStats::default());
+        a.tcp_opened(&key, Some(&named("other")));
+        for stats in [&mut a, &mut b] {
+            stats.tcp_opened(&key, Some(&named("cart")));
+            stats.tcp_moved(&key, Some(&named("cart")), (3, 4));
+            stats.tcp_moved(&key, None, (1, 1));
+        }
+        a.merge(&b);
+        let of = |name: Option<&str>| {
+            let number = name.map(|name| a.sources.get(&named(name)).copied().unwrap());
+            a.tcp.get(&key).unwrap().get(&number).copied().unwrap()
+        };
+        let cart = of(Some("cart"));
+        assert_eq!((cart.opened, cart.received, cart.sent), (2, 6, 8));
+        assert_eq!((of(Some("other")).opened, of(None).received), (1, 2));
     }
 }

@@ -11,7 +11,7 @@ use super::{ClusterHandle, Clusters};
 use crate::io::clock;
 use isthmus_core::cluster::{Cluster, ClusterSpec};
 use isthmus_core::egress::{AllowedRanges, Dynamic, Reach};
-use isthmus_core::endpoint::{Endpoint, EndpointSet};
+use isthmus_core::endpoint::{Endpoint, EndpointSet, Targets};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::random::Random;
 use isthmus_core::reply::Cause;
@@ -184,8 +184,8 @@ impl Clusters {
             .map(|address| SocketAddr::new(*address, dynamic.port))
             .collect();
         let Some(first) = targets.first().copied() else {
-            if self.names.is_first_refusal(&host) {
-                tracing::warn!(%host, addresses = ?found, service = spec.key.host(), "a name leads where no connection may go, unless --egress-allow-cidr names it: its requests are refused");
+            if let Some(left_out) = self.names.tells_refusal(&host, now) {
+                tracing::warn!(%host, left_out, addresses = ?found, service = spec.key.host(), "a name leads where no connection may go, unless --egress-allow-cidr names it: its requests are refused");
             }
             return Err(Cause::AddressRefused);
         };
@@ -219,7 +219,7 @@ impl Clusters {
         });
         debug_assert_eq!(first.port(), dynamic.port);
         let endpoint = Endpoint {
-            targets: Some(targets),
+            targets: Some(Targets::Addresses(targets)),
             ..Endpoint::new(id.unwrap_or(first))
         };
         let address = endpoint.address;

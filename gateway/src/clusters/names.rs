@@ -7,7 +7,7 @@
 use crate::io::clock;
 use crate::mailbox::NameAnswer;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,6 +18,11 @@ use std::time::{Duration, Instant};
 const NAMES_MAX: usize = 10_000;
 /// Which part of them makes room at once, so that each new name does not look at all that are there.
 const ROOM: usize = 8;
+/// Most lines about refused names and addresses in [`LINES_TIME`]: a client can make up as many names as it likes.
+const LINES_MAX: u32 = 10;
+const LINES_TIME: Duration = Duration::from_secs(10);
+/// Most addresses that are remembered to have been told.
+const WRITTEN_MAX: usize = 1000;
 /// How long an answer is used at least: requests in a burst are not to ask one after the other.
 const GOOD_MIN: Duration = Duration::from_secs(1);
 
@@ -27,7 +32,46 @@ pub struct Names {
     known: RefCell<HashMap<Arc<str>, Known>>,
     /// Those that control is to be asked for.
     wanted: RefCell<Vec<Arc<str>>>,
+    refusals: RefCell<Refusals>,
     asker: RefCell<Option<Waker>>,
+}
+
+/// What the log was told of addresses that no connection may go to.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Addresses that requests had in the place of names.
+    written: HashSet<Box<str>>,
+    /// When the present time for lines began, and how many there were.
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Refusals {
+    fn is_new(&mut self, address: &str) -> bool {
+        if self.written.contains(address) {
+            return false;
+        }
+        if self.written.len() >= WRITTEN_MAX {
+            self.written.clear();
+        }
+        self.written.insert(address.into())
+    }
+
+    fn line(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .since
+            .is_none_or(|since| now.saturating_duration_since(since) >= LINES_TIME)
+        {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        self.lines += 1;
+        if self.lines > LINES_MAX {
+            self.left_out += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,11 +127,16 @@ impl Names {
         .await
     }
 
-    /// Whether this is the first time that no connection may go where a name leads, since its addresses were others.
-    pub fn is_first_refusal(&self, name: &str) -> bool {
-        let mut known = self.known.borrow_mut();
-        let found = known.get_mut(name);
-        found.is_some_and(|known| !std::mem::replace(&mut known.is_refused, true))
+    /// Whether the log is to have a line of it that no connection may go where a name leads, or to an address that is
+    /// written in the place of one: the first time since its addresses were others, and not more often than
+    /// [`LINES_MAX`]. Answers how many lines were left out before.
+    pub fn tells_refusal(&self, name: &str, now: Instant) -> Option<u64> {
+        let mut refusals = self.refusals.borrow_mut();
+        let is_new = match self.known.borrow_mut().get_mut(name) {
+            Some(known) => !std::mem::replace(&mut known.is_refused, true),
+            None => refusals.is_new(name),
+        };
+        is_new.then(|| refusals.line(now)).flatten()
     }
 
     /// The names that control is to be asked for next.
@@ -195,6 +244,25 @@ mod tests {
             assert_eq!(poll_once(names.resolve("b")).await, None);
             assert_eq!(names.wanted().await.len(), 2);
         });
+    }
+
+    #[test]
+    fn refusals_are_told_once_each_and_not_too_often() {
+        let (names, now) = (Names::default(), clock::now());
+        assert_eq!(names.tells_refusal("127.0.0.1", now), Some(0));
+        assert_eq!(names.tells_refusal("127.0.0.1", now), None, "it was told");
+        let told = |from: usize, now| {
+            let more = (from..from + 20).map(|at| names.tells_refusal(&format!("10.0.0.{at}"), now));
+            more.flatten().count()
+        };
+        assert_eq!(told(0, now), LINES_MAX as usize - 1);
+        let later = now + LINES_TIME;
+        assert_eq!(
+            names.tells_refusal("127.0.0.2", later),
+            Some(11),
+            "so many were left out"
+        );
+        assert_eq!(told(0, later), 0, "they are known");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{ClusterHandle, Clusters, Lease};
 use crate::io::clock;
 use crate::mailbox::EndpointUpdate;
+use isthmus_core::endpoint::{Targets, is_socket};
 use isthmus_core::random::Random;
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -24,6 +25,17 @@ impl Clusters {
 }
 
 impl ClusterHandle {
+    /// The path of the unix socket that is known by an address.
+    pub fn socket_of(&self, address: &SocketAddr) -> Option<Arc<str>> {
+        if !is_socket(address) {
+            return None;
+        }
+        let cluster = self.cluster.borrow();
+        let mut all = cluster.spec().endpoints.endpoints.iter();
+        let found = all.find(|endpoint| endpoint.address == *address)?;
+        found.socket().cloned()
+    }
+
     fn update(self: &Rc<Self>, update: &EndpointUpdate, random: &RefCell<Random>) {
         let orphans = {
             let mut cluster = self.cluster.borrow_mut();
@@ -43,7 +55,7 @@ impl Lease {
     }
 
     /// Where new connections to the endpoint go, the first first; None for the one address that it has.
-    pub fn targets(&self) -> Option<Arc<[SocketAddr]>> {
+    pub fn targets(&self) -> Option<Targets> {
         self.handle.cluster.borrow().targets(self.endpoint).cloned()
     }
 }

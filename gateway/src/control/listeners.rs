@@ -22,8 +22,15 @@ impl FromStr for PortMap {
         for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
             let bad = || format!("`{pair}` is not GATEWAY-PORT=PORT");
             let (from, to) = pair.split_once('=').ok_or_else(bad)?;
-            let from: u16 = from.trim().parse().map_err(|_| bad())?;
-            let to: u16 = to.trim().parse().map_err(|_| bad())?;
+            let port = |text: &str, least: u16| match text.trim().parse::<u16>() {
+                Ok(port) if port >= least => Ok(port),
+                // Digits that are no port of 16 bits, or 0 for a Gateway's.
+                _ if !text.trim().is_empty() && text.trim().bytes().all(|byte| byte.is_ascii_digit()) => Err(
+                    format!("`{pair}`: {} is not a port from {least} to 65535", text.trim()),
+                ),
+                _ => Err(bad()),
+            };
+            let (from, to) = (port(from, 1)?, port(to, 0)?);
             if map.insert(from, to).is_some() {
                 return Err(format!("port {from} is mapped twice"));
             }
@@ -271,8 +278,15 @@ mod tests {
     fn port_maps_are_read() {
         let map: PortMap = "80=8080, 443=0".parse().unwrap();
         assert_eq!((map.port(80), map.port(443), map.port(81)), (8080, 0, 81));
-        for bad in ["80", "80=x", "80=70000", "80=1,80=2"] {
-            assert!(bad.parse::<PortMap>().is_err(), "{bad}");
+        for (bad, told) in [
+            ("80", "`80` is not GATEWAY-PORT=PORT"),
+            ("80=x", "`80=x` is not GATEWAY-PORT=PORT"),
+            ("80=", "`80=` is not GATEWAY-PORT=PORT"),
+            ("80=70000", "`80=70000`: 70000 is not a port from 0 to 65535"),
+            ("0=80", "`0=80`: 0 is not a port from 1 to 65535"),
+            ("80=1,80=2", "port 80 is mapped twice"),
+        ] {
+            assert_eq!(bad.parse::<PortMap>(), Err(told.to_owned()));
         }
     }
 }

@@ -151,15 +151,22 @@ impl Metrics {
                 let labels = [("cluster", cluster.to_string()), ("result", result.to_owned())];
                 metrics::counter!("isthmus_health_checks_total", &labels).increment(count);
             }
-            for (cluster, series) in &stats.tcp {
+            let nobody = SourceName::unknown();
+            let numbers = stats.sources.iter();
+            let sources: HashMap<u16, &SourceName> = numbers.map(|(name, number)| (*number, name)).collect();
+            for (cluster, by_source) in &stats.tcp {
                 let labels = tcp_labels(cluster.as_ref(), &namespaces);
-                let count = |name: &'static str, value| {
-                    metrics::counter!(name, labels.clone()).increment(value);
-                };
-                count("istio_tcp_connections_opened_total", series.opened);
-                count("istio_tcp_connections_closed_total", series.closed);
-                count("istio_tcp_received_bytes_total", series.received);
-                count("istio_tcp_sent_bytes_total", series.sent);
+                for (source, series) in by_source {
+                    let name = source.and_then(|source| sources.get(&source).copied());
+                    let labels = [labels.clone(), source_labels(name.unwrap_or(&nobody))].concat();
+                    let count = |name: &'static str, value| {
+                        metrics::counter!(name, labels.clone()).increment(value);
+                    };
+                    count("istio_tcp_connections_opened_total", series.opened);
+                    count("istio_tcp_connections_closed_total", series.closed);
+                    count("istio_tcp_received_bytes_total", series.received);
+                    count("istio_tcp_sent_bytes_total", series.sent);
+                }
             }
             for (prefix, statuses) in &stats.routes {
                 for (&status, series) in statuses {
@@ -167,9 +174,6 @@ impl Metrics {
                         .increment(series.duration_us.len());
                 }
             }
-            let nobody = SourceName::unknown();
-            let numbers = stats.sources.iter();
-            let sources: HashMap<u16, &SourceName> = numbers.map(|(name, number)| (*number, name)).collect();
             for (cluster, answers) in &stats.requests {
                 for (&answer, series) in answers {
                     let labels = labels(cluster.as_ref(), answer, &namespaces);

@@ -783,7 +783,8 @@ impl Control {
             ToControl::Stats { stats, clusters } => self.take_stats(index, &stats, clusters),
             ToControl::Ejected(changes) => {
                 for (cluster, change) in changes {
-                    let (cluster, address) = (cluster.as_str(), change.address);
+                    let address = self.publisher.shown(&cluster, change.address);
+                    let cluster = cluster.as_str();
                     match change.ejected {
                         Some(time) => tracing::warn!(cluster, %address, ?time, "an endpoint is ejected"),
                         None => tracing::info!(cluster, %address, "an ejected endpoint is back"),
@@ -793,7 +794,8 @@ impl Control {
             }
             ToControl::Checked(changes) => {
                 for (cluster, change) in changes {
-                    let (cluster, address, epoch) = (cluster.as_str(), change.address, change.epoch);
+                    let address = self.publisher.shown(&cluster, change.address);
+                    let (cluster, epoch) = (cluster.as_str(), change.epoch);
                     match change.failure {
                         Some(failure) => {
                             tracing::warn!(cluster, %address, %failure, epoch, "an endpoint is unhealthy");

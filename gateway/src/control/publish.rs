@@ -7,6 +7,7 @@ use isthmus_core::endpoint::EndpointSet;
 use isthmus_core::name::{ClusterKey, ClusterMap};
 use isthmus_core::shared::{Bell, ClusterShared};
 use isthmus_core::snapshot::{Difference, Snapshot};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,6 +80,13 @@ impl Publisher {
     /// The present version.
     pub(super) fn current(&self) -> Option<&Arc<Publication>> {
         self.current.as_ref()
+    }
+
+    /// The address of an endpoint of a cluster, as people read it.
+    pub(super) fn shown(&self, cluster: &ClusterKey, address: SocketAddr) -> String {
+        let current = self.current.as_ref();
+        let spec = current.and_then(|current| current.snapshot.clusters.get(cluster));
+        spec.map_or_else(|| address.to_string(), |spec| spec.endpoints.shown(address))
     }
 
     /// The present version with the endpoints as they are now.

@@ -6,6 +6,7 @@ use super::{AdminAddress, Collected};
 use crate::mailbox::Publication;
 use crate::tls::Store;
 use isthmus_config::view;
+use isthmus_core::cluster::ClusterSpec;
 use isthmus_core::cluster::health::Health;
 use isthmus_core::shared::{ClusterShared, Limit};
 use serde_json::{Value, json};
@@ -77,6 +78,11 @@ pub(super) fn clusters(collected: &Collected) -> Value {
         .flat_map(|publication| &publication.shared);
     let shared: HashMap<&str, &Arc<ClusterShared>> =
         shared.map(|(key, shared)| (key.as_str(), shared)).collect();
+    let specs = collected
+        .publication
+        .iter()
+        .flat_map(|publication| &publication.snapshot.clusters);
+    let specs: HashMap<&str, &Arc<ClusterSpec>> = specs.map(|(key, spec)| (key.as_str(), spec)).collect();
     let list: Vec<Value> = collected
         .clusters
         .iter()
@@ -100,10 +106,14 @@ pub(super) fn clusters(collected: &Collected) -> Value {
                 })
                 .collect();
             let mut cluster = json!({ "name": name, "endpoints": endpoints });
+            let spec = specs.get(name.as_str());
             if let Some(shared) = shared.get(name.as_str()) {
                 for endpoint in cluster["endpoints"].as_array_mut().into_iter().flatten() {
                     let address = endpoint["address"].as_str().and_then(|text| text.parse().ok());
                     let known = address.and_then(|address| shared.endpoints.get(&address));
+                    if let (Some(spec), Some(address)) = (spec, address) {
+                        endpoint["address"] = json!(spec.endpoints.shown(address));
+                    }
                     endpoint["ejected"] = json!(known.is_some_and(|known| known.is_ejected()));
                     match known.map_or(Health::Unchecked, |known| known.health()) {
                         Health::Unchecked => {}

@@ -158,6 +158,8 @@ impl ReadBuffer {
         if needs_room && !self.make_room() {
             return Poll::Ready(Ok(Filled::Full));
         }
+        // No block is lent for nothing.
+        ready!(stream.poll_readable(cx));
         let block = self.block.get_or_insert_with(|| self.pool.lend(self.bulk));
         let room = block.bytes.get_mut(self.end..).unwrap_or(&mut []);
         let offered = room.len();

@@ -147,6 +147,7 @@ where
                         }
                     });
                 }
+                super::readiness::begin();
                 body(wheel).await
             })
         };

@@ -65,8 +65,9 @@ pub fn listen(socket: &impl AsFd) -> io::Result<()> {
     socket2::SockRef::from(socket).listen(BACKLOG)
 }
 
-/// Waits until a listening socket has a connection to accept; may answer too early.
-async fn readable(socket: &OwnedFd) -> io::Result<()> {
+/// Waits until a listening socket has a connection to accept, or a set of sockets ([`super::readiness`]) something to
+/// tell; may answer too early.
+pub(super) async fn readable(socket: &OwnedFd) -> io::Result<()> {
     let duplicate = socket.try_clone()?;
     // SAFETY: the duplicate is owned and given away here. The runtime's stream only waits for readability: it submits
     // a poll when it is made, is asked once, and never reads.

@@ -1,18 +1,20 @@
-//! A connection on a shard, plaintext or TLS: reads wait through the ring, writes are vectored system calls.
-// unsafe: raw descriptors handed to and borrowed from the runtime's stream type.
-#![allow(unsafe_code)]
+//! A connection on a shard, plaintext or TLS. Reads and writes are system calls, made when the socket is known to have
+//! something for them ([`super::readiness`]); writes are vectored.
 
 use super::buffer::Pool;
+use super::readiness::Watch;
 use super::tls::{HandshakeError, Raw, Session};
-use glommio::net::TcpStream;
+use super::{clock, executor};
 use isthmus_core::cluster::TcpKeepalive;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 /// What a look at an idle connection shows.
@@ -31,14 +33,13 @@ pub struct Stream {
     tls: Option<Box<RefCell<Session>>>,
     /// Whether the coming close is a reset, and so says no goodbye.
     is_reset: Cell<bool>,
-    /// Whether the peer is to know of the end in the moment that it comes. The ring may hold on to a socket for a while
-    /// after it was closed, and whoever counts connections would meanwhile count one that is here no more.
-    ends_at_once: bool,
 }
 
 /// The socket itself.
 struct Socket {
-    stream: RefCell<TcpStream>,
+    // Before the descriptor, so that the set forgets the socket while it is open.
+    watch: Watch,
+    fd: OwnedFd,
     /// This end's address, once it was asked for: a connection keeps it, and every access-log line names it.
     local: Cell<Option<SocketAddr>>,
 }
@@ -46,33 +47,70 @@ struct Socket {
 impl Stream {
     /// Takes over a connected non-blocking socket.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        // SAFETY: the descriptor is owned, open, and given away here; the stream closes it.
-        let stream = unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) };
-        Self::new(stream, false)
+        // Messages are written whole, so there is nothing for Nagle's algorithm to wait for. Failure leaves a delay.
+        let _unimportant = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
+        Self::watched(fd)
     }
 
-    fn new(stream: TcpStream, ends_at_once: bool) -> Self {
-        // Messages are written whole, so there is nothing for Nagle's algorithm to wait for. Failure leaves a delay.
-        let _unimportant = stream.set_nodelay(true);
+    fn watched(fd: OwnedFd) -> Self {
         Self {
             socket: Socket {
-                stream: RefCell::new(stream),
+                watch: Watch::new(&fd),
+                fd,
                 local: Cell::new(None),
             },
             tls: None,
             is_reset: Cell::new(false),
-            ends_at_once,
         }
     }
 
-    /// Connects within `timeout`; a timeout is an error of kind `TimedOut`. The peer knows that the connection has ended
-    /// before this is dropped.
+    /// Connects within `timeout`; a timeout is an error of kind `TimedOut`.
     pub async fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
-        let timeout = timeout.max(Duration::from_millis(1));
-        let stream = TcpStream::connect_timeout(address, timeout)
-            .await
-            .map_err(io::Error::from)?;
-        Ok(Self::new(stream, true))
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&fd, &address) {
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // From here on it has room to write as soon as it is connected, or has failed.
+        let stream = Self::from_fd(fd);
+        let mut late = pin!(executor::sleep(timeout.max(Duration::from_millis(1))));
+        poll_fn(|cx| {
+            if stream.socket.watch.poll_writable(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            late.as_mut()
+                .poll(cx)
+                .map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
+        })
+        .await?;
+        rustix::net::sockopt::socket_error(&stream)??;
+        Ok(stream)
+    }
+
+    /// Connects to a unix socket within `timeout`, by its path, or by the name behind `@`.
+    pub async fn connect_to_socket(path: &str, timeout: Duration) -> io::Result<Self> {
+        let address = match path.strip_prefix('@') {
+            Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+            None => SocketAddrUnix::new(path)?,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let until = clock::now() + timeout;
+        loop {
+            match rustix::net::connect(&fd, &address) {
+                Ok(()) => return Ok(Self::watched(fd)),
+                Err(Errno::INTR) => {}
+                // Its queue is full, and nobody tells when there is room.
+                Err(Errno::AGAIN) if clock::now() < until => executor::sleep(executor::TICK).await,
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Has the kernel probe the peer when the connection is silent. Failure leaves the system's way.
@@ -112,6 +150,14 @@ impl Stream {
         self.tls
             .as_ref()
             .map(|session| look(session.borrow().connection()))
+    }
+
+    /// Whether a read may bring something; without that, waits for it.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.tls {
+            None => self.socket.poll_readable(cx),
+            Some(session) => session.borrow().poll_readable(&self.socket, cx),
+        }
     }
 
     /// Reads at least a byte, or 0 at the end.
@@ -156,8 +202,8 @@ impl Stream {
         let _gone_already = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
-    /// Whether nothing has come on an idle connection, as far as the ring has said: no system call. False also when the
-    /// ring was not asked, which [`Self::liveness`] then settles.
+    /// Whether nothing has come on an idle connection, as far as the shard has heard: no system call. False also when
+    /// it was not read empty, which [`Self::liveness`] then settles.
     pub fn is_quiet(&self) -> bool {
         if self
             .tls
@@ -166,8 +212,7 @@ impl Stream {
         {
             return false;
         }
-        let mut nobody = Context::from_waker(std::task::Waker::noop());
-        self.poll_read(&mut nobody, &mut []).is_pending()
+        self.socket.watch.is_quiet()
     }
 
     /// Looks at an idle connection without waiting.
@@ -211,14 +256,15 @@ impl Stream {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         let local = &self.socket.local;
         if local.get().is_none() {
-            local.set(self.socket.stream.borrow().local_addr().ok());
+            let found = rustix::net::getsockname(self).ok();
+            local.set(found.and_then(|found| SocketAddr::try_from(found).ok()));
         }
         local.get()
     }
 
     /// The address of the other end.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.socket.stream.borrow().peer_addr().ok()
+        SocketAddr::try_from(rustix::net::getpeername(self).ok()??).ok()
     }
 
     /// Closes both directions at once.
@@ -233,13 +279,6 @@ impl Drop for Stream {
         if !self.is_reset.get() {
             self.say_goodbye();
         }
-        if self.ends_at_once {
-            let _gone_already = match self.is_reset.get() {
-                false => rustix::net::shutdown(&*self, rustix::net::Shutdown::Write),
-                // What is not connected any more was reset.
-                true => rustix::net::connect_unspec(&*self),
-            };
-        }
     }
 }
 
@@ -250,13 +289,34 @@ impl AsFd for Stream {
 }
 
 impl Raw for Socket {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.watch.poll_readable(cx)
+    }
+
     fn poll_read(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
-        use futures_lite::AsyncRead;
-        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, room)
+        ready!(self.poll_readable(cx));
+        if room.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        loop {
+            match rustix::net::recv(self, &mut *room, RecvFlags::DONTWAIT) {
+                Ok((_, read)) => {
+                    if read < room.len() {
+                        self.watch.read_short();
+                    }
+                    return Poll::Ready(Ok(read));
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.watch.wait_read(cx);
+                    return Poll::Pending;
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        use futures_lite::AsyncWrite;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let mut filled = parts.iter().filter(|part| !part.is_empty());
         let (first, several) = (filled.next(), filled.next().is_some());
@@ -274,9 +334,9 @@ impl Raw for Socket {
             match sent {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
-                    // The runtime's own write registers for writability; it tries once more before it does.
-                    return Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, first);
+                Err(Errno::AGAIN) => {
+                    self.watch.wait_write(cx);
+                    return Poll::Pending;
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -286,7 +346,98 @@ impl Raw for Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the stream owns the descriptor and keeps it open as long as this borrow of it lasts.
-        unsafe { BorrowedFd::borrow_raw(self.stream.borrow().as_raw_fd()) }
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Runs something on a shard of its own.
+    fn on_shard<F: Future<Output = ()> + 'static>(body: impl FnOnce() -> F + Send + 'static) {
+        let core = executor::granted_cores().first().copied().unwrap_or(0);
+        let settings = executor::Settings::default();
+        let shard = executor::spawn_shard("stream", core, settings, executor::Heartbeat::default(), |_| {
+            body()
+        });
+        shard.unwrap().join().unwrap().unwrap();
+    }
+
+    async fn read(stream: &Stream, room: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| stream.poll_read(cx, room)).await
+    }
+
+    #[test]
+    fn an_end_that_comes_with_the_last_bytes_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = std::thread::spawn(move || {
+            for _ in 0..50 {
+                listener.accept().unwrap().0.write_all(b"bytes").unwrap();
+            }
+        });
+        on_shard(move || async move {
+            for _ in 0..50 {
+                let stream = Stream::connect(address, PATIENCE).await.unwrap();
+                let mut room = [0; 64];
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 5);
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 0);
+                assert_eq!(read(&stream, &mut room).await.unwrap(), 0, "it stays the end");
+            }
+        });
+        peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_full_is_written_on_when_there_is_room() {
+        const ALL: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        on_shard(move || async move {
+            let stream = Stream::connect(address, PATIENCE).await.unwrap();
+            let (bytes, mut left) = (vec![7; 1 << 20], ALL);
+            while left > 0 {
+                let part = bytes.get(..left.min(bytes.len())).unwrap();
+                left -= poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(part)]))
+                    .await
+                    .unwrap();
+            }
+        });
+        assert_eq!(peer.join().unwrap(), ALL);
+    }
+
+    #[test]
+    fn a_connection_that_nobody_takes_fails_and_a_quiet_one_is_quiet() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, gone) = (listener.local_addr().unwrap(), {
+            let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+            closed.local_addr().unwrap()
+        });
+        on_shard(move || async move {
+            let refused = Stream::connect(gone, PATIENCE)
+                .await
+                .err()
+                .map(|error| error.kind());
+            assert_eq!(refused, Some(io::ErrorKind::ConnectionRefused));
+            let nowhere = Stream::connect_to_socket("/nowhere.sock", PATIENCE).await.err();
+            assert_eq!(nowhere.map(|error| error.kind()), Some(io::ErrorKind::NotFound));
+            let stream = Stream::connect(address, PATIENCE).await.unwrap();
+            let (mut other, _) = listener.accept().unwrap();
+            assert!(stream.is_quiet() && stream.liveness() == Liveness::Idle);
+            other.write_all(b"unasked").unwrap();
+            poll_fn(|cx| stream.poll_readable(cx)).await;
+            assert!(!stream.is_quiet() && stream.liveness() == Liveness::Unusable);
+        });
     }
 }

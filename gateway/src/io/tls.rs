@@ -26,6 +26,8 @@ pub enum HandshakeError {
 
 /// The socket below a session, as far as a session needs it.
 pub(super) trait Raw {
+    /// Whether a read may bring something; without that, waits for it.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
     fn poll_read(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>>;
     fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
 }
@@ -34,6 +36,8 @@ pub(super) trait Raw {
 pub(super) struct Session {
     connection: Connection,
     pool: Pool,
+    /// Whether the library has something for its reader: bytes that there was no room for, or the end.
+    has_unread: bool,
     /// Whether the socket did not take all of the last write: that must go before more is encrypted.
     stuck: bool,
     /// Whether an alert has said that all is over: nothing may follow it.
@@ -68,6 +72,7 @@ impl Session {
         Self {
             connection,
             pool: pool.clone(),
+            has_unread: false,
             stuck: false,
             failed: false,
         }
@@ -88,11 +93,20 @@ impl Session {
                 // More than a record beyond what there is room for: the caller offers less than it reads.
                 Err(_) => return Err(rustls::Error::General("plaintext is not taken".to_owned())),
             }
-            if let Err(error) = self.connection.process_new_packets() {
-                self.failed = true;
-                return Err(error);
-            }
-            filled += self.drain(room.get_mut(filled..).unwrap_or_default());
+            let state = match self.connection.process_new_packets() {
+                Ok(state) => state,
+                Err(error) => {
+                    self.failed = true;
+                    return Err(error);
+                }
+            };
+            let there = state.plaintext_bytes_to_read();
+            let taken = match there {
+                0 => 0,
+                _ => self.drain(room.get_mut(filled..).unwrap_or_default()),
+            };
+            self.has_unread = taken < there || state.peer_has_closed();
+            filled += taken;
         }
         Ok(filled)
     }
@@ -167,10 +181,14 @@ impl Session {
             return raw.poll_read(cx, room);
         }
         loop {
-            match self.connection.reader().read(room) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+            if self.has_unread {
+                match self.connection.reader().read(room) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.has_unread = false,
+                    read => return Poll::Ready(read),
+                }
             }
+            // No block is lent for nothing.
+            ready!(raw.poll_readable(cx));
             // Never more than there is room for, so that nothing but a broken record has to be kept.
             let mut block = self.pool.lend(room.len() > super::buffer::SMALL);
             let offered = block.bytes.len().min(room.len());
@@ -179,6 +197,7 @@ impl Session {
             if read == 0 {
                 // Noted, so that the reader tells an end from a cut.
                 let _nothing = self.connection.read_tls(&mut io::empty())?;
+                self.has_unread = true;
                 continue;
             }
             let heard = self.feed(block.bytes.get(..read).unwrap_or_default(), room);
@@ -193,9 +212,18 @@ impl Session {
         }
     }
 
+    /// Whether bytes that wait to be read, an end, or what the socket has may be read.
+    pub(super) fn poll_readable(&self, raw: &impl Raw, cx: &mut Context<'_>) -> Poll<()> {
+        match self.has_unread {
+            true => Poll::Ready(()),
+            false => raw.poll_readable(cx),
+        }
+    }
+
     /// Whether nothing waits to be read, and the peer has not said goodbye.
     pub(super) fn is_clean(&mut self) -> bool {
-        matches!(self.connection.reader().fill_buf(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        !self.has_unread
+            || matches!(self.connection.reader().fill_buf(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Takes bytes that came unasked on an idle connection; answers whether they said nothing to its user.

@@ -72,6 +72,11 @@ impl Outcome {
             .map_or(&self.unknown_cluster, |handle| handle.key())
     }
 
+    /// The path of the unix socket that the last endpoint is on.
+    pub(super) fn upstream_socket(&self) -> Option<Arc<str>> {
+        self.cluster.as_ref()?.socket_of(self.upstream_host.as_ref()?)
+    }
+
     /// Notes that the client went away before there was an answer.
     pub(super) fn leave(&mut self, context: &Context) {
         context.count_cause(Cause::ClientGone);
@@ -113,6 +118,8 @@ pub struct Exchange {
     pub(super) client: IpAddr,
     pub(super) original_path: String,
     pub(super) route_name: String,
+    /// Which resource let it pass, where the log says it.
+    pub(super) allowed_by: String,
     /// `statPrefix` of the route's match.
     pub(super) stat_prefix: String,
     /// What the answer must say to a browser, when the request is of an origin that its route allows.
@@ -136,6 +143,7 @@ impl Exchange {
         self.outcome = Outcome::default();
         self.original_path.clear();
         self.route_name.clear();
+        self.allowed_by.clear();
         self.stat_prefix.clear();
         self.cors = None;
         self.hash = None;
@@ -200,6 +208,7 @@ impl Exchange {
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             original_path: String::new(),
             route_name: String::new(),
+            allowed_by: String::new(),
             stat_prefix: String::new(),
             cors: None,
             hash: None,

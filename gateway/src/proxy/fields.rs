@@ -3,6 +3,7 @@
 use super::exchange::Exchange;
 use crate::downstream::Downstream;
 use crate::io::clock;
+use isthmus_core::endpoint::is_socket;
 use isthmus_core::header::HeaderOperations;
 use isthmus_core::message::RequestHead;
 use isthmus_core::substitution::Facts;
@@ -62,7 +63,7 @@ pub(super) fn change_request(
         client,
         peer,
         local,
-        upstream: x.outcome.upstream_host,
+        upstream: x.outcome.upstream_host.filter(|address| !is_socket(address)),
         upstream_local: x.outcome.upstream_local,
         cluster: cluster.as_ref().map_or("", |key| key.as_str()),
         route: &x.route_name,
@@ -104,7 +105,7 @@ pub(super) fn change_response(
         client,
         peer,
         local,
-        upstream: x.outcome.upstream_host,
+        upstream: x.outcome.upstream_host.filter(|address| !is_socket(address)),
         upstream_local: x.outcome.upstream_local,
         cluster: x.outcome.cluster_key().as_ref().map_or("", |key| key.as_str()),
         route: &x.route_name,

@@ -132,6 +132,7 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
     drop(stats);
     if context.log.is_on() {
         let wall = clock::wall();
+        let socket = outcome.upstream_socket();
         context.log.write(&Record {
             start: wall.checked_sub(duration).unwrap_or(wall),
             request: &x.request,
@@ -144,12 +145,14 @@ fn finish(context: &Context, conn: &impl Downstream, x: &mut Exchange, started: 
             duration,
             upstream_time: outcome.upstream_time,
             upstream_host: outcome.upstream_host,
+            upstream_socket: socket.as_deref(),
             upstream_local: outcome.upstream_local,
             cluster: outcome.cluster_key().as_ref().map_or("", |key| key.as_str()),
             local: conn.local_addr(),
             peer: conn.peer(),
             server_name: conn.secured().and_then(|secured| secured.server_name.as_deref()),
             route: &x.route_name,
+            allowed_by: &x.allowed_by,
         });
     }
 }
@@ -275,6 +278,9 @@ async fn route(
         return local::refuse(context, conn, x, Cause::NoRoute.into(), false).await;
     };
     x.route_name.push_str(&route.name);
+    if context.log.says_who_allowed() {
+        x.allowed_by.push_str(&route.virtual_service);
+    }
     x.stat_prefix.push_str(&route.stat_prefix);
     match &*route.action {
         Action::Redirect(to) => {

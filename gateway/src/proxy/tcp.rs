@@ -23,12 +23,13 @@ use isthmus_core::listener::TcpRoute;
 use isthmus_core::message::RequestHead;
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
-use isthmus_core::source::{Caller, Identity};
+use isthmus_core::source::{Caller, Identity, Source, SourceName, Sources};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -126,6 +127,9 @@ enum Moved {
     Turn,
 }
 
+/// What a connection is counted as: its cluster, and its client, if that is known.
+type Counted<'a> = (&'a Option<ClusterKey>, Option<&'a SourceName>);
+
 /// How a connection went.
 #[derive(Default)]
 struct Outcome {
@@ -134,6 +138,10 @@ struct Outcome {
     sent: u64,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
+    /// The resource that let it pass; empty when the log does not say it.
+    allowed_by: Box<str>,
+    /// The path of the unix socket that the endpoint is on.
+    socket: Option<Arc<str>>,
     /// What a client that asked for the connection was answered, and what it asked for.
     answered: Option<(StatusCode, Box<str>)>,
 }
@@ -150,7 +158,7 @@ pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
     };
     // What a client asks a proxy for has TLS of its own, as what passes through by its name.
     let secure = client.asked.is_none();
-    serve_to(context, client, key, secure).await;
+    serve_to(context, client, key, secure, &route.virtual_service).await;
 }
 
 /// The route that is for a client.
@@ -159,27 +167,41 @@ fn route_for<'r>(context: &Context, client: &Client, route: &'r TcpRoute) -> Opt
         return Some(route);
     }
     let sources = context.sources.borrow();
-    let identity = client
-        .secured
-        .as_ref()
-        .and_then(|secured| secured.identity.as_deref());
-    let address = client.peer.ip();
     let caller = Caller {
         scheme: "tcp",
-        address: Some(address),
-        source: sources.find(address, identity.and_then(Identity::parse)),
+        address: Some(client.peer.ip()),
+        source: source(&sources, client),
     };
     route.for_caller(&caller)
 }
 
-/// Carries a connection whose TLS is the endpoint's own to a cluster, without what the cluster's rule says about TLS.
-pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) {
-    serve_to(context, client, key, false).await;
+/// Which workload the client is.
+fn source<'a>(sources: &'a Sources, client: &'a Client) -> Option<Source<'a>> {
+    let secured = client.secured.as_ref();
+    let identity = secured.and_then(|secured| secured.identity.as_deref());
+    sources.find(client.peer.ip(), identity.and_then(Identity::parse))
 }
 
-async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: bool) {
+/// What metrics call the client, if it is known.
+fn source_name(context: &Context, client: &Client) -> Option<SourceName> {
+    let sources = context.sources.borrow();
+    if sources.is_empty() {
+        return None;
+    }
+    source(&sources, client)?.name.cloned()
+}
+
+/// Carries a connection whose TLS is the endpoint's own to a cluster, without what the cluster's rule says about TLS.
+pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) {
+    serve_to(context, client, key, false, "").await;
+}
+
+async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: bool, by: &str) {
     let started = clock::now();
     let mut outcome = Outcome::default();
+    if context.log.says_who_allowed() {
+        outcome.allowed_by = by.into();
+    }
     let named = context.clusters.get(key).ok_or(Cause::NoCluster);
     let cluster = match named {
         Ok(template) if template.is_dynamic() => {
@@ -189,7 +211,8 @@ async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: b
         other => other,
     };
     let known = cluster.as_ref().ok().and_then(|cluster| cluster.key().clone());
-    context.stats.borrow_mut().tcp_opened(&known);
+    let source = source_name(context, &client);
+    context.stats.borrow_mut().tcp_opened(&known, source.as_ref());
     let (local, peer, name) = (
         client.stream.local_addr(),
         client.peer,
@@ -199,9 +222,12 @@ async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: b
         Err(cause) => {
             refuse(&client, cause, &mut outcome).await;
         }
-        Ok(cluster) => carry(context, client, &cluster, &known, secure, &mut outcome).await,
+        Ok(cluster) => {
+            let counted = (&known, source.as_ref());
+            carry(context, client, &cluster, counted, secure, &mut outcome).await;
+        }
     }
-    context.stats.borrow_mut().tcp_closed(&known);
+    context.stats.borrow_mut().tcp_closed(&known, source.as_ref());
     if let Some(cause) = outcome.cause {
         context.count_cause(cause);
     }
@@ -271,12 +297,14 @@ fn log(
         duration,
         upstream_time: None,
         upstream_host: outcome.upstream,
+        upstream_socket: outcome.socket.as_deref(),
         upstream_local: outcome.upstream_local,
         cluster: if key.port() == 0 { "" } else { key.as_str() },
         local,
         peer,
         server_name,
         route: "",
+        allowed_by: &outcome.allowed_by,
     });
 }
 
@@ -284,14 +312,14 @@ async fn carry(
     context: &Context,
     client: Client,
     cluster: &Rc<ClusterHandle>,
-    key: &Option<ClusterKey>,
+    counted: Counted<'_>,
     secure: bool,
     outcome: &mut Outcome,
 ) {
     let mut avoid: Vec<EndpointId> = Vec::new();
     let hash = cluster.key_of_connection(client.peer.ip());
     let name = client.server_name.as_deref();
-    let host = name.or(key.as_ref().map(ClusterKey::host)).unwrap_or("");
+    let host = name.or(counted.0.as_ref().map(ClusterKey::host)).unwrap_or("");
     let name = cluster.tls_name(host).filter(|_| secure);
     let mut wanted = match cluster.wanted(
         name.as_deref(),
@@ -323,6 +351,7 @@ async fn carry(
             }
         };
         outcome.upstream = Some(address);
+        outcome.socket = cluster.socket_of(&address);
         let open = context.clusters.count_open();
         wanted.targets = lease.targets();
         let connected = lead(context, address, &wanted, tunnel.as_deref()).await;
@@ -350,7 +379,15 @@ async fn carry(
         return lease.finish(None, clock::now());
     }
     let (idle, longest) = cluster.tcp_limits();
-    let cause = exchange(context, client, (upstream, begun), key, (idle, longest), outcome).await;
+    let cause = exchange(
+        context,
+        client,
+        (upstream, begun),
+        counted,
+        (idle, longest),
+        outcome,
+    )
+    .await;
     outcome.cause = cause;
     lease.finish(None, clock::now());
 }
@@ -415,7 +452,7 @@ async fn exchange(
     context: &Context,
     client: Client,
     (upstream, answered): (Stream, ReadBuffer),
-    key: &Option<ClusterKey>,
+    (key, source): Counted<'_>,
     (idle, longest): (Duration, Duration),
     outcome: &mut Outcome,
 ) -> Option<Cause> {
@@ -437,7 +474,10 @@ async fn exchange(
             let (more_up, more_down) = (up.moved - before.0, down.moved - before.1);
             if more_up + more_down > 0 {
                 silence.extend();
-                context.stats.borrow_mut().tcp_moved(key, more_up, more_down);
+                context
+                    .stats
+                    .borrow_mut()
+                    .tcp_moved(key, source, (more_up, more_down));
             }
             match (sent, answered) {
                 (Poll::Ready(Err(())), _) => return Poll::Ready(Err(Broke::Up)),

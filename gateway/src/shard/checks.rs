@@ -17,7 +17,7 @@ use isthmus_core::cluster::health::{
     Change, Check, Failure, Finding, Health, HealthPolicy, Monitor, shard_of,
 };
 use isthmus_core::cluster::{ClusterSpec, ProxyVersion};
-use isthmus_core::endpoint::Endpoint;
+use isthmus_core::endpoint::{Endpoint, Targets};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::protocol::UpstreamVersion;
 use isthmus_core::proxy_protocol::Addresses;
@@ -38,10 +38,6 @@ use turns::Turns;
 /// Most checks of one shard at a time; others wait, so that many endpoints that do not answer cannot use up the
 /// process's descriptors.
 const AT_A_TIME: u32 = 256;
-
-/// Where an endpoint is asked that is a name: its addresses, of which the first that takes the connection is asked. They
-/// may change from one answer of DNS to the next, and the endpoint stays the same.
-type Targets = Option<Arc<[SocketAddr]>>;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -73,6 +69,7 @@ impl Target {
             name: endpoint.targets.is_some().then(|| service.into()),
             host: match is_asked {
                 // A wildcard is nobody's name.
+                true if service.contains('*') && endpoint.socket().is_some() => "localhost".into(),
                 true if service.contains('*') => address.to_string().into(),
                 true => service.into(),
                 false => "".into(),
@@ -96,7 +93,7 @@ impl Target {
     }
 
     /// What its connections are to be like; None when there are no keys for them.
-    fn wanted(&self, targets: Targets, configs: Option<&ClientConfigs>) -> Option<Wanted> {
+    fn wanted(&self, targets: Option<Targets>, configs: Option<&ClientConfigs>) -> Option<Wanted> {
         let asked = match &self.policy.check {
             Check::Http(http) => http.host.as_deref(),
             Check::Tcp | Check::Grpc { .. } => None,
@@ -142,7 +139,9 @@ struct Asker {
 /// An endpoint that is checked.
 struct Watched {
     target: Target,
-    targets: RefCell<Targets>,
+    /// Where an endpoint is asked that is a name: its addresses, of which the first that takes the connection is asked.
+    /// They may change from one answer of DNS to the next, and the endpoint stays the same.
+    targets: RefCell<Option<Targets>>,
     askers: RefCell<Vec<Asker>>,
     /// The last verdict.
     health: Cell<Health>,
@@ -252,7 +251,7 @@ impl Shard {
     pub(super) fn check_endpoints(self: &Rc<Self>) {
         let checks = &self.checks;
         checks.is_behind.set(false);
-        let mut wanted: HashMap<Target, (Targets, Vec<Asker>)> = HashMap::new();
+        let mut wanted: HashMap<Target, (Option<Targets>, Vec<Asker>)> = HashMap::new();
         for (cluster, spec, shared) in self.context.clusters.checked() {
             for endpoint in &spec.endpoints.endpoints {
                 let Some(policy) = spec.health_of(endpoint) else {
@@ -265,7 +264,12 @@ impl Shard {
                     continue;
                 };
                 let target = Target::new(endpoint, policy, &spec);
-                let at = |all: &Arc<[SocketAddr]>| all.iter().map(|one| policy.address_of(*one)).collect();
+                let at = |all: &Targets| match all {
+                    Targets::Addresses(all) => {
+                        Targets::Addresses(all.iter().map(|one| policy.address_of(*one)).collect())
+                    }
+                    Targets::Socket(path) => Targets::Socket(Arc::clone(path)),
+                };
                 let (targets, askers) = wanted.entry(target).or_default();
                 *targets = endpoint.targets.as_ref().map(at);
                 askers.push(Asker {

@@ -9,6 +9,7 @@ use crate::io::timer::Wheel;
 use crate::io::tls::HandshakeError;
 use crate::tls::classify;
 use isthmus_core::cluster::{ProxyVersion, TcpKeepalive};
+use isthmus_core::endpoint::Targets;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::proxy_protocol::{self, Addresses};
 use isthmus_core::reply::Cause;
@@ -35,8 +36,8 @@ pub struct Secure {
 /// What a connection is to be like.
 #[derive(Clone)]
 pub struct Wanted {
-    /// Where it may lead, the first first; None for one address.
-    pub targets: Option<Arc<[SocketAddr]>>,
+    /// Where it may lead; None for one address.
+    pub targets: Option<Targets>,
     /// How long making it may take.
     pub timeout: Duration,
     /// How the kernel probes it when it is silent.
@@ -56,8 +57,14 @@ pub async fn open(
 ) -> Result<(Stream, SocketAddr), Cause> {
     let timeout = wanted.timeout;
     let before = clock::now();
-    let connected = match wanted.targets.as_deref() {
-        Some(targets) if targets.len() > 1 => race::connect(targets, timeout, wheel).await,
+    let connected = match &wanted.targets {
+        Some(Targets::Addresses(targets)) if targets.len() > 1 => {
+            race::connect(targets, timeout, wheel).await
+        }
+        Some(Targets::Socket(path)) => {
+            let connected = Stream::connect_to_socket(path, timeout).await;
+            connected.map(|stream| (stream, address))
+        }
         _ => Stream::connect(address, timeout)
             .await
             .map(|stream| (stream, address)),

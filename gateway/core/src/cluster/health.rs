@@ -6,6 +6,7 @@
 //! and so is where: each endpoint is checked by one shard of the process ([`shard_of`]), which writes the verdict where
 //! all shards see it at once, beside the ejections of [`super::outlier`] ([`crate::shared::Ejections::judge`]).
 
+use crate::endpoint::is_socket;
 use crate::grpc;
 use crate::random::Random;
 use crate::snapshot::content_hash;
@@ -103,8 +104,11 @@ impl HealthPolicy {
         }
     }
 
-    /// Where an endpoint is asked.
+    /// Where an endpoint is asked. A unix socket has no ports.
     pub fn address_of(&self, endpoint: SocketAddr) -> SocketAddr {
+        if is_socket(&endpoint) {
+            return endpoint;
+        }
         let port = self.port.unwrap_or(endpoint.port());
         SocketAddr::new(endpoint.ip(), port)
     }

@@ -17,7 +17,7 @@ mod schedule;
 pub mod warmup;
 
 use crate::egress::Dynamic;
-use crate::endpoint::{Endpoint, EndpointSet};
+use crate::endpoint::{Endpoint, EndpointSet, Targets};
 use crate::name::ClusterKey;
 use crate::protocol::{Protocol, UpstreamHttp};
 use crate::random::Random;
@@ -242,7 +242,7 @@ struct EndpointState {
     id: EndpointId,
     address: SocketAddr,
     /// Where new connections go, when that is not `address`.
-    targets: Option<Arc<[SocketAddr]>>,
+    targets: Option<Targets>,
     weight: u32,
     active: u32,
     idle: Pool,
@@ -255,7 +255,10 @@ struct EndpointState {
 
 impl EndpointState {
     fn target(&self) -> SocketAddr {
-        let first = self.targets.as_deref().and_then(<[SocketAddr]>::first);
+        let first = self
+            .targets
+            .as_ref()
+            .and_then(|targets| targets.addresses().first());
         first.copied().unwrap_or(self.address)
     }
 }
@@ -717,7 +720,7 @@ impl Cluster {
     }
 
     /// Where new connections to an endpoint go, the first first; None for the one address that [`Self::acquire`] names.
-    pub fn targets(&self, endpoint: EndpointId) -> Option<&Arc<[SocketAddr]>> {
+    pub fn targets(&self, endpoint: EndpointId) -> Option<&Targets> {
         let state = self.endpoints.get(self.position(endpoint)?)?;
         state.targets.as_ref()
     }

@@ -439,9 +439,15 @@ impl State {
             let is_other = records.answered(answer, clock::now(), &self.times, &mut self.random.borrow_mut());
             (is_other, (before, records.failures()))
         };
+        // The questions for both families are one name's: what is said of one is not said again of the other.
+        let others = known
+            .records
+            .iter()
+            .filter(|other| !std::ptr::eq(*other, records));
+        let is_said = others.map(RefCell::borrow).any(|other| other.failures() > 0);
         if failed {
             let why = why.unwrap_or_else(|| "no server can be asked".to_owned());
-            if failures.1 == 1 {
+            if failures.1 == 1 && !is_said {
                 let left = records.borrow().addresses().len();
                 tracing::warn!(
                     name = &**name,
@@ -451,7 +457,7 @@ impl State {
                 );
             }
             *known.error.borrow_mut() = Some(why);
-        } else if failures.0 > 0 {
+        } else if failures.0 > 0 && !is_said {
             tracing::info!(
                 name = &**name,
                 failures = failures.0,

@@ -229,8 +229,15 @@ impl Mover {
         let there = self.begun.data();
         let mut engine;
         let read = if there.is_empty() {
-            let mut block = self.pool.lend(self.is_bulk);
-            let Poll::Ready(read) = self.stream.poll_read(cx, &mut block.bytes) else {
+            let mut block = None;
+            let read = match self.stream.poll_readable(cx) {
+                Poll::Ready(()) => {
+                    let block = block.insert(self.pool.lend(self.is_bulk));
+                    self.stream.poll_read(cx, &mut block.bytes)
+                }
+                Poll::Pending => Poll::Pending,
+            };
+            let (Poll::Ready(read), Some(block)) = (read, block) else {
                 if let Some(turn) = &mut self.turn {
                     turn.end();
                 }

@@ -141,7 +141,7 @@ impl Rule<'_> {
             .policy
             .map(|policy| of_port(policy, &none).unwrap_or_else(|| policy.blocks.clone()));
         let base = base.unwrap_or_default();
-        let Some(policy) = subset.and_then(|subset| subset.policy.as_ref()) else {
+        let Some(policy) = subset.and_then(|subset| subset.policy.as_deref()) else {
             return base;
         };
         match of_port(policy, &base) {
@@ -187,7 +187,7 @@ impl Rule<'_> {
                 .subsets
                 .iter()
                 .position(|known| std::ptr::eq(*known, subset))?;
-            Some((self.subsets_of.get(at)?, subset.policy.as_ref()?))
+            Some((self.subsets_of.get(at)?, subset.policy.as_deref()?))
         });
         if let Some(((meta, at), policy)) = written {
             let port = of_port(policy);
@@ -265,7 +265,7 @@ impl<'a> Rules<'a> {
                 if rule.policy.is_none() && spec.policy.is_some() {
                     rule.policy_of = Some(meta);
                 }
-                rule.policy = rule.policy.or(spec.policy.as_ref());
+                rule.policy = rule.policy.or(spec.policy.as_deref());
                 // Validation has refused what cannot be read.
                 let hedges = meta.annotations.get(HEDGING).and_then(|text| text.parse().ok());
                 rule.hedges = rule.hedges.or(hedges);

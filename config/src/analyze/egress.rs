@@ -41,7 +41,7 @@ fn document(kind: &str, host: &str, namespace: &str, spec: &str) -> String {
 }
 
 /// What is spoken on the way to a destination, and its port.
-fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i128)> {
+fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i64)> {
     let leads = |target: &Target| target.host.eq_ignore_ascii_case(host);
     let http = spec.http.iter().flat_map(|rule| &rule.route);
     let http = http.map(|destination| (Protocol::Http, &destination.target));
@@ -55,7 +55,7 @@ fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i128)> {
 }
 
 /// The host of a VirtualService that it leads to itself, as the way out of a mesh does.
-fn led_to_itself(spec: &VirtualService) -> Option<(&str, Protocol, i128)> {
+fn led_to_itself(spec: &VirtualService) -> Option<(&str, Protocol, i64)> {
     spec.hosts.iter().find_map(|host| {
         let (protocol, port) = way_of(spec, host)?;
         is_external(host).then_some((host.as_str(), protocol, port))
@@ -86,7 +86,7 @@ pub(super) fn server_for(spec: &VirtualService) -> Option<String> {
     Some(format!("serve it there: a host of a server, or\n{server}"))
 }
 
-fn server(protocol: Protocol, port: i128, host: &str) -> String {
+fn server(protocol: Protocol, port: i64, host: &str) -> String {
     match protocol {
         Protocol::Http => {
             format!("  - port: {{number: 80, name: http, protocol: HTTP}}\n    hosts: ['{host}']")

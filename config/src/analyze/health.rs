@@ -101,8 +101,8 @@ fn failover(view: &View<'_>, written: &Written<DestinationRule>, report: &mut Re
     let above = spec.policy.as_ref();
     let above = above.is_some_and(|policy| policy.blocks.has_outlier_detection);
     let subsets = spec.subsets.iter().enumerate();
-    let subsets = subsets.filter_map(|(at, subset)| Some((Some(at), subset.policy.as_ref()?)));
-    let whole = spec.policy.iter().map(|policy| (None, policy));
+    let subsets = subsets.filter_map(|(at, subset)| Some((Some(at), subset.policy.as_deref()?)));
+    let whole = spec.policy.as_deref().map(|policy| (None, policy)).into_iter();
     for (subset, policy) in whole.chain(subsets) {
         let TrafficPolicy { blocks, ports, .. } = policy;
         add(blocks, above && subset.is_some(), (subset, None));

@@ -318,7 +318,7 @@ fn edit(files: &mut Files, random: &mut Random) {
 fn sources(files: &Files) -> Vec<Source> {
     let source = |(name, documents): &(String, Vec<String>)| Source {
         name: name.clone(),
-        text: documents.join("---\n"),
+        text: documents.join("---\n").into(),
     };
     files.iter().map(source).collect()
 }

@@ -103,7 +103,7 @@ fn cluster(
         .endpoints
         .iter()
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
-    let pool = blocks.connection_pool.as_ref();
+    let pool = blocks.connection_pool.as_deref();
     // One host of a wildcard is looked up as if it were written.
     let is_one = port.dynamic.is_some() && !host.starts_with('*');
     let (checks, is_checked) = match port.dynamic {
@@ -148,7 +148,7 @@ fn cluster(
         proxy_protocol: blocks.proxy_protocol,
         tunnel: blocks.tunnel.clone(),
         retries: super::retry::limits(blocks),
-        outlier: blocks.outlier.clone(),
+        outlier: blocks.outlier.as_deref().cloned(),
         health: checks.map(|checks| Arc::clone(&checks.policy)),
         limits: pool.map(|pool| pool.limits).unwrap_or_default(),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),

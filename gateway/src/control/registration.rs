@@ -342,7 +342,7 @@ mod tests {
     fn registration() -> Registration {
         let source = Source {
             name: "a.yaml".to_owned(),
-            text: TEXT.to_owned(),
+            text: TEXT.into(),
         };
         let mut registration = Registration::default();
         registration.set_services(isthmus_config::compile(&[source], &Options::default()).services);

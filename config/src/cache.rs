@@ -8,6 +8,7 @@
 //! what comes out.
 
 use crate::Options;
+use crate::around::{Around, Quiet, Upstreams};
 use crate::compile::memo::Memo;
 use crate::compile::source::Clients;
 use crate::diagnostic::Diagnostic;
@@ -16,6 +17,7 @@ use crate::report::Origin;
 use crate::resource::Piece;
 use crate::text::Part;
 use crate::yaml::{Path, Position};
+use foldhash::fast::FixedState;
 use isthmus_core::snapshot::content_hash;
 use std::collections::HashMap;
 use std::fmt;
@@ -133,10 +135,13 @@ pub struct Cache {
     options: u64,
     round: u64,
     /// By the hash of their text, with the round that met them last.
-    documents: HashMap<u64, (Arc<Known>, u64)>,
+    documents: HashMap<u64, (Arc<Known>, u64), FixedState>,
     /// Files of which all documents are known, by the address of their text.
-    files: HashMap<usize, File>,
+    files: HashMap<usize, File, FixedState>,
     hosts: Memo,
+    pub(crate) quiet: Quiet,
+    /// What services are, where no VirtualService has a part in it, and the hash of what was around then.
+    upstreams: Option<(u64, Upstreams)>,
 }
 
 impl fmt::Debug for Cache {
@@ -174,9 +179,27 @@ impl Cache {
     }
 
     /// The virtual hosts that are known, for another compile.
-    pub(crate) fn hosts(&mut self, clients: &Clients) -> &mut Memo {
-        self.hosts.begin(self.round, &clients.sources, clients.identified);
+    pub(crate) fn hosts(&mut self, clients: &Clients, around: Around) -> &mut Memo {
+        self.hosts
+            .begin(self.round, &clients.sources, clients.identified, around);
         &mut self.hosts
+    }
+
+    /// What services are, while what is around is the same and in the same documents; `make` says it anew, and whether no
+    /// VirtualService has a part in it.
+    pub(crate) fn upstreams(
+        &mut self,
+        around: Around,
+        make: impl FnOnce() -> (Upstreams, bool),
+    ) -> Upstreams {
+        match &self.upstreams {
+            Some((known, upstreams)) if *known == around.placed => upstreams.clone(),
+            _ => {
+                let (made, is_alone) = make();
+                self.upstreams = is_alone.then(|| (around.placed, made.clone()));
+                made
+            }
+        }
     }
 
     /// The documents of a file that is the very text of before.

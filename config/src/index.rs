@@ -11,6 +11,7 @@ use crate::validate::is_label;
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::name::{HostIndex, HostPattern};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -18,15 +19,21 @@ use std::net::IpAddr;
 pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
 
 /// The whole name of a host, in lower case: one without a dot is a service of the rule's own namespace.
-pub(crate) fn expand(host: &str, namespace: &str) -> String {
-    let host = host.to_ascii_lowercase();
+pub(crate) fn expand<'h>(host: &'h str, namespace: &str) -> Cow<'h, str> {
+    let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    };
     let short = !host.is_empty() && host != "*" && !host.contains('.') && host.parse::<IpAddr>().is_err();
     if short {
-        format!("{host}.{namespace}.{CLUSTER_DOMAIN}")
+        format!("{host}.{namespace}.{CLUSTER_DOMAIN}").into()
     } else {
         host
     }
 }
+
+/// How VirtualServices name the clients inside of the mesh.
+pub(crate) const MESH: &str = "mesh";
 
 /// A gateway as a VirtualService names it.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +52,7 @@ pub(crate) enum GatewayName {
 impl GatewayName {
     /// Reads a name; None when it is none.
     pub(crate) fn parse(text: &str, namespace: &str) -> Option<Self> {
-        if text == "mesh" {
+        if text == MESH {
             return Some(Self::Mesh);
         }
         if let Some((namespace_, name)) = text.split_once('/') {

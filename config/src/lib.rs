@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod analyze;
+mod around;
 mod cache;
 mod compile;
 pub mod diagnostic;
@@ -120,7 +121,7 @@ pub struct Compiled {
     /// Where its routes were written.
     pub origins: Origins,
     /// What instances that register themselves need to know.
-    pub services: Services,
+    pub services: Arc<Services>,
     /// Secrets among the documents, by namespace and name: their values by key.
     pub secrets: Secrets,
     /// Everything that is worth saying, in the order of the files.

@@ -191,6 +191,8 @@ pub(crate) struct Report<'a> {
     unread: Vec<(usize, Range<usize>)>,
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
+    /// How often anything was told, shown or not.
+    told: usize,
     lenient: bool,
     /// Words of the documents that could not be read.
     unread_words: HashSet<&'a str>,
@@ -214,6 +216,7 @@ impl<'a> Report<'a> {
             unread: Vec::new(),
             found: Vec::new(),
             errors: 0,
+            told: 0,
             lenient,
             unread_words: HashSet::new(),
             faulty: Vec::new(),
@@ -346,6 +349,22 @@ impl<'a> Report<'a> {
             };
             self.found.push((entry.source, diagnostic));
         }
+    }
+
+    /// How often anything was told so far.
+    pub(crate) fn told(&self) -> usize {
+        self.told
+    }
+
+    /// How much has been found in each document so far.
+    pub(crate) fn marks(&self) -> Vec<usize> {
+        self.documents.iter().map(|entry| entry.count).collect()
+    }
+
+    /// Whether nothing has been found in a document since.
+    pub(crate) fn is_as_marked(&self, marks: &[usize], document: usize) -> bool {
+        let now = self.documents.get(document).map(|entry| entry.count);
+        now == marks.get(document).copied()
     }
 
     /// How much has been found so far.
@@ -559,6 +578,7 @@ impl<'a> Report<'a> {
         if absent.is_some_and(|name| self.may_be_unread(name)) {
             return;
         }
+        self.told += 1;
         let full = self
             .documents
             .get(origin.document)

@@ -20,6 +20,9 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let defaults = view.context.options.defaults;
     let delegates = used_delegates(view);
     for (at, written) in view.resources.virtual_services.iter().enumerate() {
+        if view.is_quiet(at) {
+            continue;
+        }
         effects(written, defaults, report);
         if view.facts.used.contains(&at) || delegates.contains(&at) {
             sources(written, view.context, report);

@@ -17,6 +17,7 @@ use crate::validate::gateway::is_http;
 use crate::yaml::Path;
 use isthmus_core::name::{ClusterKey, HostPattern};
 use isthmus_core::protocol::Protocol;
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 
 /// The name of findings about a piece that nobody names.
@@ -122,8 +123,8 @@ pub(super) fn service_entry(spec: &VirtualService, target: &Target, namespace: &
     Some(document("ServiceEntry", host, namespace, &spec))
 }
 
-/// Reports hosts of Gateways that are registered, and that no VirtualService leads anywhere.
-fn unled(view: &View<'_>, report: &mut Report<'_>) {
+/// Hosts of VirtualServices, by `namespace/name` of their Gateways.
+fn led(view: &View<'_>) -> HashMap<String, HostSet<()>> {
     let mut led: HashMap<String, HostSet<()>> = HashMap::new();
     for Written { meta, spec } in view.virtual_services() {
         for name in &spec.gateways {
@@ -135,6 +136,11 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
             }
         }
     }
+    led
+}
+
+/// Reports hosts of Gateways that are registered, and that no VirtualService leads anywhere.
+fn unled(view: &View<'_>, report: &mut Report<'_>) {
     let registered: HashMap<&str, u16> = view
         .context
         .registry
@@ -143,6 +149,11 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
         .filter(|service| is_external(&service.host))
         .filter_map(|service| Some((service.host.as_str(), preferred(&service.ports)?)))
         .collect();
+    if registered.is_empty() {
+        return;
+    }
+    // Few have a host of their own that is registered.
+    let led = LazyCell::new(|| led(view));
     for written in view.gateways() {
         // There what is registered needs no VirtualService.
         let is_door = |name: &str| {
@@ -153,7 +164,7 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
                 .is_some_and(|value| value == "true")
         };
         if !is_door(MESH_DOOR) && !is_door(FORWARD_PROXY) {
-            unled_of(written, led.get(&written.meta.id()), &registered, report);
+            unled_of(written, &led, &registered, report);
         }
     }
 }
@@ -168,7 +179,7 @@ fn preferred(ports: &[crate::registry::Port<'_>]) -> Option<u16> {
 
 fn unled_of(
     written: &Written<Gateway>,
-    led: Option<&HostSet<()>>,
+    led: &LazyCell<HashMap<String, HostSet<()>>, impl FnOnce() -> HashMap<String, HostSet<()>>>,
     registered: &HashMap<&str, u16>,
     report: &mut Report<'_>,
 ) {
@@ -184,10 +195,13 @@ fn unled_of(
             let Some(port) = registered.get(name.as_str()) else {
                 continue;
             };
-            let is_led = led.is_some_and(|led| led.overlapping(&HostPattern::parse(&name)).is_some());
-            let Some(rules) = rules_for(server, &name, *port).filter(|_| !is_led) else {
+            let Some(rules) = rules_for(server, &name, *port) else {
                 continue;
             };
+            let led = led.get(&meta.id());
+            if led.is_some_and(|led| led.overlapping(&HostPattern::parse(&name)).is_some()) {
+                continue;
+            }
             if !told.insert(name.clone()) {
                 continue;
             }
@@ -231,6 +245,11 @@ fn rules_for(server: &Server, host: &str, port: u16) -> Option<String> {
 
 /// Reports requests that go in plaintext to a port that speaks TLS.
 fn unsecured(view: &View<'_>, report: &mut Report<'_>) {
+    let ports = view.context.registry.services().iter();
+    let mut ports = ports.flat_map(|service| &service.ports);
+    if !ports.any(|port| matches!(port.protocol, Protocol::Https | Protocol::Tls)) {
+        return;
+    }
     let mut told = HashSet::new();
     for (at, Written { meta, spec }) in view.resources.virtual_services.iter().enumerate() {
         if !view.facts.used.contains(&at) {
@@ -271,10 +290,13 @@ fn one_unsecured(
         .ports
         .iter()
         .any(|known| known.number == port && matches!(known.protocol, Protocol::Https | Protocol::Tls));
+    if !speaks_tls {
+        return;
+    }
     let key = ClusterKey::outbound(port, &target.subset, &host);
     let spec = view.snapshot.clusters.get(&key);
     let is_secured = spec.is_none_or(|spec| spec.tls.is_some());
-    if !speaks_tls || is_secured || !told.insert(key) {
+    if is_secured || !told.insert(key) {
         return;
     }
     let sni = if host.starts_with('*') {

@@ -10,12 +10,14 @@ use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
 use crate::resource::health::HealthCheckPolicy;
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Reports what is to be said of health checks.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let services = view.context.registry.services();
-    let mut first: HashMap<(&str, String, &str, Option<u16>), &Written<HealthCheckPolicy>> = HashMap::new();
+    let mut first: HashMap<(&str, Cow<'_, str>, &str, Option<u16>), &Written<HealthCheckPolicy>> =
+        HashMap::new();
     for written in &view.resources.health_check_policies {
         let Written { meta, spec } = written;
         let host = expand(&spec.host, &meta.namespace);

@@ -67,12 +67,17 @@ fn add(
     }
 }
 
+/// Whether rules of VirtualServices have a part in which clusters there are: a service has a wildcard.
+pub(crate) fn are_named_by_rules(context: &Context<'_>) -> bool {
+    let mut services = context.registry.services().iter();
+    services.any(|service| service.host.starts_with('*'))
+}
+
 /// The hosts that rules of VirtualServices lead to, each with the namespace that names it; none while no service has a
 /// wildcard that could cover them.
 fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
     let mut hosts = BTreeSet::new();
-    let mut services = context.registry.services().iter();
-    if !services.any(|service| service.host.starts_with('*')) {
+    if !are_named_by_rules(context) {
         return hosts;
     }
     for Written { meta, spec } in context.virtual_services {
@@ -85,7 +90,7 @@ fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
         let namespace = meta.namespace.as_str();
         hosts.extend(
             http.chain(streams)
-                .map(|target| (expand(&target.host, namespace), namespace)),
+                .map(|target| (expand(&target.host, namespace).into_owned(), namespace)),
         );
     }
     hosts

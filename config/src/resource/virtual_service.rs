@@ -22,6 +22,8 @@ pub(crate) struct VirtualService {
     pub(crate) gateways: Vec<String>,
     pub(crate) export_to: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
+    /// Whether any of them has a `delegate`.
+    pub(crate) delegates: bool,
     pub(crate) tls: Vec<StreamRoute>,
     pub(crate) tcp: Vec<StreamRoute>,
 }
@@ -239,6 +241,10 @@ impl VirtualService {
         let http = Path::SPEC.key("http");
         let rules = spec.list("http").iter().enumerate();
         Self {
+            delegates: spec
+                .list("http")
+                .iter()
+                .any(|rule| rule.get("delegate").is_some()),
             hosts: spec.texts("hosts"),
             gateways: spec.texts("gateways"),
             export_to: spec.texts("exportTo"),

@@ -242,7 +242,6 @@ mod tests {
         std::fs::remove_file(&a).unwrap();
         let (third, _) = read();
         assert!(third.len() == 1 && Arc::ptr_eq(&third[0], &second[1]));
-        drop(read);
         assert_eq!(reader.known.len(), 1);
         // Nothing is read: the stamp says that it is the same.
         let known = reader.known.get_mut(&b).unwrap();

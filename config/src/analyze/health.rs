@@ -13,11 +13,13 @@ use isthmus_core::name::HostPattern;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+/// What a policy is for: its namespace, and the host, the subset and the port that it names.
+type Subject<'a> = (&'a str, Cow<'a, str>, &'a str, Option<u16>);
+
 /// Reports what is to be said of health checks.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let services = view.context.registry.services();
-    let mut first: HashMap<(&str, Cow<'_, str>, &str, Option<u16>), &Written<HealthCheckPolicy>> =
-        HashMap::new();
+    let mut first: HashMap<Subject<'_>, &Written<HealthCheckPolicy>> = HashMap::new();
     for written in &view.resources.health_check_policies {
         let Written { meta, spec } = written;
         let host = expand(&spec.host, &meta.namespace);

@@ -338,7 +338,9 @@ impl Gateway {
             .stdout(Stdio::null())
             .status()?;
         ensure!(reload.success(), "the gateway does not take a changed document");
-        let status: Value = serde_json::from_str(client::get(self.admin, "admin", "/configuration").text())?;
+        let answer = client::get(self.admin, &self.admin.to_string(), "/configuration");
+        let status: Value = serde_json::from_str(answer.text())
+            .with_context(|| format!("/configuration answers {}: {}", answer.status, answer.text()))?;
         status["served"]["seconds"]["publish"]
             .as_f64()
             .context("how long it took to publish")

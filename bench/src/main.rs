@@ -5,7 +5,7 @@
 //! order that rotates from round to round, and a proxy's CPU time per request is divided by the others' of the same
 //! round. [`scenario`] says what is asked, [`proxy`] how each peer is configured, [`load`] sends through a [`channel`], [`measure`] reads
 //! what the kernel has counted, [`report`] writes the table, the JSON and the plot. [`attack`], [`uneven`] and
-//! [`endpoints`] measure latencies instead.
+//! [`endpoints`] measure latencies instead, and [`scale`] what a large configuration costs.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool of the terminal")]
 
@@ -18,6 +18,7 @@ mod measure;
 mod micro;
 mod proxy;
 mod report;
+mod scale;
 mod scenario;
 mod steady;
 mod uneven;
@@ -53,7 +54,7 @@ struct Arguments {
     /// How long each proxy is loaded in each round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Only these scenarios: those whose name begins so
+    /// Only these scenarios: those whose name begins so; `scale` is one of its own, of large configurations
     #[arg(long)]
     scenario: Vec<String>,
     /// Only these proxies
@@ -127,6 +128,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if arguments.micro {
         return micro::measure(&arguments.out, Path::new(KNOWN), arguments.keep);
+    }
+    if arguments.scenario.iter().any(|key| key == scale::KEY) {
+        pin(1)?;
+        return scale::measure(&arguments.gateway, &arguments.out, arguments.smoke);
+    }
+    if arguments.smoke && arguments.scenario.is_empty() {
+        pin(1)?;
+        scale::measure(&arguments.gateway, &arguments.out, true)?;
     }
     let (rounds, seconds) = if arguments.smoke {
         (1, 0.3)

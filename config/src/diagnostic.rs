@@ -160,9 +160,7 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn new(sources: &'a [Source]) -> Self {
-        let texts = sources
-            .iter()
-            .map(|source| (source.name.as_str(), source.text.as_str()));
+        let texts = sources.iter().map(|source| (source.name.as_str(), &*source.text));
         Self {
             texts: texts.collect(),
             lines: HashMap::new(),

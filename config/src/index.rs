@@ -11,6 +11,7 @@ use crate::validate::is_label;
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::retry_budget::Hedges;
 use isthmus_core::name::{HostIndex, HostPattern};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -18,15 +19,21 @@ use std::net::IpAddr;
 pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
 
 /// The whole name of a host, in lower case: one without a dot is a service of the rule's own namespace.
-pub(crate) fn expand(host: &str, namespace: &str) -> String {
-    let host = host.to_ascii_lowercase();
+pub(crate) fn expand<'h>(host: &'h str, namespace: &str) -> Cow<'h, str> {
+    let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    };
     let short = !host.is_empty() && host != "*" && !host.contains('.') && host.parse::<IpAddr>().is_err();
     if short {
-        format!("{host}.{namespace}.{CLUSTER_DOMAIN}")
+        format!("{host}.{namespace}.{CLUSTER_DOMAIN}").into()
     } else {
         host
     }
 }
+
+/// How VirtualServices name the clients inside of the mesh.
+pub(crate) const MESH: &str = "mesh";
 
 /// A gateway as a VirtualService names it.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +52,7 @@ pub(crate) enum GatewayName {
 impl GatewayName {
     /// Reads a name; None when it is none.
     pub(crate) fn parse(text: &str, namespace: &str) -> Option<Self> {
-        if text == "mesh" {
+        if text == MESH {
             return Some(Self::Mesh);
         }
         if let Some((namespace_, name)) = text.split_once('/') {
@@ -141,7 +148,7 @@ impl Rule<'_> {
             .policy
             .map(|policy| of_port(policy, &none).unwrap_or_else(|| policy.blocks.clone()));
         let base = base.unwrap_or_default();
-        let Some(policy) = subset.and_then(|subset| subset.policy.as_ref()) else {
+        let Some(policy) = subset.and_then(|subset| subset.policy.as_deref()) else {
             return base;
         };
         match of_port(policy, &base) {
@@ -187,7 +194,7 @@ impl Rule<'_> {
                 .subsets
                 .iter()
                 .position(|known| std::ptr::eq(*known, subset))?;
-            Some((self.subsets_of.get(at)?, subset.policy.as_ref()?))
+            Some((self.subsets_of.get(at)?, subset.policy.as_deref()?))
         });
         if let Some(((meta, at), policy)) = written {
             let port = of_port(policy);
@@ -265,7 +272,7 @@ impl<'a> Rules<'a> {
                 if rule.policy.is_none() && spec.policy.is_some() {
                     rule.policy_of = Some(meta);
                 }
-                rule.policy = rule.policy.or(spec.policy.as_ref());
+                rule.policy = rule.policy.or(spec.policy.as_deref());
                 // Validation has refused what cannot be read.
                 let hedges = meta.annotations.get(HEDGING).and_then(|text| text.parse().ok());
                 rule.hedges = rule.hedges.or(hedges);

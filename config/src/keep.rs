@@ -6,6 +6,7 @@
 //! waits with it. What stays behind is told, each with its reason, as [`Quarantined`].
 
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::text::Part;
 use crate::{Cache, Compiled, Document, Options, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -30,15 +31,15 @@ const ABSENCES: [(&str, &[&str]); 6] = [
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     /// `Kind namespace/name` of what it defines; none of what a gateway does not execute.
-    resources: Vec<String>,
+    resources: Vec<Arc<str>>,
     file: String,
-    text: Arc<str>,
+    text: Part,
 }
 
 impl Kept {
-    /// Whether it is a document of a file.
-    pub(crate) fn is_of(&self, file: &str) -> bool {
-        self.file == file
+    /// Whether it is a document of a file, and this very text.
+    pub(crate) fn is_of(&self, file: &str, text: &Part) -> bool {
+        self.file == file && self.text.is_same(text)
     }
 }
 
@@ -59,7 +60,7 @@ impl LastGood {
     }
 
     /// Each document: what it defines, its file, and its text.
-    pub fn documents(&self) -> impl Iterator<Item = (&[String], &str, &str)> {
+    pub fn documents(&self) -> impl Iterator<Item = (&[Arc<str>], &str, &str)> {
         self.documents
             .iter()
             .map(|kept| (kept.resources.as_slice(), kept.file.as_str(), &*kept.text))
@@ -73,12 +74,12 @@ impl LastGood {
 
 fn keep(document: &Document, source: &Source) -> Arc<Kept> {
     let make = |text| Kept {
-        resources: document.resources.iter().map(ToString::to_string).collect(),
+        resources: document.resources.clone(),
         file: source.name.clone(),
         text,
     };
     match &document.known {
-        Some(known) => known.kept(&source.name, || make(Arc::clone(&known.text))),
+        Some(known) => known.kept(&source.name, make),
         None => {
             let text = source.text.get(document.span.clone()).unwrap_or("");
             Arc::new(make(text.into()))
@@ -215,7 +216,7 @@ fn compile_round(sources: Vec<Source>, options: &Options, last: &LastGood, cache
 fn reason(document: &Document, sources: &[Source], diagnostics: &[Diagnostic]) -> Diagnostic {
     let source = sources.get(document.source);
     let name = source.map_or("", |source| source.name.as_str());
-    let text = source.map_or("", |source| source.text.as_str());
+    let text = source.map_or("", |source| &*source.text);
     let line_at = |at: usize| text.get(..at).unwrap_or("").matches('\n').count() + 1;
     let lines = line_at(document.span.start)..=line_at(document.span.end);
     let errors = || {
@@ -300,10 +301,7 @@ impl<'a> Keeper<'a> {
         for (number, document) in held {
             let mut replacements: Vec<Arc<Kept>> = Vec::new();
             let mut take = |kept: &Arc<Kept>| {
-                let is_free = !kept
-                    .resources
-                    .iter()
-                    .any(|resource| taken.contains(resource.as_str()));
+                let is_free = !kept.resources.iter().any(|resource| taken.contains(&**resource));
                 if is_free && used.insert(Arc::as_ptr(kept)) {
                     replacements.push(Arc::clone(kept));
                 }
@@ -317,10 +315,7 @@ impl<'a> Keeper<'a> {
                 let gone = self.last.documents.iter().filter(|kept| {
                     kept.file == file
                         && !kept.resources.is_empty()
-                        && !kept
-                            .resources
-                            .iter()
-                            .any(|resource| named.contains(resource.as_str()))
+                        && !kept.resources.iter().any(|resource| named.contains(&**resource))
                 });
                 gone.for_each(&mut take);
             }
@@ -373,7 +368,7 @@ impl<'a> Keeper<'a> {
             if at > 0 {
                 text.push_str(source.text.get(at..).unwrap_or(""));
                 if let Some(source) = texts.get_mut(index) {
-                    source.text = text;
+                    source.text = text.into();
                 }
             }
         }
@@ -481,7 +476,7 @@ impl<'a> Keeper<'a> {
             let resources = if own.is_empty() {
                 held.replacements
                     .iter()
-                    .flat_map(|kept| kept.resources.clone())
+                    .flat_map(|kept| kept.resources.iter().map(ToString::to_string))
                     .collect()
             } else {
                 own
@@ -506,7 +501,7 @@ impl<'a> Keeper<'a> {
             .iter()
             .map(|kept| Source {
                 name: kept.file.clone(),
-                text: kept.text.to_string(),
+                text: (*kept.text).into(),
             })
             .collect();
         for (number, document) in written.documents.iter().enumerate() {

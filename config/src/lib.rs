@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod analyze;
+mod around;
 mod cache;
 mod compile;
 pub mod diagnostic;
 pub mod diff;
 pub mod explain;
+mod files;
 mod index;
 mod judge;
 pub mod keep;
@@ -26,11 +28,13 @@ mod resource;
 mod sarif;
 pub mod services;
 pub mod settings;
+mod text;
 mod validate;
 pub mod view;
 mod yaml;
 
 pub use cache::Cache;
+pub use files::{Reader, read_paths, stamps};
 pub use judge::{SecretAsked, SecretJudge};
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields, own_fields};
@@ -41,7 +45,6 @@ use isthmus_core::cluster::locality::Locality;
 use isthmus_core::snapshot::Snapshot;
 use services::Services;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The text of one file.
@@ -49,8 +52,8 @@ use std::sync::Arc;
 pub struct Source {
     /// Its name in diagnostics.
     pub name: String,
-    /// Its content.
-    pub text: String,
+    /// Its content, which is the same part as before while it is the same ([`Reader`]).
+    pub text: Arc<str>,
 }
 
 /// What holds when nothing is written.
@@ -118,7 +121,7 @@ pub struct Compiled {
     /// Where its routes were written.
     pub origins: Origins,
     /// What instances that register themselves need to know.
-    pub services: Services,
+    pub services: Arc<Services>,
     /// Secrets among the documents, by namespace and name: their values by key.
     pub secrets: Secrets,
     /// Everything that is worth saying, in the order of the files.
@@ -191,6 +194,14 @@ fn compile_on(sources: &[Source], options: &Options, cache: &mut Cache) -> Compi
     }
 }
 
+/// A list that takes no more room than it needs, for what is kept by the ten thousands: one whose length is not known
+/// before has room for four.
+fn tight<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
+}
+
 /// The values of Secrets. Of two with one name the first counts.
 fn secrets(resources: &resource::Resources) -> Secrets {
     let mut secrets = Secrets::new();
@@ -206,69 +217,9 @@ fn secrets(resources: &resource::Resources) -> Secrets {
     secrets
 }
 
-/// Reads files, and directories with all that is below them, whose names end in `.yaml`, `.yml` or `.json`, in the
-/// order of their names. An error names its path.
-pub fn read_paths(paths: &[PathBuf]) -> std::io::Result<Vec<Source>> {
-    let mut sources = Vec::new();
-    for path in paths {
-        read_path(path, true, &mut sources).map_err(|(path, error)| {
-            std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })?;
-    }
-    Ok(sources)
-}
-
-type PathError = (PathBuf, std::io::Error);
-
-/// `given` is true for what the operator named, which is read whatever its name.
-fn read_path(path: &Path, given: bool, sources: &mut Vec<Source>) -> Result<(), PathError> {
-    let with_path = |error| (path.to_owned(), error);
-    if std::fs::metadata(path).map_err(with_path)?.is_dir() {
-        let entries: Result<Vec<_>, _> = std::fs::read_dir(path).map_err(with_path)?.collect();
-        let mut entries = entries.map_err(with_path)?;
-        entries.sort_by_key(std::fs::DirEntry::file_name);
-        for entry in entries {
-            // Kubernetes mounts keep their versions in `..data` and its like, beside links to the current files.
-            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            // A link to a directory could lead back here.
-            let linked_directory =
-                entry.file_type().is_ok_and(|kind| kind.is_symlink()) && entry.path().is_dir();
-            if !hidden && !linked_directory {
-                read_path(&entry.path(), false, sources)?;
-            }
-        }
-        return Ok(());
-    }
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or("");
-    if given || matches!(extension, "yaml" | "yml" | "json") {
-        let bytes = std::fs::read(path).map_err(with_path)?;
-        sources.push(Source {
-            name: path.display().to_string(),
-            text: text_of(bytes),
-        });
-    }
-    Ok(())
-}
-
-/// The text of a file. Bytes that are no UTF-8 become a character that no document may have, so that they are reported
-/// at their place and spoil their own document only.
-fn text_of(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| {
-        let chunks = error.as_bytes().utf8_chunks();
-        let chunk = |chunk: std::str::Utf8Chunk<'_>| {
-            let mark = if chunk.invalid().is_empty() { "" } else { "\u{1}" };
-            format!("{}{mark}", chunk.valid())
-        };
-        chunks.map(chunk).collect()
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::{Path, PathBuf};
 
     /// The acceptance corpus. Without it a test says so loudly, and fails where CI is set.
     pub(crate) fn corpus() -> Option<PathBuf> {
@@ -280,39 +231,5 @@ mod tests {
         eprintln!("NOT RUN: there is no corpus at {}", path.display());
         assert!(std::env::var_os("CI").is_none(), "the corpus must be there in CI");
         None
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_are_an_error_of_their_document() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a.yaml"), b"a: 1\n---\nb: \"\xff\"\n").unwrap();
-        let sources = read_paths(&[folder.path().to_owned()]).unwrap();
-        let compiled = compile(&sources, &Options::default());
-        let places: Vec<_> = compiled
-            .diagnostics
-            .iter()
-            .map(|found| (found.line, found.code))
-            .collect();
-        // Where the parser says: the line of the marker, or the one behind it.
-        assert!(
-            matches!(places.last(), Some((2..=3, "syntax"))),
-            "{:?}",
-            compiled.diagnostics
-        );
-    }
-
-    #[test]
-    fn directories_are_read_in_order_and_errors_name_their_path() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("b")).unwrap();
-        for name in ["c.yaml", "b/z.json", "a.yml", "a.txt", ".hidden.yaml"] {
-            std::fs::write(folder.path().join(name), name).unwrap();
-        }
-        let sources = read_paths(&[folder.path().to_owned()]).unwrap();
-        let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
-        assert_eq!(texts, ["a.yml", "b/z.json", "c.yaml"]);
-        let missing = folder.path().join("missing.yaml");
-        let error = read_paths(std::slice::from_ref(&missing)).unwrap_err();
-        assert!(error.to_string().contains("missing.yaml"), "{error}");
     }
 }

@@ -80,7 +80,7 @@ pub fn load(text: &str, file: &str) -> Loaded {
     }
     let sources = [Source {
         name: file.to_owned(),
-        text: text.to_owned(),
+        text: text.into(),
     }];
     let mut report = Report::new(&sources, false);
     let mut loaded = Loaded {

@@ -220,7 +220,7 @@ pub struct Origins {
     pub(crate) routes: RouteOrigins,
     pub(crate) streams: StreamOrigins,
     pub(crate) servers: Vec<ServerOrigin>,
-    pub(crate) clusters: ClusterMap<ClusterOrigin>,
+    pub(crate) clusters: Arc<ClusterMap<ClusterOrigin>>,
     pub(crate) tls: Vec<TlsUse>,
     /// Secrets that are left out for their errors, by namespace and name.
     pub(crate) refused_secrets: HashSet<(String, String)>,

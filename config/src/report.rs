@@ -4,10 +4,11 @@
 //! positions only when the first problem in it is reported.
 
 use crate::Source;
-use crate::cache::{Cache, Known};
+use crate::cache::{Cache, InFile, Known};
 use crate::diagnostic::{Diagnostic, Related, Severity, code_of};
 use crate::index::CLUSTER_DOMAIN;
 use crate::resource::Piece;
+use crate::text::Part;
 use crate::yaml::{Document, Node, Path, Position, Positions};
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -186,11 +187,14 @@ struct Entry<'a> {
 
 /// See the module.
 pub(crate) struct Report<'a> {
+    sources: &'a [Source],
     documents: Vec<Entry<'a>>,
     /// Source and bytes of documents that could not be read.
     unread: Vec<(usize, Range<usize>)>,
     found: Vec<(usize, Diagnostic)>,
     errors: usize,
+    /// How often anything was told, shown or not.
+    told: usize,
     lenient: bool,
     /// Words of the documents that could not be read.
     unread_words: HashSet<&'a str>,
@@ -209,10 +213,12 @@ impl<'a> Report<'a> {
     /// The same; what is known is not read.
     pub(crate) fn with(sources: &'a [Source], lenient: bool, cache: &mut Cache) -> Self {
         let mut report = Self {
+            sources,
             documents: Vec::new(),
             unread: Vec::new(),
             found: Vec::new(),
             errors: 0,
+            told: 0,
             lenient,
             unread_words: HashSet::new(),
             faulty: Vec::new(),
@@ -315,7 +321,7 @@ impl<'a> Report<'a> {
     pub(crate) fn take(&mut self, document: usize) -> Node {
         let entry = self.documents.get_mut(document);
         entry.map_or(Node::Null, |entry| match entry.known.take() {
-            Some(known) => crate::yaml::read_again(&known.text),
+            Some(known) => crate::yaml::read_again(&known.text()),
             None => std::mem::replace(&mut entry.document.node, Node::Null),
         })
     }
@@ -347,6 +353,22 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// How often anything was told so far.
+    pub(crate) fn told(&self) -> usize {
+        self.told
+    }
+
+    /// How much has been found in each document so far.
+    pub(crate) fn marks(&self) -> Vec<usize> {
+        self.documents.iter().map(|entry| entry.count).collect()
+    }
+
+    /// Whether nothing has been found in a document since.
+    pub(crate) fn is_as_marked(&self, marks: &[usize], document: usize) -> bool {
+        let now = self.documents.get(document).map(|entry| entry.count);
+        now == marks.get(document).copied()
+    }
+
     /// How much has been found so far.
     pub(crate) fn found(&self) -> usize {
         self.found.len()
@@ -363,12 +385,36 @@ impl<'a> Report<'a> {
         let found = self.found.get(since..).unwrap_or_default();
         let found: Vec<Diagnostic> = found.iter().map(|(_, found)| found.clone()).collect();
         if let Some(entry) = self.documents.get_mut(document)
-            && let Cow::Borrowed(text) = entry.document.text
+            && let Cow::Borrowed(_) = entry.document.text
+            && let Some(source) = self.sources.get(entry.source)
         {
             let start = (entry.document.line, entry.document.column);
+            let text = Part::new(&source.text, entry.document.span.clone());
             let known = Arc::new(Known::new(text, pieces, names, found, start));
             cache.insert(&known);
             entry.known = Some(known);
+        }
+    }
+
+    /// Remembers the files of which all documents are known.
+    pub(crate) fn remember_files(&self, cache: &mut Cache) {
+        for entries in self.documents.chunk_by(|a, b| a.source == b.source) {
+            let source = entries.first().map(|entry| entry.source);
+            let text = source.and_then(|at| Some(&self.sources.get(at)?.text));
+            let Some(text) = text.filter(|text| !cache.has_file(text)) else {
+                continue;
+            };
+            let is_read = self.unread.iter().all(|(unread, _)| Some(*unread) != source);
+            let documents = entries.iter().map(|entry| {
+                Some(InFile {
+                    known: Arc::clone(entry.known.as_ref()?),
+                    start: (entry.document.line, entry.document.column),
+                    span: entry.document.span.clone(),
+                })
+            });
+            if let Some(documents) = documents.collect::<Option<Vec<_>>>().filter(|_| is_read) {
+                cache.insert_file(text, documents);
+            }
         }
     }
 
@@ -534,6 +580,7 @@ impl<'a> Report<'a> {
         if absent.is_some_and(|name| self.may_be_unread(name)) {
             return;
         }
+        self.told += 1;
         let full = self
             .documents
             .get(origin.document)

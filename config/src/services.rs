@@ -197,7 +197,7 @@ spec:
     fn an_instance_is_an_endpoint_of_each_cluster_that_selects_it() {
         let source = Source {
             name: "a.yaml".to_owned(),
-            text: TEXT.to_owned(),
+            text: TEXT.into(),
         };
         let options = Options {
             locality: Locality::parse("r1/z1"),

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 pub fn load(text: &str, file: &str, mut settings: Settings) -> Result<Settings, Vec<Diagnostic>> {
     let sources = [Source {
         name: file.to_owned(),
-        text: text.to_owned(),
+        text: text.into(),
     }];
     let mut report = Report::new(&sources, false);
     for document in 0..report.len() {

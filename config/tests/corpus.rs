@@ -113,7 +113,7 @@ fn verdicts_are_those_of_istio() {
     for (name, text, valid, _) in &all {
         let source = isthmus_config::Source {
             name: name.clone(),
-            text: text.clone(),
+            text: text.as_str().into(),
         };
         let compiled = compile(&[source], &Options::default());
         if compiled.has_errors() == *valid {
@@ -191,7 +191,7 @@ fn samples_and_documentation_load_and_name_what_is_not_executed() {
     {
         let sources = [isthmus_config::Source {
             name: name.clone(),
-            text: text.clone(),
+            text: text.as_str().into(),
         }];
         let compiled = compile(&sources, &Options::default());
         let told = render(&compiled.diagnostics, &sources, false);
@@ -273,7 +273,7 @@ spec:
     let mut sources = read_paths(&[corpus.join("seed-examples").join(example)]).unwrap();
     sources.push(isthmus_config::Source {
         name: "around".to_owned(),
-        text: around.to_owned(),
+        text: around.into(),
     });
     let compiled = compile(&sources, &Options::default());
     assert!(
@@ -325,7 +325,7 @@ fn samples_that_belong_together_have_no_findings_that_are_not_true() {
         };
         isthmus_config::Source {
             name: "services.yaml".to_owned(),
-            text: names.iter().map(one).collect(),
+            text: names.iter().map(one).collect::<String>().into(),
         }
     };
     let folder = corpus.join("samples-bookinfo");

@@ -33,7 +33,7 @@ spec:
     );
     let sources = [Source {
         name: "rules.yaml".to_owned(),
-        text: service + rules,
+        text: (service + rules).into(),
     }];
     let compiled = compile(&sources, options);
     assert!(
@@ -320,7 +320,7 @@ spec: {{host: a.test, trafficPolicy: {{loadBalancer: {{consistentHash: {{httpCoo
         );
         let sources = [Source {
             name: "rule.yaml".to_owned(),
-            text,
+            text: text.into(),
         }];
         let compiled = compile(&sources, &Options::default());
         assert_eq!(

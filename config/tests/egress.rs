@@ -15,7 +15,7 @@ use std::path::Path;
 fn told(documents: &[&str]) -> Vec<Diagnostic> {
     let source = Source {
         name: "egress.yaml".to_owned(),
-        text: documents.join("\n---\n"),
+        text: documents.join("\n---\n").into(),
     };
     let all = compile(&[source], &Options::default()).diagnostics;
     all.into_iter()

@@ -27,7 +27,7 @@ impl Loaded {
     fn new(name: &str, text: &str) -> Self {
         let sources = vec![Source {
             name: name.to_owned(),
-            text: text.to_owned(),
+            text: text.into(),
         }];
         Self {
             compiled: compile(&sources, &Options::default()),

@@ -46,7 +46,7 @@ fn compiled(text: &str) -> Compiled {
     };
     let source = Source {
         name: "a.yaml".to_owned(),
-        text: format!("{SERVICE}{text}"),
+        text: format!("{SERVICE}{text}").into(),
     };
     compile(&[source], &options)
 }

@@ -40,7 +40,7 @@ fn sources(documents: &[String]) -> Vec<Source> {
     files
         .map(|(number, chunk)| Source {
             name: format!("{number}.yaml"),
-            text: chunk.join("---\n"),
+            text: chunk.join("---\n").into(),
         })
         .collect()
 }
@@ -151,7 +151,7 @@ fn the_reason_is_the_mistake_and_not_what_follows_from_it() {
         let mut next = sources(&documents(1));
         next.push(Source {
             name: "new.yaml".to_owned(),
-            text: text.to_owned(),
+            text: text.into(),
         });
         let outcome = keep::compile(next, &options, &first.last);
         assert_eq!(outcome.quarantined.len(), 1, "{:?}", outcome.quarantined);
@@ -176,8 +176,8 @@ fn what_moved_to_another_file_is_not_there_twice() {
     let first = keep::compile(sources(&documents(1)), &options, &LastGood::default());
     let mut next = sources(&documents(1));
     let moved = next[0].text.split("---\n").nth(3).unwrap().to_owned();
-    next[1].text.push_str(&format!("---\n{moved}"));
-    next[0].text = next[0].text.replace(&moved, "kind: [\n");
+    next[1].text = format!("{}---\n{moved}", next[1].text).into();
+    next[0].text = next[0].text.replace(&moved, "kind: [\n").into();
     let outcome = keep::compile(next, &options, &first.last);
     assert_eq!(outcome.quarantined.len(), 1);
     assert!(!outcome.quarantined[0].serves_last, "{:?}", outcome.quarantined);
@@ -194,7 +194,7 @@ fn the_last_good_set_survives_as_text() {
     let broken: Vec<Source> = (0..FILES)
         .map(|number| Source {
             name: format!("{number}.yaml"),
-            text: "\u{1}".to_owned(),
+            text: "\u{1}".into(),
         })
         .collect();
     let outcome = keep::compile(broken, &options, &read);
@@ -237,7 +237,14 @@ spec: {hosts: [new.example], gateways: [edge], http: [{route: [{destination: {ho
 ";
     let compiled = |text: String, last: &LastGood| {
         let name = "all.yaml".to_owned();
-        keep::compile(vec![Source { name, text }], &Options::default(), last)
+        keep::compile(
+            vec![Source {
+                name,
+                text: text.into(),
+            }],
+            &Options::default(),
+            last,
+        )
     };
     let first = compiled(format!("{AROUND}{}", other("spec")), &LastGood::default());
     assert!(first.quarantined.is_empty(), "{:?}", first.quarantined);

@@ -54,7 +54,7 @@ spec:
     );
     let source = Source {
         name: "case.yaml".to_owned(),
-        text,
+        text: text.into(),
     };
     let compiled = compile(&[source], &Options::default());
     assert!(!compiled.has_errors(), "{:?}", compiled.diagnostics);
@@ -216,7 +216,13 @@ spec: {{host: up.example, subsets: [{{name: a, labels: {{v: a}}}}]}}
 "
         );
         let name = "case.yaml".to_owned();
-        compile(&[Source { name, text }], &Options::default())
+        compile(
+            &[Source {
+                name,
+                text: text.into(),
+            }],
+            &Options::default(),
+        )
     };
     let good = with("per-try-timeout;max=1");
     for subset in ["", "a"] {

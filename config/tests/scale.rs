@@ -59,7 +59,7 @@ spec:
     }
     Source {
         name: "many.yaml".to_owned(),
-        text,
+        text: text.into(),
     }
 }
 

@@ -47,7 +47,7 @@ spec:
 fn compiled(text: &str, defaults: Defaults) -> Compiled {
     let source = Source {
         name: "t".to_owned(),
-        text: format!("{GATEWAY}{text}"),
+        text: format!("{GATEWAY}{text}").into(),
     };
     let options = Options {
         defaults,

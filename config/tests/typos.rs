@@ -115,7 +115,7 @@ fn a_typing_mistake_in_any_field_is_found_and_named() {
             let (text, line, column) = document(field, &typo);
             let source = Source {
                 name: "a.yaml".to_owned(),
-                text,
+                text: text.into(),
             };
             let compiled = compile(std::slice::from_ref(&source), &Options::default());
             let found = compiled

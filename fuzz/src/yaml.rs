@@ -81,7 +81,7 @@ pub fn run(bytes: &[u8]) {
     };
     let sources = [Source {
         name: "fuzz.yaml".to_owned(),
-        text,
+        text: text.into(),
     }];
     let compiled = compile(&sources, &options);
     let lines = sources[0].text.lines().count();

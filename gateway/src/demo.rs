@@ -232,7 +232,7 @@ fn sources(upstreams: &[SocketAddr]) -> Vec<Source> {
     };
     let source = |(name, text): (&str, &str)| Source {
         name: name.to_owned(),
-        text: put(text),
+        text: put(text).into(),
     };
     RESOURCES.into_iter().map(source).collect()
 }
@@ -477,7 +477,7 @@ mod tests {
         let shifted: Vec<SocketAddr> = (1..=6)
             .map(|at| SocketAddr::from((Ipv4Addr::LOCALHOST, EXAMPLE_PORT + at)))
             .collect();
-        let put: String = sources(&shifted).into_iter().map(|source| source.text).collect();
+        let put: String = sources(&shifted).iter().map(|source| &*source.text).collect();
         for at in 0..6 {
             let (before, after) = (EXAMPLE_PORT + at, EXAMPLE_PORT + at + 1);
             assert_eq!(example.matches(&format!("http: {before}")).count(), 1, "{before}");

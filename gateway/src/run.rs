@@ -166,7 +166,10 @@ pub(crate) fn load_process(
     let read = |path: &PathBuf| {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Source { name, text }),
+            Ok(text) => Ok(Source {
+                name,
+                text: text.into(),
+            }),
             Err(error) => Err(Exit::Configuration(format!("{name}: {error}"))),
         }
     };

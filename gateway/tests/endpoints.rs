@@ -101,7 +101,7 @@ spec:
     );
     let source = Source {
         name: "all.yaml".to_owned(),
-        text,
+        text: text.into(),
     };
     let snapshot = isthmus_config::compile(&[source], &Options::default()).snapshot;
     let mut shared = isthmus_core::name::ClusterMap::default();

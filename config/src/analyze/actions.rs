@@ -20,6 +20,9 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let defaults = view.context.options.defaults;
     let delegates = used_delegates(view);
     for (at, written) in view.resources.virtual_services.iter().enumerate() {
+        if view.is_quiet(at) {
+            continue;
+        }
         effects(written, defaults, report);
         if view.facts.used.contains(&at) || delegates.contains(&at) {
             sources(written, view.context, report);
@@ -81,10 +84,16 @@ fn effects(written: &Written<VirtualService>, defaults: Defaults, report: &mut R
     for (at, rule) in spec.http.iter().enumerate() {
         let path = list.index(at);
         let fault_path = path.key("fault");
-        let fault = rule.fault.clone().unwrap_or_default();
+        let fault = rule.fault.as_deref();
         for (name, share) in [
-            ("delay", fault.delay.map(|delay| delay.share)),
-            ("abort", fault.abort.map(|abort| abort.share)),
+            (
+                "delay",
+                fault.and_then(|fault| Some(&fault.delay.as_ref()?.share)),
+            ),
+            (
+                "abort",
+                fault.and_then(|fault| Some(&fault.abort.as_ref()?.share)),
+            ),
         ] {
             if share.is_none_or(|share| share.percent().is_some()) {
                 continue;
@@ -101,7 +110,7 @@ fn effects(written: &Written<VirtualService>, defaults: Defaults, report: &mut R
         }
     }
     let aborts = |written: &VirtualService| {
-        let mut faults = written.http.iter().filter_map(|rule| rule.fault.as_ref());
+        let mut faults = written.http.iter().filter_map(|rule| rule.fault.as_deref());
         faults.any(|fault| fault.abort.is_some())
     };
     if meta.annotations.contains_key(ABORT) && !aborts(spec) {
@@ -117,7 +126,7 @@ const AMPLIFICATION_QUIET: u32 = 3;
 fn amplification(written: &Written<VirtualService>, context: &Context<'_>, report: &mut Report<'_>) {
     let list = Path::SPEC.key("http");
     for (at, rule) in written.spec.http.iter().enumerate() {
-        let policy = retry::policy(rule.retries.as_ref(), &context.options.mesh.retry);
+        let policy = retry::policy(rule.retries.as_deref(), &context.options.mesh.retry);
         let most = policy.retries.saturating_add(1);
         if rule.retries.is_none() || most <= AMPLIFICATION_QUIET {
             continue;

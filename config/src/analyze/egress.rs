@@ -19,6 +19,7 @@ use crate::validate::gateway::is_http;
 use crate::yaml::Path;
 use isthmus_core::name::{ClusterKey, HostPattern};
 use isthmus_core::protocol::Protocol;
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 
 /// The name of findings about a piece that nobody names.
@@ -131,7 +132,7 @@ fn way_out(service: &Service<'_>, namespace: &str, view: &View<'_>) -> Option<St
         Protocol::Tls => format!("  tls:\n  - match: [{{sniHosts: ['{host}']}}]\n    route:\n{destination}"),
         _ => format!("  tcp:\n  - route:\n{destination}"),
     };
-    let gateway = format!("  servers:\n{}", server(way, i128::from(port), host));
+    let gateway = format!("  servers:\n{}", server(way, i64::from(port), host));
     let name = name_for(host);
     let rules = format!("  hosts: ['{host}']\n  gateways: [{namespace}/{name}]\n{rules}");
     Some(format!(
@@ -154,7 +155,7 @@ fn document(kind: &str, host: &str, namespace: &str, spec: &str) -> String {
 }
 
 /// What is spoken on the way to a destination, and its port.
-fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i128)> {
+fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i64)> {
     let leads = |target: &Target| target.host.eq_ignore_ascii_case(host);
     let http = spec.http.iter().flat_map(|rule| &rule.route);
     let http = http.map(|destination| (Protocol::Http, &destination.target));
@@ -168,7 +169,7 @@ fn way_of(spec: &VirtualService, host: &str) -> Option<(Protocol, i128)> {
 }
 
 /// The host of a VirtualService that it leads to itself, as the way out of a mesh does.
-fn led_to_itself(spec: &VirtualService) -> Option<(&str, Protocol, i128)> {
+fn led_to_itself(spec: &VirtualService) -> Option<(&str, Protocol, i64)> {
     spec.hosts.iter().find_map(|host| {
         let (protocol, port) = way_of(spec, host)?;
         is_external(host).then_some((host.as_str(), protocol, port))
@@ -199,7 +200,7 @@ pub(super) fn server_for(spec: &VirtualService) -> Option<String> {
     Some(format!("serve it there: a host of a server, or\n{server}"))
 }
 
-fn server(protocol: Protocol, port: i128, host: &str) -> String {
+fn server(protocol: Protocol, port: i64, host: &str) -> String {
     match protocol {
         Protocol::Http => {
             format!("  - port: {{number: 80, name: http, protocol: HTTP}}\n    hosts: ['{host}']")
@@ -235,8 +236,8 @@ pub(super) fn service_entry(spec: &VirtualService, target: &Target, namespace: &
     Some(document("ServiceEntry", host, namespace, &spec))
 }
 
-/// Reports hosts of Gateways that are registered, and that no VirtualService leads anywhere.
-fn unled(view: &View<'_>, report: &mut Report<'_>) {
+/// Hosts of VirtualServices, by `namespace/name` of their Gateways.
+fn led(view: &View<'_>) -> HashMap<String, HostSet<()>> {
     let mut led: HashMap<String, HostSet<()>> = HashMap::new();
     for Written { meta, spec } in view.virtual_services() {
         for name in &spec.gateways {
@@ -248,6 +249,11 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
             }
         }
     }
+    led
+}
+
+/// Reports hosts of Gateways that are registered, and that no VirtualService leads anywhere.
+fn unled(view: &View<'_>, report: &mut Report<'_>) {
     let registered: HashMap<&str, u16> = view
         .context
         .registry
@@ -256,6 +262,11 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
         .filter(|service| is_external(&service.host))
         .filter_map(|service| Some((service.host.as_str(), preferred(&service.ports)?)))
         .collect();
+    if registered.is_empty() {
+        return;
+    }
+    // Few have a host of their own that is registered.
+    let led = LazyCell::new(|| led(view));
     for written in view.gateways() {
         // There what is registered needs no VirtualService.
         let is_door = |name: &str| {
@@ -266,7 +277,7 @@ fn unled(view: &View<'_>, report: &mut Report<'_>) {
                 .is_some_and(|value| value == "true")
         };
         if !is_door(MESH_DOOR) && !is_door(FORWARD_PROXY) {
-            unled_of(written, led.get(&written.meta.id()), &registered, report);
+            unled_of(written, &led, &registered, report);
         }
     }
 }
@@ -281,7 +292,7 @@ fn preferred(ports: &[crate::registry::Port<'_>]) -> Option<u16> {
 
 fn unled_of(
     written: &Written<Gateway>,
-    led: Option<&HostSet<()>>,
+    led: &LazyCell<HashMap<String, HostSet<()>>, impl FnOnce() -> HashMap<String, HostSet<()>>>,
     registered: &HashMap<&str, u16>,
     report: &mut Report<'_>,
 ) {
@@ -297,10 +308,13 @@ fn unled_of(
             let Some(port) = registered.get(name.as_str()) else {
                 continue;
             };
-            let is_led = led.is_some_and(|led| led.overlapping(&HostPattern::parse(&name)).is_some());
-            let Some(rules) = rules_for(server, &name, *port).filter(|_| !is_led) else {
+            let Some(rules) = rules_for(server, &name, *port) else {
                 continue;
             };
+            let led = led.get(&meta.id());
+            if led.is_some_and(|led| led.overlapping(&HostPattern::parse(&name)).is_some()) {
+                continue;
+            }
             if !told.insert(name.clone()) {
                 continue;
             }
@@ -344,6 +358,11 @@ fn rules_for(server: &Server, host: &str, port: u16) -> Option<String> {
 
 /// Reports requests that go in plaintext to a port that speaks TLS.
 fn unsecured(view: &View<'_>, report: &mut Report<'_>) {
+    let ports = view.context.registry.services().iter();
+    let mut ports = ports.flat_map(|service| &service.ports);
+    if !ports.any(|port| matches!(port.protocol, Protocol::Https | Protocol::Tls)) {
+        return;
+    }
     let mut told = HashSet::new();
     for (at, Written { meta, spec }) in view.resources.virtual_services.iter().enumerate() {
         if !view.facts.used.contains(&at) {
@@ -384,11 +403,13 @@ fn one_unsecured(
     let says_tls = known.is_some_and(|known| matches!(known.protocol, Protocol::Https | Protocol::Tls));
     // Out there TLS is what 443 speaks, even if somebody calls it HTTP.
     let is_443 = known.is_some_and(|known| known.target == HTTPS_PORT) && is_external(&host);
-    let speaks_tls = says_tls || is_443;
+    if !says_tls && !is_443 {
+        return;
+    }
     let key = ClusterKey::outbound(port, &target.subset, &host);
     let spec = view.snapshot.clusters.get(&key);
     let is_secured = spec.is_none_or(|spec| spec.tls.is_some());
-    if !speaks_tls || is_secured || !told.insert(key) {
+    if is_secured || !told.insert(key) {
         return;
     }
     let sni = if host.starts_with('*') {

@@ -28,7 +28,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     for written in view.gateways() {
         annotations(&written.meta, &GATEWAY_ANNOTATIONS, report);
     }
-    for written in view.virtual_services() {
+    for (_, written) in view.loud() {
         annotations(&written.meta, &["abort"], report);
     }
     let resources = view.resources;

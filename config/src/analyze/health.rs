@@ -10,12 +10,16 @@ use crate::resource::destination_rule::{Blocks, DestinationRule, TrafficPolicy};
 use crate::resource::health::HealthCheckPolicy;
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
+use std::borrow::Cow;
 use std::collections::HashMap;
+
+/// What a policy is for: its namespace, and the host, the subset and the port that it names.
+type Subject<'a> = (&'a str, Cow<'a, str>, &'a str, Option<u16>);
 
 /// Reports what is to be said of health checks.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let services = view.context.registry.services();
-    let mut first: HashMap<(&str, String, &str, Option<u16>), &Written<HealthCheckPolicy>> = HashMap::new();
+    let mut first: HashMap<Subject<'_>, &Written<HealthCheckPolicy>> = HashMap::new();
     for written in &view.resources.health_check_policies {
         let Written { meta, spec } = written;
         let host = expand(&spec.host, &meta.namespace);
@@ -101,8 +105,8 @@ fn failover(view: &View<'_>, written: &Written<DestinationRule>, report: &mut Re
     let above = spec.policy.as_ref();
     let above = above.is_some_and(|policy| policy.blocks.has_outlier_detection);
     let subsets = spec.subsets.iter().enumerate();
-    let subsets = subsets.filter_map(|(at, subset)| Some((Some(at), subset.policy.as_ref()?)));
-    let whole = spec.policy.iter().map(|policy| (None, policy));
+    let subsets = subsets.filter_map(|(at, subset)| Some((Some(at), subset.policy.as_deref()?)));
+    let whole = spec.policy.as_deref().map(|policy| (None, policy)).into_iter();
     for (subset, policy) in whole.chain(subsets) {
         let TrafficPolicy { blocks, ports, .. } = policy;
         add(blocks, above && subset.is_some(), (subset, None));

@@ -40,6 +40,10 @@ pub(crate) struct View<'a> {
     pub(crate) origins: &'a Origins,
     /// What the compiler decided between resources.
     pub(crate) facts: &'a Facts,
+    /// VirtualServices that are known to have nothing to be said of them, in their order ([`crate::around`]).
+    pub(crate) quiet: &'a [bool],
+    /// The same of all other resources, for themselves.
+    pub(crate) others_are_quiet: bool,
 }
 
 impl<'a> View<'a> {
@@ -47,6 +51,18 @@ impl<'a> View<'a> {
     pub(crate) fn gateways(&self) -> impl Iterator<Item = &'a Written<Gateway>> + use<'a> {
         let resources = self.resources;
         resources.gateways.iter().chain(&resources.faulty.gateways)
+    }
+
+    /// Whether nothing is to be said of the VirtualService at a position, for itself.
+    pub(crate) fn is_quiet(&self, at: usize) -> bool {
+        self.quiet.get(at).copied().unwrap_or(false)
+    }
+
+    /// All VirtualServices that something may be to be said of, with their positions.
+    pub(crate) fn loud(&self) -> impl Iterator<Item = (usize, &'a Written<VirtualService>)> + use<'a, '_> {
+        self.virtual_services()
+            .enumerate()
+            .filter(|(at, _)| !self.is_quiet(*at))
     }
 
     /// All VirtualServices, those with errors last; the position is that of the facts.
@@ -62,18 +78,25 @@ impl<'a> View<'a> {
 /// How many misspelt names are compared with all that there are; each comparison takes as long as there are names.
 const GUESSES_MAX: usize = 100;
 
-/// Reports what is noticed across resources.
-pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) {
+/// Reports what is noticed across resources. Answers whether nothing was to be said of what is no VirtualService, for
+/// itself.
+pub(crate) fn analyze(view: &View<'_>, report: &mut Report<'_>) -> bool {
     gateways::check(view, report);
     references::check(view, report);
     overlaps::check(view, report);
-    policy::check(view, report);
-    health::check(view, report);
-    services::check(view, report);
+    let told = report.told();
+    if !view.others_are_quiet {
+        policy::check(view, report);
+        health::check(view, report);
+        services::check(view, report);
+    }
+    let others_are_quiet = report.told() == told;
+    policy::unreached(view, report);
     rules::check(view, report);
     actions::check(view, report);
     egress::check(view, report);
     if view.context.options.proofs {
         reach::finding::check(view, report);
     }
+    others_are_quiet
 }

@@ -3,12 +3,13 @@
 use super::View;
 use super::hosts::HostSet;
 use crate::diagnostic::Severity;
-use crate::index::{GatewayName, expand, export_to, name_of};
+use crate::index::{MESH, expand, export_to, name_of};
 use crate::report::{Finding, Report};
 use crate::resource::Written;
 use crate::resource::virtual_service::VirtualService;
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Reports VirtualServices that share a host.
@@ -66,8 +67,8 @@ fn at_gateways(view: &View<'_>, report: &mut Report<'_>) {
 
 /// Whether mesh clients are served by a VirtualService.
 fn is_for_mesh(written: &Written<VirtualService>) -> bool {
-    let Written { meta, spec } = written;
-    let mesh = |name: &String| GatewayName::parse(name, &meta.namespace) == Some(GatewayName::Mesh);
+    let spec = &written.spec;
+    let mesh = |name: &String| name == MESH;
     !spec.hosts.is_empty() && (spec.gateways.is_empty() || spec.gateways.iter().any(mesh))
 }
 
@@ -167,7 +168,7 @@ fn in_the_mesh(view: &View<'_>, report: &mut Report<'_>) {
 
 /// Hints at rules of mesh clients for a service that requests through a gateway do not meet.
 fn elsewhere(view: &View<'_>, report: &mut Report<'_>) {
-    let mut choosing: HashMap<String, (&Written<VirtualService>, usize)> = HashMap::new();
+    let mut choosing: HashMap<Cow<'_, str>, (&Written<VirtualService>, usize)> = HashMap::new();
     for written in view.virtual_services().filter(|written| is_for_mesh(written)) {
         let mut targets = written.spec.http.iter().flat_map(|rule| &rule.route);
         if !targets.any(|destination| !destination.target.subset.is_empty()) {

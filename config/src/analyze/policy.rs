@@ -10,6 +10,7 @@ use crate::resource::Written;
 use crate::resource::destination_rule::{Blocks, DestinationRule, Subset};
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Labels that say where a node is: they are not among a workload's own.
@@ -18,7 +19,7 @@ const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/", "topology.istio.io/"];
 /// Reports what is to be said of DestinationRules.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let policies = Policies::new(view);
-    let mut first: HashMap<(&str, String), &Written<DestinationRule>> = HashMap::new();
+    let mut first: HashMap<(&str, Cow<'_, str>), &Written<DestinationRule>> = HashMap::new();
     let resources = view.resources;
     let faulty = &resources.faulty.destination_rules;
     for (at, written) in resources.destination_rules.iter().chain(faulty).enumerate() {
@@ -33,7 +34,6 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
         if at >= resources.destination_rules.len() {
             continue;
         }
-        policies.unreached(written, &host, report);
         // Rules with a selector are apart from the others.
         if spec.workload_selector.is_some() {
             continue;
@@ -63,6 +63,59 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     }
 }
 
+/// Reports subsets with a policy of their own that no route names.
+pub(crate) fn unreached(view: &View<'_>, report: &mut Report<'_>) {
+    let rules = view.resources.destination_rules.iter();
+    let mut rules = rules
+        .filter(|written| written.spec.subsets.iter().any(|subset| subset.policy.is_some()))
+        .peekable();
+    if rules.peek().is_none() {
+        return;
+    }
+    let mut named = HashSet::new();
+    for Written { meta, spec } in view.virtual_services() {
+        let http = spec.http.iter();
+        let requests = http.clone().flat_map(|rule| &rule.route);
+        let requests = requests.map(|destination| &destination.target);
+        let copies = http.flat_map(|rule| rule.mirrors.iter().map(|mirror| &mirror.target));
+        let streams = spec.tls.iter().chain(&spec.tcp).flat_map(|rule| &rule.route);
+        let streams = streams.map(|destination| &destination.target);
+        for target in requests.chain(copies).chain(streams) {
+            if !target.subset.is_empty() {
+                named.insert((expand(&target.host, &meta.namespace), target.subset.as_str()));
+            }
+        }
+    }
+    let list = Path::SPEC.key("subsets");
+    for Written { meta, spec } in rules {
+        let host = expand(&spec.host, &meta.namespace);
+        // The services of a wildcard are named by their own hosts.
+        if host.starts_with('*') {
+            continue;
+        }
+        for (at, subset) in spec.subsets.iter().enumerate() {
+            if subset.policy.is_none() || named.contains(&(host.clone(), subset.name.as_str())) {
+                continue;
+            }
+            let message = format!(
+                "no route names the subset `{}`: its policy is applied to no request",
+                subset.name
+            );
+            let help = "a subset's policy counts for what is routed to that subset; for all of the service, write it in \
+                        spec.trafficPolicy";
+            let item = list.index(at);
+            report.add(
+                Severity::Warning,
+                "unreached-subset",
+                &meta.origin,
+                &item.key("trafficPolicy"),
+                message,
+                Some(help.to_owned()),
+            );
+        }
+    }
+}
+
 /// What rules are held against.
 struct Policies<'v, 'a> {
     view: &'v View<'a>,
@@ -70,12 +123,10 @@ struct Policies<'v, 'a> {
     hosts: HostSet<()>,
     /// Hosts of services that are left out for their errors.
     faulty: HashSet<String>,
-    /// Subsets that a route names.
-    named: HashSet<(String, &'a str)>,
     /// Labels of workloads, by namespace.
     workloads: HashMap<&'a str, Vec<&'a BTreeMap<String, String>>>,
     /// Selectors of Services by host.
-    selectors: HashMap<String, &'a BTreeMap<String, String>>,
+    selectors: HashMap<Cow<'a, str>, &'a BTreeMap<String, String>>,
 }
 
 impl<'v, 'a> Policies<'v, 'a> {
@@ -84,20 +135,6 @@ impl<'v, 'a> Policies<'v, 'a> {
         let mut hosts = HostSet::default();
         for service in view.context.registry.services() {
             hosts.insert(&HostPattern::parse(&service.host), ());
-        }
-        let mut named = HashSet::new();
-        for Written { meta, spec } in view.virtual_services() {
-            let http = spec.http.iter();
-            let requests = http.clone().flat_map(|rule| &rule.route);
-            let requests = requests.map(|destination| &destination.target);
-            let copies = http.flat_map(|rule| rule.mirrors.iter().map(|mirror| &mirror.target));
-            let streams = spec.tls.iter().chain(&spec.tcp).flat_map(|rule| &rule.route);
-            let streams = streams.map(|destination| &destination.target);
-            for target in requests.chain(copies).chain(streams) {
-                if !target.subset.is_empty() {
-                    named.insert((expand(&target.host, &meta.namespace), target.subset.as_str()));
-                }
-            }
         }
         let mut workloads: HashMap<&str, Vec<_>> = HashMap::new();
         for Written { meta, spec } in &resources.workloads {
@@ -115,7 +152,6 @@ impl<'v, 'a> Policies<'v, 'a> {
             view,
             hosts,
             faulty: faulty.map(|host| host.to_ascii_lowercase()).collect(),
-            named,
             workloads,
             selectors: selectors.collect(),
         }
@@ -184,7 +220,7 @@ impl<'v, 'a> Policies<'v, 'a> {
             let any = labels.any(|labels| selects(&subset.labels, labels));
             return if any { Selection::Some } else { Selection::None };
         }
-        let selector = self.selectors.get(&service.host);
+        let selector = self.selectors.get(service.host.as_str());
         let workloads = self
             .workloads
             .get(service.namespace)
@@ -205,36 +241,6 @@ impl<'v, 'a> Policies<'v, 'a> {
             }
         }
         if any { Selection::None } else { Selection::Nothing }
-    }
-
-    /// Reports subsets with a policy of their own that no route names.
-    fn unreached(&self, written: &Written<DestinationRule>, host: &str, report: &mut Report<'_>) {
-        let Written { meta, spec } = written;
-        // The services of a wildcard are named by their own hosts.
-        if host.starts_with('*') {
-            return;
-        }
-        let list = Path::SPEC.key("subsets");
-        for (at, subset) in spec.subsets.iter().enumerate() {
-            if subset.policy.is_none() || self.named.contains(&(host.to_owned(), subset.name.as_str())) {
-                continue;
-            }
-            let message = format!(
-                "no route names the subset `{}`: its policy is applied to no request",
-                subset.name
-            );
-            let help = "a subset's policy counts for what is routed to that subset; for all of the service, write it in \
-                        spec.trafficPolicy";
-            let item = list.index(at);
-            report.add(
-                Severity::Warning,
-                "unreached-subset",
-                &meta.origin,
-                &item.key("trafficPolicy"),
-                message,
-                Some(help.to_owned()),
-            );
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::resource::virtual_service::{HttpRoute, Target, VirtualService};
 use crate::resource::{Meta, Written};
 use crate::yaml::Path;
 use isthmus_core::name::HostPattern;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A Gateway, and what of it VirtualServices ask for.
@@ -69,8 +69,8 @@ struct Names<'a> {
     /// Hosts of resources that are left out for their errors, which have been told.
     faulty_hosts: HashSet<String>,
     faulty_subsets: HashSet<(String, &'a str)>,
-    /// Services by namespace and short name.
-    short: HashMap<&'a str, Vec<String>>,
+    /// Short names of services by namespace, when somebody has asked for them.
+    short: OnceCell<HashMap<&'a str, Vec<&'a str>>>,
     guesses: Cell<usize>,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Names<'a> {
             wildcards: HostSet::default(),
             faulty_hosts: HashSet::new(),
             faulty_subsets: HashSet::new(),
-            short: HashMap::new(),
+            short: OnceCell::new(),
             guesses: Cell::new(GUESSES_MAX),
         };
         for (at, written) in view.gateways().enumerate() {
@@ -98,9 +98,6 @@ impl<'a> Names<'a> {
             if service.host.starts_with('*') {
                 names.wildcards.insert(&HostPattern::parse(&service.host), ());
             }
-            let short = service.host.split('.').next().unwrap_or("");
-            let list = names.short.entry(service.namespace).or_default();
-            list.push(short.to_owned());
         }
         for written in &resources.faulty.service_entries {
             let hosts = written.spec.hosts.iter();
@@ -121,9 +118,21 @@ impl<'a> Names<'a> {
             let subsets = spec.subsets.iter();
             names
                 .faulty_subsets
-                .extend(subsets.map(|subset| (host.clone(), subset.name.as_str())));
+                .extend(subsets.map(|subset| (host.clone().into_owned(), subset.name.as_str())));
         }
         names
+    }
+
+    /// Short names of services by namespace.
+    fn short(&self, view: &View<'a>) -> &HashMap<&'a str, Vec<&'a str>> {
+        self.short.get_or_init(|| {
+            let mut short: HashMap<&str, Vec<&str>> = HashMap::new();
+            for service in view.context.registry.services() {
+                let name = service.host.split('.').next().unwrap_or("");
+                short.entry(service.namespace).or_default().push(name);
+            }
+            short
+        })
     }
 
     /// Help for a name that is not there.
@@ -138,7 +147,7 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     let names = Names::new(view);
     let delegates = used_delegates(view);
     let good = view.resources.virtual_services.len();
-    for (at, written) in view.virtual_services().enumerate() {
+    for (at, written) in view.loud() {
         let Written { meta, spec } = written;
         let named = |name: &String| {
             matches!(
@@ -453,8 +462,8 @@ impl Targets<'_, '_> {
             return;
         }
         let short = target.host.split('.').next().unwrap_or("");
-        let known = self.names.short.get(self.meta.namespace.as_str());
-        let help = known.and_then(|known| self.names.guess(short, known.iter().map(String::as_str)));
+        let known = self.names.short(self.view).get(self.meta.namespace.as_str());
+        let help = known.and_then(|known| self.names.guess(short, known.iter().copied()));
         let document = || egress::service_entry(self.spec, target, &self.meta.namespace);
         let help = help.or_else(|| (self.severity == Severity::Warning).then(document).flatten());
         let message = format!("no service is named `{host}`: {outcome}");

@@ -10,7 +10,7 @@ use isthmus_core::route::TextMatch;
 
 /// Hints at what prefixes do besides what they were written for.
 pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
-    for written in view.virtual_services() {
+    for (_, written) in view.loud() {
         rewrites(written, report);
         prefixes(written, report);
     }

@@ -24,9 +24,9 @@ pub(super) fn compile(
     context: &Context<'_>,
 ) -> (BalancerSpec, Level) {
     let options = context.options;
-    let (spread, level) = place(blocks.load_balancer.as_ref(), fails_over, context);
+    let (spread, level) = place(blocks.load_balancer.as_deref(), fails_over, context);
     let none = LoadBalancer::default();
-    let written = blocks.load_balancer.as_ref().unwrap_or(&none);
+    let written = blocks.load_balancer.as_deref().unwrap_or(&none);
     let spec = BalancerSpec {
         kind: match &written.consistent_hash {
             // What has no key goes anywhere.

@@ -67,12 +67,17 @@ fn add(
     }
 }
 
+/// Whether rules of VirtualServices have a part in which clusters there are: a service has a wildcard.
+pub(crate) fn are_named_by_rules(context: &Context<'_>) -> bool {
+    let mut services = context.registry.services().iter();
+    services.any(|service| service.host.starts_with('*'))
+}
+
 /// The hosts that rules of VirtualServices lead to, each with the namespace that names it; none while no service has a
 /// wildcard that could cover them.
 fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
     let mut hosts = BTreeSet::new();
-    let mut services = context.registry.services().iter();
-    if !services.any(|service| service.host.starts_with('*')) {
+    if !are_named_by_rules(context) {
         return hosts;
     }
     for Written { meta, spec } in context.virtual_services {
@@ -85,7 +90,7 @@ fn named_hosts<'a>(context: &Context<'a>) -> BTreeSet<(String, &'a str)> {
         let namespace = meta.namespace.as_str();
         hosts.extend(
             http.chain(streams)
-                .map(|target| (expand(&target.host, namespace), namespace)),
+                .map(|target| (expand(&target.host, namespace).into_owned(), namespace)),
         );
     }
     hosts
@@ -103,7 +108,7 @@ fn cluster(
         .endpoints
         .iter()
         .filter(|(labels, _)| subset.is_none_or(|subset| selects(&subset.labels, labels)));
-    let pool = blocks.connection_pool.as_ref();
+    let pool = blocks.connection_pool.as_deref();
     // One host of a wildcard is looked up as if it were written.
     let is_one = port.dynamic.is_some() && !host.starts_with('*');
     let (checks, is_checked) = match port.dynamic {
@@ -148,7 +153,7 @@ fn cluster(
         proxy_protocol: blocks.proxy_protocol,
         tunnel: blocks.tunnel.clone(),
         retries: super::retry::limits(blocks),
-        outlier: blocks.outlier.clone(),
+        outlier: blocks.outlier.as_deref().cloned(),
         health: checks.map(|checks| Arc::clone(&checks.policy)),
         limits: pool.map(|pool| pool.limits).unwrap_or_default(),
         keepalive: pool.and_then(|pool| pool.keepalive).or(options.mesh.keepalive),

@@ -8,9 +8,11 @@
 use super::Context;
 use super::delegate;
 use super::route::{Site, cluster_port};
+use crate::around::{Around, is_alone};
 use crate::origins::{RouteOrigin, RuleOrigin};
 use crate::resource::virtual_service::{HttpRoute, VirtualService};
 use crate::resource::{Resources, Written};
+use foldhash::fast::FixedState;
 use isthmus_core::name::HostPattern;
 use isthmus_core::route::VirtualHost;
 use isthmus_core::snapshot::content_hash;
@@ -65,14 +67,22 @@ pub(crate) struct Memo {
     /// What clients could be, and how often that has changed.
     sources: Sources,
     changes: u64,
-    parts: HashMap<Fingerprint, Part>,
-    hosts: HashMap<u64, Host>,
+    parts: HashMap<Fingerprint, Part, FixedState>,
+    hosts: HashMap<u64, Host, FixedState>,
+    /// What VirtualServices were read against, and what followed: fingerprints by number and site, with the round that met
+    /// them last.
+    around: u64,
+    fingerprints: HashMap<(u64, u64), (Fingerprint, u64), FixedState>,
 }
 
 impl Memo {
     /// Begins a compile.
-    pub(crate) fn begin(&mut self, round: u64, sources: &Sources, are_identified: bool) {
+    pub(crate) fn begin(&mut self, round: u64, sources: &Sources, are_identified: bool, around: Around) {
         self.round = round;
+        if self.around != around.said {
+            self.around = around.said;
+            self.fingerprints.clear();
+        }
         if self.sources != *sources {
             self.sources = sources.clone();
             self.changes += 1;
@@ -85,6 +95,7 @@ impl Memo {
     pub(crate) fn forget(&mut self, oldest: u64) {
         self.parts.retain(|_, part| part.met >= oldest);
         self.hosts.retain(|_, host| host.met >= oldest);
+        self.fingerprints.retain(|_, (_, met)| *met >= oldest);
     }
 
     /// Whether a part has no routes; None when it is not known.
@@ -146,8 +157,8 @@ const IDENTIFIED: u64 = 1 << 63;
 /// VirtualServices and Gateways by their numbers, and the other way round.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
-    by_number: HashMap<u64, (usize, Option<usize>)>,
-    by_place: HashMap<(usize, Option<usize>), u64>,
+    by_number: HashMap<u64, (usize, Option<usize>), FixedState>,
+    by_place: HashMap<(usize, Option<usize>), u64, FixedState>,
     gateways: Vec<u64>,
     by_gateway: HashMap<u64, usize>,
 }
@@ -226,8 +237,16 @@ pub(crate) fn fingerprint(
     written: &Written<VirtualService>,
     site: &Site<'_>,
     context: &Context<'_>,
-    memo: &Memo,
+    memo: &mut Memo,
 ) -> Fingerprint {
+    // The position of its Gateway is found anew.
+    let here = (site.gateway, site.mesh, site.port);
+    let at = (written.meta.number, content_hash(&here));
+    let is_alone = is_alone(&written.spec);
+    if is_alone && let Some((known, met)) = memo.fingerprints.get_mut(&at) {
+        *met = memo.round;
+        return *known;
+    }
     let mut found: Vec<u64> = Vec::with_capacity(2 * written.spec.http.len() + 1);
     let mut asks_who = false;
     for rule in &written.spec.http {
@@ -259,12 +278,14 @@ pub(crate) fn fingerprint(
         }
     }
     let clients = if asks_who { memo.changes } else { 0 };
-    // The position of its Gateway is found anew.
-    let here = (site.gateway, site.mesh, site.port);
-    Fingerprint {
+    let found = Fingerprint {
         written: written.meta.number,
         all: content_hash(&(written.meta.number, here, clients, found)),
+    };
+    if is_alone {
+        memo.fingerprints.insert(at, (found, memo.round));
     }
+    found
 }
 
 /// What a rule asks others for: the ports of destinations that name none, and who clients can be.

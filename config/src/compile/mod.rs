@@ -23,6 +23,7 @@ pub(crate) mod tls;
 
 use crate::Options;
 use crate::analyze::View;
+use crate::around::{Around, Upstreams, is_alone};
 use crate::cache::Cache;
 use crate::index::Rules;
 use crate::origins::Origins;
@@ -53,7 +54,8 @@ pub(crate) fn compile(
     options: &Options,
     report: &mut Report<'_>,
     cache: &mut Cache,
-) -> (Snapshot, Origins, Services) {
+) -> (Snapshot, Origins, Arc<Services>) {
+    let around = Around::new(resources);
     let context = Context {
         options,
         registry: Registry::new(resources, options),
@@ -63,13 +65,21 @@ pub(crate) fn compile(
         delegates: delegate::collect(&resources.virtual_services),
         clients: source::Clients::new(resources, options),
     };
-    let memo = cache.hosts(&context.clients);
+    let memo = cache.hosts(&context.clients, around);
     let listeners = listener::compile(resources, &context, report, memo);
-    let (clusters, services) = cluster::compile(&context);
+    let upstreams = cache.upstreams(around, || {
+        let (clusters, services) = cluster::compile(&context);
+        let upstreams = Upstreams {
+            clusters,
+            services: Arc::new(services),
+            origins: Arc::new(origin::clusters(&context)),
+        };
+        (upstreams, !cluster::are_named_by_rules(&context))
+    });
     let snapshot = Snapshot {
         version: options.version,
         listeners: listeners.listeners,
-        clusters,
+        clusters: upstreams.clusters,
         sources: Arc::new(context.clients.sources.clone()),
     };
     let origins = Origins {
@@ -77,7 +87,7 @@ pub(crate) fn compile(
         routes: listeners.origins,
         streams: listeners.streams,
         servers: listeners.servers,
-        clusters: origin::clusters(&context),
+        clusters: upstreams.origins,
         options: options.clone(),
         tls: listeners
             .uses
@@ -91,13 +101,32 @@ pub(crate) fn compile(
             .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
             .collect(),
     };
+    let (quiet, others_are_quiet) = match report.errors() {
+        0 => cache.quiet.among(resources, around),
+        // What is wrong may be the reason for what was not said, or for what is to be said now.
+        _ => (Vec::new(), false),
+    };
     let view = View {
         resources,
         context: &context,
         snapshot: &snapshot,
         origins: &origins,
         facts: &listeners.facts,
+        quiet: &quiet,
+        others_are_quiet,
     };
-    crate::analyze::analyze(&view, report);
-    (snapshot, origins, services)
+    let marks = report.marks();
+    let others_were_quiet = crate::analyze::analyze(&view, report);
+    if report.errors() > 0 {
+        cache.quiet.forget();
+    } else {
+        let all = resources.virtual_services.iter();
+        let quiet = all.filter(|written| {
+            let document = written.meta.origin.document;
+            is_alone(&written.spec) && report.is_as_marked(&marks, document)
+        });
+        let quiet = quiet.map(|written| written.meta.number);
+        cache.quiet.note(around, quiet, others_were_quiet);
+    }
+    (snapshot, origins, upstreams.services)
 }

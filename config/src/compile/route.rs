@@ -17,6 +17,7 @@ use crate::resource::virtual_service::{
     Redirect as WrittenRedirect, Target, VirtualService,
 };
 use crate::resource::{Meta, Written};
+use crate::tight;
 use crate::validate::virtual_service::{header_value, is_authority};
 use bytes::Bytes;
 use http::StatusCode;
@@ -142,7 +143,7 @@ pub(crate) fn compile(
 /// The route of a service that no VirtualService routes, at its own port.
 pub(crate) fn default(service: &Service<'_>, site: &Site<'_>, context: &Context<'_>) -> (Route, RouteOrigin) {
     let rule = HttpRoute {
-        route: vec![HttpDestination::to(&service.host, i128::from(site.port))],
+        route: vec![HttpDestination::to(&service.host, i64::from(site.port))],
         ..HttpRoute::default()
     };
     let action = action(&rule, None, service.namespace, site, context);
@@ -196,9 +197,9 @@ fn applies(matched: &HttpMatch, meta: &Meta, site: &Site<'_>, context: &Context<
 }
 
 /// Whether a match is for the gateway and the port.
-pub(crate) fn is_here(gateways: &[String], port: Option<i128>, meta: &Meta, site: &Site<'_>) -> bool {
+pub(crate) fn is_here(gateways: &[String], port: Option<i64>, meta: &Meta, site: &Site<'_>) -> bool {
     (gateways.is_empty() || site.is_named(gateways, &meta.namespace))
-        && port.is_none_or(|port| port == i128::from(site.port))
+        && port.is_none_or(|port| port == i64::from(site.port))
 }
 
 /// Whether a route takes every request: path `/` or `.*`, and nothing else (Istio's `isCatchAllRoute`).
@@ -244,8 +245,8 @@ pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
             })
         }
     };
-    let mut headers: Vec<HeaderMatch> = matched.headers.iter().filter_map(header(false)).collect();
-    headers.extend(matched.without_headers.iter().filter_map(header(true)));
+    let headers = matched.headers.iter().filter_map(header(false));
+    let headers = headers.chain(matched.without_headers.iter().filter_map(header(true)));
     let query = matched.query_params.iter().map(|(name, text)| QueryMatch {
         name: name.as_str().into(),
         text: text.clone(),
@@ -260,7 +261,7 @@ pub(crate) fn route_match(matched: &HttpMatch) -> RouteMatch {
         method: present(&matched.method),
         scheme: present(&matched.scheme),
         authority: present(&matched.authority),
-        headers,
+        headers: tight(headers),
         query: query.collect(),
         source: None,
     }
@@ -289,9 +290,8 @@ pub(crate) fn action(
         .route
         .iter()
         .filter(|destination| only || destination.weight > 0);
-    let destinations: Vec<Destination> = several
-        .map(|written| destination(written, rule, only, namespace, site, context))
-        .collect();
+    let destinations =
+        tight(several.map(|written| destination(written, rule, only, namespace, site, context)));
     if destinations.is_empty() {
         return None;
     }
@@ -321,7 +321,7 @@ pub(crate) fn action(
             .cors_policy
             .as_ref()
             .map(|written| Box::new(policy::cors(written))),
-        retry: retry::policy(rule.retries.as_ref(), &context.options.mesh.retry),
+        retry: retry::policy(rule.retries.as_deref(), &context.options.mesh.retry),
         mirrors: retry::mirrors(rule, namespace, site, context),
     }))
 }
@@ -393,7 +393,7 @@ fn destination(
         .filter(|text| !text.is_empty());
     let authority = of_rule
         .or_else(|| rule.operations().request.authority())
-        .or_else(|| written.headers.request.authority());
+        .or_else(|| written.operations().request.authority());
     Destination {
         cluster: cluster_key(&written.target, namespace, site.port, context),
         weight: if only {
@@ -401,8 +401,8 @@ fn destination(
         } else {
             u32::try_from(written.weight).unwrap_or(u32::MAX)
         },
-        request_headers: ordered(&written.headers.request, &rule.operations().request, true),
-        response_headers: ordered(&written.headers.response, &rule.operations().response, false),
+        request_headers: ordered(&written.operations().request, &rule.operations().request, true),
+        response_headers: ordered(&written.operations().response, &rule.operations().response, false),
         authority: authority.map(Into::into),
     }
 }
@@ -451,21 +451,16 @@ fn operations(written: &WrittenOperations, request: bool, context: &Context<'_>)
             };
             Some((FieldName::parse(name)?, value))
         });
-        kept.collect()
+        tight(kept)
     };
     HeaderOperations {
-        remove: written
-            .remove
-            .iter()
-            .filter_map(|name| FieldName::parse(name))
-            .collect(),
+        remove: tight(written.remove.iter().filter_map(|name| FieldName::parse(name))),
         set: list(&written.set),
         add: list(&written.add),
     }
 }
 
 fn steps(list: impl IntoIterator<Item = HeaderOperations>) -> Vec<HeaderOperations> {
-    list.into_iter()
-        .filter(|operations| !operations.is_empty())
-        .collect()
+    let some = list.into_iter();
+    tight(some.filter(|operations| !operations.is_empty()))
 }

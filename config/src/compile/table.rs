@@ -8,6 +8,7 @@ use super::memo::{Fingerprint, Memo, Numbers};
 use super::route::{Site, is_catch_all};
 use crate::origins::RouteOrigin;
 use crate::resource::Resources;
+use foldhash::fast::FixedState;
 use isthmus_core::name::HostPattern;
 use isthmus_core::route::{Route, RouteTable, VirtualHost};
 use std::collections::{BTreeMap, HashMap};
@@ -129,10 +130,10 @@ impl<'a> Hosts<'a> {
 pub(super) struct Table {
     /// Routes of one VirtualService at one Gateway, once.
     pub(super) routes: Vec<Part>,
-    pub(super) known: HashMap<(usize, usize), usize>,
+    pub(super) known: HashMap<(usize, usize), usize, FixedState>,
     /// In the order in which they came, and by pattern.
     pub(super) drafts: Vec<(HostPattern, HostParts)>,
-    by_pattern: HashMap<HostPattern, usize>,
+    by_pattern: HashMap<HostPattern, usize, FixedState>,
     /// VirtualServices, a later and an earlier one, that share a host, with the first such host.
     pub(super) overlaps: BTreeMap<(usize, usize), HostPattern>,
 }
@@ -164,7 +165,7 @@ impl Table {
 
     pub(super) fn finish(mut self, made: &mut Hosts<'_>) -> (RouteTable, Vec<Vec<RouteOrigin>>) {
         // Hosts with the same routes are one virtual host.
-        let mut by_content: HashMap<(Vec<usize>, bool), usize> = HashMap::new();
+        let mut by_content: HashMap<(Vec<usize>, bool), usize, FixedState> = HashMap::default();
         let mut hosts: Vec<HostDraft> = Vec::new();
         for (pattern, draft) in self.drafts {
             let HostParts {

@@ -204,7 +204,7 @@ pub(crate) fn uses(rules: &[Written<DestinationRule>], context: &Context<'_>) ->
             let ports = policy.ports.iter().enumerate();
             let ports = ports.map(|(at, (_, blocks))| (Some(at), blocks));
             for (port, blocks) in std::iter::once((None, &policy.blocks)).chain(ports) {
-                let tls = blocks.tls.as_ref();
+                let tls = blocks.tls.as_deref();
                 if let Some(tls) = tls.and_then(|tls| client(tls, &[], &meta.namespace, context)) {
                     found.push(TlsUse {
                         asked: TlsAsked::Client(tls),

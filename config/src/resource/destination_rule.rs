@@ -32,7 +32,7 @@ pub(crate) struct DestinationRule {
     pub(crate) host: String,
     pub(crate) export_to: Vec<String>,
     pub(crate) workload_selector: Option<BTreeMap<String, String>>,
-    pub(crate) policy: Option<TrafficPolicy>,
+    pub(crate) policy: Option<Box<TrafficPolicy>>,
     pub(crate) subsets: Vec<Subset>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct DestinationRule {
 pub(crate) struct Subset {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) policy: Option<TrafficPolicy>,
+    pub(crate) policy: Option<Box<TrafficPolicy>>,
 }
 
 /// `trafficPolicy`, as far as it is executed.
@@ -54,12 +54,12 @@ pub(crate) struct TrafficPolicy {
     pub(crate) has_block: bool,
 }
 
-/// The blocks that replace each other as wholes.
+/// The blocks that replace each other as wholes. Few of many rules have any of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Blocks {
-    pub(crate) load_balancer: Option<LoadBalancer>,
-    pub(crate) connection_pool: Option<ConnectionPool>,
-    pub(crate) tls: Option<ClientTls>,
+    pub(crate) load_balancer: Option<Arc<LoadBalancer>>,
+    pub(crate) connection_pool: Option<Arc<ConnectionPool>>,
+    pub(crate) tls: Option<Arc<ClientTls>>,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
     pub(crate) tunnel: Option<Arc<Tunnel>>,
     pub(crate) retry_budget: Option<RetryBudget>,
@@ -69,7 +69,7 @@ pub(crate) struct Blocks {
     pub(crate) has_outlier_detection: bool,
     /// Its `minHealthPercent`.
     pub(crate) min_health_percent: Option<u32>,
-    pub(crate) outlier: Option<OutlierPolicy>,
+    pub(crate) outlier: Option<Arc<OutlierPolicy>>,
     /// Whether any of the four is written, executed or not.
     pub(crate) any: bool,
 }
@@ -130,7 +130,7 @@ impl DestinationRule {
         let subsets = spec.list("subsets").iter().map(|node| Subset {
             name: node.text("name").unwrap_or("").to_owned(),
             labels: node.text_map("labels"),
-            policy: node.get("trafficPolicy").map(TrafficPolicy::read),
+            policy: node.get("trafficPolicy").map(TrafficPolicy::read).map(Box::new),
         });
         Self {
             host: spec.text("host").unwrap_or("").to_owned(),
@@ -138,7 +138,7 @@ impl DestinationRule {
             workload_selector: spec
                 .get("workloadSelector")
                 .map(|selector| selector.text_map("matchLabels")),
-            policy: spec.get("trafficPolicy").map(TrafficPolicy::read),
+            policy: spec.get("trafficPolicy").map(TrafficPolicy::read).map(Box::new),
             subsets: subsets.collect(),
         }
     }
@@ -187,9 +187,12 @@ impl Blocks {
         let pool = node.get("connectionPool");
         let written = |name| node.get(name).is_some();
         Self {
-            load_balancer: node.get("loadBalancer").map(LoadBalancer::read),
+            load_balancer: node.get("loadBalancer").map(LoadBalancer::read).map(Arc::new),
             has_outlier_detection: written("outlierDetection"),
-            outlier: node.get("outlierDetection").map(super::outlier::read),
+            outlier: node
+                .get("outlierDetection")
+                .map(super::outlier::read)
+                .map(Arc::new),
             min_health_percent: node
                 .get("outlierDetection")
                 .and_then(|outlier| u32::try_from(outlier.int("minHealthPercent")?).ok()),
@@ -201,7 +204,7 @@ impl Blocks {
                     let written = node.int(name).and_then(|limit| u32::try_from(limit).ok());
                     written.filter(|limit| *limit > 0).unwrap_or(u32::MAX)
                 };
-                ConnectionPool {
+                Arc::new(ConnectionPool {
                     limits: Limits {
                         connections: limit(tcp, "maxConnections"),
                         pending: limit(http, "http1MaxPendingRequests"),
@@ -225,9 +228,9 @@ impl Blocks {
                         .and_then(|streams| u32::try_from(streams).ok())
                         .filter(|streams| (1..CONCURRENT_STREAMS_DEFAULT).contains(streams)),
                     http2_keepalive: http.get("http2KeepAlive").and_then(http2_keepalive),
-                }
+                })
             }),
-            tls: node.get("tls").map(ClientTls::read),
+            tls: node.get("tls").map(ClientTls::read).map(Arc::new),
             proxy_protocol: node.get("proxyProtocol").map(|node| match node.text("version") {
                 Some("V2") => ProxyVersion::V2,
                 _ => ProxyVersion::V1,

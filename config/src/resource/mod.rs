@@ -28,6 +28,7 @@ use kubernetes::{EndpointSlice, Secret, Service, Workload};
 use schema::KINDS;
 use service_entry::ServiceEntry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,9 +38,24 @@ use workload::WorkloadEntry;
 /// Namespace of a resource that names none, as `kubectl apply` would choose.
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
-/// What every resource has.
+/// What every resource has, and where it was written.
 #[derive(Debug, Clone)]
 pub(crate) struct Meta {
+    said: Arc<Metadata>,
+    pub(crate) origin: Origin,
+}
+
+impl Deref for Meta {
+    type Target = Metadata;
+
+    fn deref(&self) -> &Metadata {
+        &self.said
+    }
+}
+
+/// What every resource has. It is one part, wherever its document comes to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Metadata {
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
@@ -48,10 +64,9 @@ pub(crate) struct Meta {
     created: Option<String>,
     /// Number of its reading: two that have the same were written in the same words, wherever they are.
     pub(crate) number: u64,
-    pub(crate) origin: Origin,
 }
 
-impl Meta {
+impl Metadata {
     /// `namespace/name`.
     pub(crate) fn id(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -61,13 +76,16 @@ impl Meta {
 #[cfg(test)]
 impl Meta {
     pub(crate) fn for_test(name: &str, namespace: &str, origin: Origin) -> Self {
-        Self {
+        let said = Metadata {
             name: name.to_owned(),
             namespace: namespace.to_owned(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             created: None,
             number: next_number(),
+        };
+        Self {
+            said: Arc::new(said),
             origin,
         }
     }
@@ -313,6 +331,7 @@ pub(crate) fn read_all(report: &mut Report<'_>, cache: &mut Cache) -> Resources 
         }
         resources.append(own);
     }
+    report.remember_files(cache);
     sort_by_name(&mut resources.gateways);
     sort(&mut resources.virtual_services);
     sort(&mut resources.destination_rules);
@@ -357,12 +376,14 @@ fn read_meta(kind: &str, metadata: &Node, origin: &Origin) -> Meta {
             resource: Arc::from(format!("{kind} {namespace}/{name}")),
             ..origin.clone()
         },
-        name,
-        namespace: namespace.to_owned(),
-        labels: metadata.text_map("labels"),
-        annotations: metadata.text_map("annotations"),
-        created: metadata.text("creationTimestamp").map(str::to_owned),
-        number: next_number(),
+        said: Arc::new(Metadata {
+            name,
+            namespace: namespace.to_owned(),
+            labels: metadata.text_map("labels"),
+            annotations: metadata.text_map("annotations"),
+            created: metadata.text("creationTimestamp").map(str::to_owned),
+            number: next_number(),
+        }),
     }
 }
 
@@ -552,7 +573,7 @@ fn read(
         "Endpoints" => {
             for (index, spec) in kubernetes::read_endpoints(node, &meta).into_iter().enumerate() {
                 let mut meta = meta.clone();
-                meta.name = format!("{}-{index}", meta.name);
+                Arc::make_mut(&mut meta.said).name = format!("{}-{index}", meta.name);
                 let slices = &mut lists.endpoint_slices;
                 let _left_out = keep(slices, refused, meta, before, report, |_, _| spec);
             }

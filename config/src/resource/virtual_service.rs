@@ -22,27 +22,29 @@ pub(crate) struct VirtualService {
     pub(crate) gateways: Vec<String>,
     pub(crate) export_to: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
+    /// Whether any of them has a `delegate`.
+    pub(crate) delegates: bool,
     pub(crate) tls: Vec<StreamRoute>,
     pub(crate) tcp: Vec<StreamRoute>,
 }
 
-/// `http[]`.
+/// `http[]`. There are tens of thousands of them, and most have few of the fields that are boxed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct HttpRoute {
     pub(crate) name: String,
     pub(crate) matches: Vec<HttpMatch>,
     pub(crate) route: Vec<HttpDestination>,
-    pub(crate) redirect: Option<Redirect>,
-    pub(crate) direct_response: Option<DirectResponse>,
-    pub(crate) rewrite: Option<Rewrite>,
+    pub(crate) redirect: Option<Box<Redirect>>,
+    pub(crate) direct_response: Option<Box<DirectResponse>>,
+    pub(crate) rewrite: Option<Box<Rewrite>>,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) headers: Option<Headers>,
-    pub(crate) delegate: Option<Delegate>,
+    pub(crate) headers: Option<Box<Headers>>,
+    pub(crate) delegate: Option<Box<Delegate>>,
     /// Written as null, or not a map.
     pub(crate) is_empty: bool,
-    pub(crate) fault: Option<Fault>,
-    pub(crate) cors_policy: Option<CorsPolicy>,
-    pub(crate) retries: Option<Retries>,
+    pub(crate) fault: Option<Box<Fault>>,
+    pub(crate) cors_policy: Option<Box<CorsPolicy>>,
+    pub(crate) retries: Option<Box<Retries>>,
     pub(crate) mirrors: Vec<Mirror>,
 }
 
@@ -58,7 +60,7 @@ pub(crate) struct StreamRoute {
 pub(crate) struct StreamMatch {
     /// Only of `tls[]`.
     pub(crate) sni_hosts: Vec<String>,
-    pub(crate) port: Option<i128>,
+    pub(crate) port: Option<i64>,
     pub(crate) gateways: Vec<String>,
     pub(crate) source_labels: BTreeMap<String, String>,
     pub(crate) source_namespace: String,
@@ -70,7 +72,7 @@ pub(crate) struct StreamMatch {
 #[derive(Debug)]
 pub(crate) struct StreamDestination {
     pub(crate) target: Target,
-    pub(crate) weight: i128,
+    pub(crate) weight: i64,
 }
 
 /// `destination`.
@@ -78,7 +80,7 @@ pub(crate) struct StreamDestination {
 pub(crate) struct Target {
     pub(crate) host: String,
     pub(crate) subset: String,
-    pub(crate) port: Option<i128>,
+    pub(crate) port: Option<i64>,
 }
 
 impl Target {
@@ -94,9 +96,14 @@ impl Target {
             subset: destination.text("subset").unwrap_or("").to_owned(),
             port: destination
                 .get("port")
-                .map(|port| port.int("number").unwrap_or(0)),
+                .map(|port| port.int("number").map_or(0, clamped)),
         }
     }
+}
+
+/// A whole number, of which what lies beyond 64 bits is of no interest: it is no port and no weight.
+fn clamped(number: i128) -> i64 {
+    number.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 /// A range of addresses, or one.
@@ -109,7 +116,7 @@ impl StreamRoute {
     fn read(node: &Node) -> Self {
         let matches = node.list("match").iter().map(|node| StreamMatch {
             sni_hosts: node.texts("sniHosts"),
-            port: node.int("port").filter(|port| *port != 0),
+            port: node.int("port").filter(|port| *port != 0).map(clamped),
             gateways: node.texts("gateways"),
             source_labels: node.text_map("sourceLabels"),
             source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
@@ -117,7 +124,7 @@ impl StreamRoute {
         });
         let route = node.list("route").iter().map(|node| StreamDestination {
             target: Target::read(node),
-            weight: node.int("weight").unwrap_or(0),
+            weight: node.int("weight").map_or(0, clamped),
         });
         Self {
             matches: matches.collect(),
@@ -138,7 +145,7 @@ pub(crate) struct HttpMatch {
     pub(crate) headers: Vec<(String, TextMatch)>,
     pub(crate) without_headers: Vec<(String, TextMatch)>,
     pub(crate) query_params: Vec<(String, TextMatch)>,
-    pub(crate) port: Option<i128>,
+    pub(crate) port: Option<i64>,
     pub(crate) gateways: Vec<String>,
     pub(crate) source_labels: BTreeMap<String, String>,
     pub(crate) source_namespace: String,
@@ -149,13 +156,13 @@ pub(crate) struct HttpMatch {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HttpDestination {
     pub(crate) target: Target,
-    pub(crate) weight: i128,
-    pub(crate) headers: Headers,
+    pub(crate) weight: i64,
+    pub(crate) headers: Option<Box<Headers>>,
 }
 
 impl HttpDestination {
     /// All of a rule's requests to a port of a host.
-    pub(crate) fn to(host: &str, port: i128) -> Self {
+    pub(crate) fn to(host: &str, port: i64) -> Self {
         Self {
             target: Target {
                 host: host.to_owned(),
@@ -163,7 +170,7 @@ impl HttpDestination {
                 port: Some(port),
             },
             weight: 0,
-            headers: Headers::default(),
+            headers: None,
         }
     }
 }
@@ -234,6 +241,10 @@ impl VirtualService {
         let http = Path::SPEC.key("http");
         let rules = spec.list("http").iter().enumerate();
         Self {
+            delegates: spec
+                .list("http")
+                .iter()
+                .any(|rule| rule.get("delegate").is_some()),
             hosts: spec.texts("hosts"),
             gateways: spec.texts("gateways"),
             export_to: spec.texts("exportTo"),
@@ -254,7 +265,7 @@ static NO_HEADERS: Headers = Headers {
 impl HttpRoute {
     /// `headers`, empty when nothing is written.
     pub(crate) fn operations(&self) -> &Headers {
-        self.headers.as_ref().unwrap_or(&NO_HEADERS)
+        self.headers.as_deref().unwrap_or(&NO_HEADERS)
     }
 
     /// Reads a rule; `resets` is whether its resource makes aborts resets.
@@ -273,28 +284,34 @@ impl HttpRoute {
                 .map(|(at, node)| HttpMatch::read(node, &list.index(at), origin, report))
                 .collect(),
             route: node.list("route").iter().map(HttpDestination::read).collect(),
-            redirect: node.get("redirect").map(Redirect::read),
-            direct_response: node.get("directResponse").map(DirectResponse::read),
-            rewrite: node.get("rewrite").map(|node| Rewrite {
-                uri: node.text("uri").unwrap_or("").to_owned(),
-                authority: node.text("authority").unwrap_or("").to_owned(),
-                uri_regex: node.get("uriRegexRewrite").map(|node| UriRegexRewrite {
-                    pattern: node.text("match").unwrap_or("").to_owned(),
-                    rewrite: node.text("rewrite").unwrap_or("").to_owned(),
-                }),
+            redirect: node.get("redirect").map(Redirect::read).map(Box::new),
+            direct_response: node.get("directResponse").map(DirectResponse::read).map(Box::new),
+            rewrite: node.get("rewrite").map(|node| {
+                Box::new(Rewrite {
+                    uri: node.text("uri").unwrap_or("").to_owned(),
+                    authority: node.text("authority").unwrap_or("").to_owned(),
+                    uri_regex: node.get("uriRegexRewrite").map(|node| UriRegexRewrite {
+                        pattern: node.text("match").unwrap_or("").to_owned(),
+                        rewrite: node.text("rewrite").unwrap_or("").to_owned(),
+                    }),
+                })
             }),
             timeout: duration_of(node, "timeout"),
-            headers: node.get("headers").map(Headers::read),
-            delegate: node.get("delegate").map(|node| Delegate {
-                name: node.text("name").unwrap_or("").to_owned(),
-                namespace: node.text("namespace").unwrap_or("").to_owned(),
+            headers: node.get("headers").map(Headers::read).map(Box::new),
+            delegate: node.get("delegate").map(|node| {
+                Box::new(Delegate {
+                    name: node.text("name").unwrap_or("").to_owned(),
+                    namespace: node.text("namespace").unwrap_or("").to_owned(),
+                })
             }),
             is_empty: *node == Node::Null,
-            fault: node.get("fault").map(|fault| Fault::read(fault, resets)),
+            fault: node
+                .get("fault")
+                .map(|fault| Box::new(Fault::read(fault, resets))),
             cors_policy: node
                 .get("corsPolicy")
-                .map(|cors| CorsPolicy::read(cors, &path.key("corsPolicy"), origin, report)),
-            retries: node.get("retries").map(Retries::read),
+                .map(|cors| Box::new(CorsPolicy::read(cors, &path.key("corsPolicy"), origin, report))),
+            retries: node.get("retries").map(Retries::read).map(Box::new),
             mirrors: Mirror::read_all(node),
         }
     }
@@ -328,7 +345,7 @@ impl HttpMatch {
             headers: many("headers", report),
             without_headers: many("withoutHeaders", report),
             query_params: many("queryParams", report),
-            port: node.int("port").filter(|port| *port != 0),
+            port: node.int("port").filter(|port| *port != 0).map(clamped),
             gateways: node.texts("gateways"),
             source_labels: node.text_map("sourceLabels"),
             source_namespace: node.text("sourceNamespace").unwrap_or("").to_owned(),
@@ -390,11 +407,16 @@ pub(crate) fn regex_error(error: &RegexError, origin: &Origin, path: &Path<'_>, 
 }
 
 impl HttpDestination {
+    /// `headers`, empty when nothing is written.
+    pub(crate) fn operations(&self) -> &Headers {
+        self.headers.as_deref().unwrap_or(&NO_HEADERS)
+    }
+
     fn read(node: &Node) -> Self {
         Self {
             target: Target::read(node),
-            weight: node.int("weight").unwrap_or(0),
-            headers: node.get("headers").map(Headers::read).unwrap_or_default(),
+            weight: node.int("weight").map_or(0, clamped),
+            headers: node.get("headers").map(Headers::read).map(Box::new),
         }
     }
 }

@@ -252,7 +252,7 @@ impl HttpRoute {
                 report.error("bad-value", origin, &path.key("subset"), message);
             }
             if let Some(port) = destination.target.port {
-                check_port(port, origin, &path.key("port").key("number"), report);
+                check_port(port.into(), origin, &path.key("port").key("number"), report);
             }
             if destination.weight < 0 {
                 report.error(
@@ -262,8 +262,8 @@ impl HttpRoute {
                     "a weight must not be negative",
                 );
             }
-            total += destination.weight.max(0);
-            destination.headers.validate(&item, origin, report);
+            total += i128::from(destination.weight.max(0));
+            destination.operations().validate(&item, origin, report);
         }
         if self.route.len() > 1 && total == 0 {
             report.error(
@@ -304,7 +304,7 @@ impl HttpMatch {
     fn validate(&self, path: &Path<'_>, meta: &Meta, report: &mut Report<'_>) {
         let origin = &meta.origin;
         if let Some(port) = self.port {
-            check_port(port, origin, &path.key("port"), report);
+            check_port(port.into(), origin, &path.key("port"), report);
         }
         let list = path.key("gateways");
         for (at, name) in self.gateways.iter().enumerate() {

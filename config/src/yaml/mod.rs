@@ -150,10 +150,8 @@ impl Node {
 
     /// The texts of a list of a key.
     pub(crate) fn texts(&self, name: &str) -> Vec<String> {
-        self.list(name)
-            .iter()
-            .filter_map(|node| node.as_text().map(str::to_owned))
-            .collect()
+        let texts = self.list(name).iter().filter_map(Self::as_text);
+        crate::tight(texts.map(str::to_owned))
     }
 
     /// The map of texts of a key.
@@ -322,7 +320,7 @@ pub(crate) fn document_at(text: &str, line: usize, column: usize) -> Option<&str
 
 /// Reads all documents of a file. Documents that cannot be read are missing and reported; the others are there.
 pub(crate) fn read(file: &str, lenient: bool) -> (Vec<Document<'_>>, Vec<SyntaxError>) {
-    read_unknown(file, lenient, &mut Cache::default())
+    read_chunks(file, lenient, |_| None)
 }
 
 /// The value of a document that has been read before.
@@ -332,10 +330,30 @@ pub(crate) fn read_again(text: &str) -> Node {
 
 /// The same, without reading what is known.
 pub(crate) fn read_unknown<'a>(
-    file: &'a str,
+    file: &'a Arc<str>,
     lenient: bool,
     cache: &mut Cache,
 ) -> (Vec<Document<'a>>, Vec<SyntaxError>) {
+    let Some(known) = cache.file(file) else {
+        return read_chunks(file, lenient, |span| cache.document(file, span));
+    };
+    let documents = known.iter().map(|document| Document {
+        text: Cow::Borrowed(file.get(document.span.clone()).unwrap_or("")),
+        line: document.start.0,
+        column: document.start.1,
+        span: document.span.clone(),
+        node: Node::Null,
+        known: Some(Arc::clone(&document.known)),
+    });
+    (documents.collect(), Vec::new())
+}
+
+/// Reads what is not known of a file.
+fn read_chunks(
+    file: &str,
+    lenient: bool,
+    mut known: impl FnMut(Range<usize>) -> Option<Arc<Known>>,
+) -> (Vec<Document<'_>>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for (number, chunk) in split(file).into_iter().enumerate() {
         let Chunk {
@@ -372,7 +390,7 @@ pub(crate) fn read_unknown<'a>(
             });
             continue;
         }
-        if let Some(known) = cache.document(text) {
+        if let Some(known) = known(span.clone()) {
             documents.push(Document {
                 text: Cow::Borrowed(text),
                 line,

@@ -41,7 +41,7 @@ impl Snapshot {
         }
         for (key, spec) in &mut self.clusters {
             if let Some(known) = before.clusters.get(key) {
-                if known == spec {
+                if Arc::ptr_eq(known, spec) || known == spec {
                     *spec = Arc::clone(known);
                 } else if known.endpoints == spec.endpoints {
                     Arc::make_mut(spec).endpoints = Arc::clone(&known.endpoints);

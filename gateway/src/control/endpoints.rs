@@ -242,7 +242,7 @@ mod tests {
     fn published() -> (Arc<Publication>, ClusterKey) {
         let source = Source {
             name: "a.yaml".to_owned(),
-            text: ENTRY.to_owned(),
+            text: ENTRY.into(),
         };
         let snapshot = isthmus_config::compile(&[source], &Options::default()).snapshot;
         let keys: Vec<ClusterKey> = snapshot.clusters.keys().cloned().collect();

@@ -11,6 +11,7 @@ use isthmus_core::name::ClusterKey;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an instance is there when it does not say.
@@ -112,14 +113,14 @@ struct Held {
 /// All instances that are there.
 #[derive(Debug, Default)]
 pub(super) struct Registration {
-    services: Services,
+    services: Arc<Services>,
     held: BTreeMap<Id, Held>,
     ends: BTreeSet<(Instant, Id)>,
 }
 
 impl Registration {
     /// Another version has other services. Instances of those that it does not have stay for when they come back.
-    pub(super) fn set_services(&mut self, services: Services) {
+    pub(super) fn set_services(&mut self, services: Arc<Services>) {
         self.services = services;
     }
 
@@ -342,7 +343,7 @@ mod tests {
     fn registration() -> Registration {
         let source = Source {
             name: "a.yaml".to_owned(),
-            text: TEXT.to_owned(),
+            text: TEXT.into(),
         };
         let mut registration = Registration::default();
         registration.set_services(isthmus_config::compile(&[source], &Options::default()).services);

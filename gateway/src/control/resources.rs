@@ -16,6 +16,7 @@ use axum::routing::get;
 use isthmus_config::diagnostic;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// The largest text: a hundred thousand routes.
@@ -37,7 +38,7 @@ pub(super) enum Ask {
 
 /// One document of the set that is served.
 pub(super) struct Effective {
-    pub(super) resources: Vec<String>,
+    pub(super) resources: Vec<Arc<str>>,
     pub(super) file: String,
     pub(super) text: String,
 }

@@ -11,12 +11,11 @@ use crate::io::{clock, heap};
 use axum::http::StatusCode;
 use isthmus_config::diagnostic::{Diagnostic, Severity};
 use isthmus_config::keep::{self, LastGood, Outcome};
-use isthmus_config::{Cache, Options, Source};
-use isthmus_core::snapshot::content_hash;
+use isthmus_config::{Cache, Options, Reader, Source};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -122,7 +121,10 @@ pub struct Files {
     /// What is remembered of the documents, so that a change costs what it changes.
     cache: Cache,
     written: Written,
-    content: u64,
+    /// What the files said at the last look, and how they were found then: the same texts are the same parts.
+    reader: Reader,
+    sources: Vec<Source>,
+    stamps: u64,
     /// Whether another process looks after them.
     is_over: Arc<AtomicBool>,
 }
@@ -146,7 +148,9 @@ impl Files {
             last,
             cache: Cache::default(),
             written: Arc::new(Mutex::new(written)),
-            content: 0,
+            reader: Reader::default(),
+            sources: Vec::new(),
+            stamps: 0,
             is_over: Arc::default(),
         }
     }
@@ -158,18 +162,19 @@ impl Files {
 
     /// Reads and compiles the files; answers also what was read.
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
-        let sources = self.sources()?;
+        let (sources, stamps) = self.sources()?;
         if self.lost_files(&sources) {
             let text =
                 "no file of resources has anything in it, and the state folder has some that were served";
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
         }
-        self.content = content_of(&sources);
+        self.stamps = stamps;
+        self.sources.clone_from(&sources);
         Ok((self.compile(sources.clone()), sources))
     }
 
-    /// The files, and what came by the admin API behind them.
-    fn sources(&self) -> std::io::Result<Vec<Source>> {
+    /// The files, and what came by the admin API behind them; beside them what the file system says of the files.
+    fn sources(&mut self) -> std::io::Result<(Vec<Source>, u64)> {
         let text = self
             .written
             .lock()
@@ -178,15 +183,29 @@ impl Files {
         self.sources_with(&text)
     }
 
-    fn sources_with(&self, written: &str) -> std::io::Result<Vec<Source>> {
-        let mut sources = read(&self.paths)?;
+    fn sources_with(&mut self, written: &str) -> std::io::Result<(Vec<Source>, u64)> {
+        let (mut sources, stamps) = self.read()?;
         if !written.trim().is_empty() {
+            let mut known = self.sources.iter().filter(|source| source.name == WRITTEN);
+            let same = known.find(|source| *source.text == *written);
             sources.push(Source {
                 name: WRITTEN.to_owned(),
-                text: written.to_owned(),
+                text: same.map_or_else(|| written.into(), |source| Arc::clone(&source.text)),
             });
         }
-        Ok(sources)
+        Ok((sources, stamps))
+    }
+
+    fn read(&mut self) -> std::io::Result<(Vec<Source>, u64)> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.reader.read(&self.paths, clock::wall()) {
+                // Replaced between the listing of its folder and its reading.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && tries < READS_MAX => {}
+                done => return done,
+            }
+        }
     }
 
     /// Whether no file is there any more of those that something was served from, or nothing in any: a volume that is gone
@@ -214,8 +233,8 @@ impl Files {
 
     fn write(&mut self, write: Writing) -> Option<Event> {
         let begun = clock::now();
-        let sources = match self.sources_with(&write.text) {
-            Ok(sources) => sources,
+        let (sources, stamps) = match self.sources_with(&write.text) {
+            Ok(read) => read,
             Err(error) => {
                 let why = format!("the files cannot be read: {error}");
                 let refused = Verdict::Refused(StatusCode::SERVICE_UNAVAILABLE, why);
@@ -238,7 +257,8 @@ impl Files {
         if !is_taken {
             return None;
         }
-        self.content = content_of(&sources);
+        self.stamps = stamps;
+        self.sources.clone_from(&sources);
         let outcome = self.compile(sources);
         let times = Times {
             read: read - begun,
@@ -254,9 +274,8 @@ impl Files {
         for spec in outcome.compiled.snapshot.clusters.values() {
             spec.balancer.prepare(&spec.endpoints.endpoints);
         }
-        if outcome.last != self.last {
-            self.last = outcome.last.clone();
-        }
+        // Also when it says the same: it holds the texts that there are now.
+        self.last = outcome.last.clone();
         outcome
     }
 
@@ -281,19 +300,22 @@ impl Files {
 
     fn look(&mut self, forced: bool) -> Loaded {
         let begun = clock::now();
-        let sources = match self.sources() {
-            Ok(sources) => sources,
-            Err(error) => return Loaded::Unreadable(error.to_string()),
+        let (sources, stamps) = match self.sources() {
+            Ok(read) => read,
+            Err(error) => {
+                self.stamps = isthmus_config::stamps(&self.paths);
+                return Loaded::Unreadable(error.to_string());
+            }
         };
+        self.stamps = stamps;
         if self.lost_files(&sources) {
             // Who means it ends the process.
             return Loaded::Unreadable("no file of resources has anything in it any more".to_owned());
         }
-        let content = content_of(&sources);
-        if content == self.content && !forced {
+        if is_same(&sources, &self.sources) && !forced {
             return Loaded::Unchanged;
         }
-        self.content = content;
+        self.sources.clone_from(&sources);
         let read = clock::now();
         let outcome = self.compile(sources);
         Loaded::Set(Box::new(Set {
@@ -306,24 +328,11 @@ impl Files {
     }
 }
 
-fn read(paths: &[PathBuf]) -> std::io::Result<Vec<Source>> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match isthmus_config::read_paths(paths) {
-            // Replaced between the listing of its folder and its reading.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && tries < READS_MAX => {}
-            done => return done,
-        }
-    }
-}
-
-fn content_of(sources: &[Source]) -> u64 {
-    let texts: Vec<(&str, &str)> = sources
-        .iter()
-        .map(|source| (source.name.as_str(), source.text.as_str()))
-        .collect();
-    content_hash(&texts)
+/// Whether both are the same files with the same words in them.
+fn is_same(sources: &[Source], known: &[Source]) -> bool {
+    let is_one =
+        |(a, b): (&Source, &Source)| a.name == b.name && (Arc::ptr_eq(&a.text, &b.text) || a.text == b.text);
+    sources.len() == known.len() && sources.iter().zip(known).all(is_one)
 }
 
 fn read_state(folder: &Path) -> LastGood {
@@ -457,7 +466,6 @@ fn look_after(
     events: &events::Sender<Event>,
 ) {
     watch(&mut watcher, &files.paths);
-    let mut seen = stamps(&files.paths);
     // A change between the first load and now.
     let mut next = Some(Command::Look);
     let mut is_released = false;
@@ -489,8 +497,7 @@ fn look_after(
                 answers.extend(answer);
             }
             Err(RecvTimeoutError::Timeout) => {
-                let now = stamps(&files.paths);
-                if now == seen {
+                if isthmus_config::stamps(&files.paths) == files.stamps {
                     continue;
                 }
                 // Nobody told: a folder that was watched may be another one now.
@@ -531,7 +538,6 @@ fn look_after(
                 Command::Look => {}
             }
         }
-        seen = stamps(&files.paths);
         let loaded = files.look(forced);
         let is_set = matches!(loaded, Loaded::Set(_));
         if events.blocking_send(Event::Loaded(loaded, answers)).is_err() {
@@ -573,37 +579,4 @@ fn watch(watcher: &mut Option<notify::RecommendedWatcher>, paths: &[PathBuf]) {
             tracing::warn!(folder = %folder.display(), %error, poll = ?POLL, "changes here are not told: they are polled for");
         }
     }
-}
-
-/// What tells cheaply that a file is not what it was.
-fn stamps(paths: &[PathBuf]) -> u64 {
-    let mut found = Vec::new();
-    for path in paths {
-        collect_stamps(path, &mut found);
-    }
-    content_hash(&found)
-}
-
-fn collect_stamps(path: &Path, found: &mut Vec<(PathBuf, u64, u64, i64, i64)>) {
-    let Ok(data) = std::fs::metadata(path) else { return };
-    if !data.is_dir() {
-        let stamp = (
-            path.to_owned(),
-            data.ino(),
-            data.size(),
-            data.mtime(),
-            data.mtime_nsec(),
-        );
-        return found.push(stamp);
-    }
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        if !(is_link && entry.path().is_dir()) {
-            collect_stamps(&entry.path(), found);
-        }
-    }
-    found.sort();
 }

@@ -344,7 +344,7 @@ fn sites(written: &Written<VirtualService>, entries: &[Entry<'_>]) -> Vec<Vec<us
                 entry.written.is_none_or(|matched| {
                     !asks_for_client(matched)
                         && (matched.gateways.is_empty() || site.is_named(&matched.gateways, namespace))
-                        && matched.port.is_none_or(|wanted| wanted == i128::from(port))
+                        && matched.port.is_none_or(|wanted| wanted == i64::from(port))
                 })
             };
             let here = entries.iter().enumerate().filter(|(_, entry)| is_here(entry));

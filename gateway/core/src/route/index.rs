@@ -167,6 +167,9 @@ impl Trie {
             }
         }
         trie.build(&keys);
+        trie.nodes.shrink_to_fit();
+        trie.terminals.shrink_to_fit();
+        trie.candidates.shrink_to_fit();
         trie
     }
 

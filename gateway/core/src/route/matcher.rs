@@ -22,9 +22,12 @@ pub const REGEX_COMPILED_MAX: usize = 1 << 20;
 
 /// A compiled regular expression that must match the whole text (RE2 syntax; linear in the text).
 #[derive(Clone)]
-pub struct Regex {
-    pattern: Arc<str>,
-    /// Tells compiled programs apart, whose caches are not interchangeable; clones share it.
+pub struct Regex(Arc<Program>);
+
+/// What all clones of a pattern share; apart, so that the many matches that are no patterns take no room for it.
+struct Program {
+    pattern: Box<str>,
+    /// Tells compiled programs apart, whose caches are not interchangeable.
     id: u64,
     program: meta::Regex,
 }
@@ -69,26 +72,26 @@ impl Regex {
                 RegexError::Invalid(text)
             })?;
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        Ok(Self {
+        Ok(Self(Arc::new(Program {
             pattern: pattern.into(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             program,
-        })
+        })))
     }
 
     /// The pattern as written.
     pub fn pattern(&self) -> &str {
-        &self.pattern
+        &self.0.pattern
     }
 
     /// Number of groups, the whole match included.
     pub(super) fn groups(&self) -> usize {
-        self.program.captures_len()
+        self.0.program.captures_len()
     }
 
     /// Calls `found` for each match from the left, with what gives the range of a group.
     pub(super) fn each(&self, text: &str, mut found: impl FnMut(&dyn Fn(usize) -> Option<Range<usize>>)) {
-        for captures in self.program.captures_iter(text) {
+        for captures in self.0.program.captures_iter(text) {
             found(&|group| captures.get_group(group).map(|span| span.range()));
         }
     }
@@ -96,9 +99,10 @@ impl Regex {
     fn matches(&self, text: &[u8], scratch: &mut Scratch) -> bool {
         let cache = scratch
             .caches
-            .entry(self.id)
-            .or_insert_with(|| self.program.create_cache());
-        self.program
+            .entry(self.0.id)
+            .or_insert_with(|| self.0.program.create_cache());
+        self.0
+            .program
             .search_half_with(cache, &regex_automata::Input::new(text).earliest(true))
             .is_some()
     }
@@ -106,13 +110,13 @@ impl Regex {
 
 impl fmt::Debug for Regex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Regex({:?})", self.pattern)
+        write!(f, "Regex({:?})", self.pattern())
     }
 }
 
 impl PartialEq for Regex {
     fn eq(&self, other: &Self) -> bool {
-        self.pattern == other.pattern
+        self.pattern() == other.pattern()
     }
 }
 
@@ -120,7 +124,7 @@ impl Eq for Regex {}
 
 impl Hash for Regex {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.pattern.hash(state);
+        self.pattern().hash(state);
     }
 }
 

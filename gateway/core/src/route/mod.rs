@@ -238,7 +238,15 @@ impl Eq for VirtualHost {}
 
 impl VirtualHost {
     /// A virtual host; `routes` are in order of priority.
-    pub fn new(name: &str, domains: Vec<HostPattern>, https_redirect: bool, routes: Vec<Route>) -> Self {
+    pub fn new(
+        name: &str,
+        mut domains: Vec<HostPattern>,
+        https_redirect: bool,
+        mut routes: Vec<Route>,
+    ) -> Self {
+        // There may be a hundred thousand of them.
+        domains.shrink_to_fit();
+        routes.shrink_to_fit();
         Self {
             content: content_hash(&(name, &domains, https_redirect, &routes)),
             name: name.into(),

@@ -213,7 +213,7 @@ fn a_shard_that_sleeps_over_its_own_ticker_goes_on() {
     };
     // The shorter the timer of preemption, the more often the runtime finds it expired where it should begin to run
     // tasks; how short it must be depends on the machine. The first at which the ticker is slept over is taken.
-    let preempt = [1000, 300, 100, 50, 30, 20, 15, 10, 7, 5, 4, 3, 2]
+    let preempt = [300, 100, 50, 30, 20, 15, 10, 7, 5, 4, 3, 2]
         .into_iter()
         .find(|&micros| {
             settings.preempt = Duration::from_micros(micros);

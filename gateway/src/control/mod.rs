@@ -574,7 +574,8 @@ impl Control {
         if !self.takes_versions() || !self.configuration.is_retry_due(now) {
             return;
         }
-        let Some(current) = self.publisher.current().cloned() else {
+        // With the endpoints as they are by now.
+        let Some(current) = self.publisher.effective() else {
             return;
         };
         let (sockets, failed) = self.listeners.open(&current.snapshot, self.shards.len());

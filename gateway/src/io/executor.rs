@@ -1,4 +1,4 @@
-//! A shard's thread: an executor pinned to a core, with the settings under which it does not stall.
+//! A shard's thread: an executor, most often pinned to a core, with the settings under which it does not stall.
 //!
 //! glommio 0.9 can go to sleep although tasks are runnable (its loop takes "preempted on entry" for "nothing to do").
 //! What contains that: a sleep ends after [`LONGEST_SLEEP`] at the latest, whoever may be slept over; a ticker that is
@@ -106,10 +106,11 @@ pub fn granted_parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// Starts a shard: `body` runs on a new thread pinned to `core`, with a timer wheel that the ticker drives.
+/// Starts a shard: `body` runs on a new thread, pinned to `core` if one is given, with a timer wheel that the ticker
+/// drives.
 pub fn spawn_shard<F, T>(
     name: &str,
-    core: usize,
+    core: impl Into<Option<usize>>,
     settings: Settings,
     heartbeat: Heartbeat,
     body: impl FnOnce(Wheel) -> F + Send + 'static,
@@ -119,8 +120,12 @@ where
     T: Send + 'static,
 {
     let name = name.to_owned();
+    let placement = match core.into() {
+        Some(core) => glommio::Placement::Fixed(core),
+        None => glommio::Placement::Unbound,
+    };
     std::thread::Builder::new().name(name.clone()).spawn(move || {
-        let built = glommio::LocalExecutorBuilder::new(glommio::Placement::Fixed(core))
+        let built = glommio::LocalExecutorBuilder::new(placement)
             .name(&name)
             .preempt_timer(settings.preempt)
             .ring_depth(512)

@@ -299,7 +299,11 @@ fn run_compiled(
             outbox: to_control,
             log: log.shard_log(),
         };
-        let core = cores.get(index % cores.len().max(1)).copied().unwrap_or(0);
+        // With fewer shards than cores others use the cores, too: gateways of one machine, each with a small quota,
+        // would all be pinned to its first core, and wait for it while the rest is idle.
+        let core = (count >= cores.len())
+            .then(|| cores.get(index % cores.len().max(1)).copied())
+            .flatten();
         let thread = executor::spawn_shard(
             &format!("shard-{index}"),
             core,

@@ -213,7 +213,7 @@ enum FormatArg {
 struct RunArgs {
     #[command(flatten)]
     resources: ResourceArgs,
-    /// Number of shards [default: the cores that are granted].
+    /// Number of shards [default: the cores that are granted]. Only as many as cores, or more, are pinned to them.
     #[arg(long, value_name = "N", env = "ISTHMUS_SHARDS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     shards: Option<u16>,
     /// Which port to listen on for a Gateway's port; 0 takes a free one.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long first checks may take: an endpoint whose checks begin later, or need longer, is not waited for.
 const FIRST_CHECKS: Duration = Duration::from_secs(5);
+/// Most endpoints without a first check that are logged.
+const LOGGED: usize = 10;
 
 /// Doors that are closed.
 pub(super) struct Closed {
@@ -59,13 +61,24 @@ impl Control {
             .shards
             .iter()
             .all(|shard| shard.applied >= current.snapshot.version);
-        let is_unchecked = || {
-            let shared = current.shared.values();
-            let mut endpoints = shared.flat_map(|shared| shared.endpoints.values());
-            endpoints.any(|endpoint| endpoint.health() == Health::Unhealthy(Failure::NotChecked))
+        let unchecked = || {
+            let clusters = current.shared.iter();
+            clusters.flat_map(|(key, shared)| {
+                let endpoints = shared.endpoints.iter();
+                let unchecked =
+                    endpoints.filter(|(_, state)| state.health() == Health::Unhealthy(Failure::NotChecked));
+                unchecked.map(move |(address, _)| (key, address))
+            })
         };
-        if !is_served || (now < until && is_unchecked()) {
+        if !is_served || (now < until && unchecked().next().is_some()) {
             return;
+        }
+        for (key, address) in unchecked().take(LOGGED) {
+            tracing::warn!(
+                cluster = %key,
+                endpoint = %address,
+                "ports are opened although the endpoint was not checked in time: it gets no requests until it is"
+            );
         }
         let Some(closed) = self.closed.take() else { return };
         let (_, tls) = self.keys.last_change();

@@ -22,6 +22,7 @@ mod report;
 mod resources;
 mod servers;
 mod source;
+mod stall;
 mod systemd;
 mod upgrade;
 
@@ -74,10 +75,6 @@ const TICK: Duration = Duration::from_millis(100);
 const EVENTS_AT_ONCE: usize = 256;
 /// How long a collection of counters waits for a shard.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A shard that has not ticked for so long is reported: a hundred ticks.
-const STALL: Duration = Duration::from_secs(1);
-/// A shard whose ticker has not run for so long is woken: it may sleep where it should not.
-const SLEEP: Duration = Duration::from_millis(100);
 /// How long connections that were cut may take to leave their lines in the access log, and shards to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const SHARDS_END: Duration = Duration::from_secs(5);
@@ -216,7 +213,7 @@ struct Shard {
     outbox: Outbox<ToShard>,
     heartbeat: Heartbeat,
     thread: JoinHandle<std::thread::Result<()>>,
-    seen: (u64, Instant),
+    seen: stall::Seen,
     stalled: bool,
     applied: u64,
     secured: u64,
@@ -320,7 +317,7 @@ pub async fn run(
             outbox: link.outbox,
             heartbeat: link.heartbeat,
             thread: link.thread,
-            seen: (0, clock::now()),
+            seen: stall::Seen::new(clock::now()),
             stalled: false,
             applied: 0,
             secured: 0,
@@ -577,7 +574,8 @@ impl Control {
         if !self.takes_versions() || !self.configuration.is_retry_due(now) {
             return;
         }
-        let Some(current) = self.publisher.current().cloned() else {
+        // With the endpoints as they are by now.
+        let Some(current) = self.publisher.effective() else {
             return;
         };
         let (sockets, failed) = self.listeners.open(&current.snapshot, self.shards.len());
@@ -911,7 +909,7 @@ impl Control {
                 self.life = Life::Over;
                 return;
             }
-            watch(index, shard, now, &self.metrics);
+            stall::watch(index, shard, now, &self.metrics);
         }
     }
 
@@ -957,28 +955,5 @@ impl Control {
             tracing::error!("the access log takes nothing: its last lines are lost");
         }
         self.ended
-    }
-}
-
-/// Reports a shard whose ticker stands still, once for each time.
-fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Metrics) {
-    let ticks = shard.heartbeat.ticks();
-    if ticks != shard.seen.0 {
-        if shard.stalled {
-            let ms = (now - shard.seen.1).as_millis();
-            tracing::warn!(shard = index, ms, "the shard runs again");
-        }
-        shard.seen = (ticks, now);
-        shard.stalled = false;
-        return;
-    }
-    let still = now.saturating_duration_since(shard.seen.1);
-    if still >= SLEEP {
-        shard.heartbeat.poke();
-    }
-    if !shard.stalled && still >= STALL {
-        shard.stalled = true;
-        metrics.count_stall();
-        tracing::error!(shard = index, "the shard stands still");
     }
 }

@@ -1,23 +1,21 @@
-//! A shard's thread: an executor pinned to a core, with the settings under which it does not stall.
+//! A shard's thread: an executor, most often pinned to a core, with the settings under which it does not stall.
 //!
 //! glommio 0.9 can go to sleep although tasks are runnable (its loop takes "preempted on entry" for "nothing to do").
-//! What contains that: a ticker that is always armed, so that a sleep never lasts longer than a tick; a preempt timer
-//! far longer than anything a task does in one go; one task queue, and none that is latency sensitive. Where the ticker
-//! itself is among the tasks that are slept over, the control thread sees that its counter stands still, and wakes the
-//! shard from outside ([`Heartbeat::poke`]).
+//! What contains that: a sleep ends after [`LONGEST_SLEEP`] at the latest, whoever may be slept over; a ticker that is
+//! always armed, so that this is the exception; a preempt timer far longer than anything a task does in one go; one
+//! task queue, and none that is latency sensitive.
 
 use super::timer::Wheel;
-use atomic_waker::AtomicWaker;
 use std::future::Future;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How often timers are looked at; also how long a lost wake-up lasts, unless it is the ticker's own.
 pub const TICK: Duration = Duration::from_millis(10);
+/// How long a shard sleeps at most. The ticker ends each sleep sooner, unless the shard sleeps where it should not.
+pub const LONGEST_SLEEP: Duration = Duration::from_millis(30);
 
 /// How an executor is built. The default is what production runs; tests of the stall change it.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +24,8 @@ pub struct Settings {
     pub preempt: Duration,
     /// Whether the ticker runs.
     pub ticker: bool,
+    /// How long a sleep may last; zero for ever.
+    pub longest_sleep: Duration,
 }
 
 impl Default for Settings {
@@ -33,6 +33,7 @@ impl Default for Settings {
         Self {
             preempt: Duration::from_secs(10),
             ticker: true,
+            longest_sleep: LONGEST_SLEEP,
         }
     }
 }
@@ -52,8 +53,16 @@ pub struct Heartbeat(Arc<Pulse>);
 #[derive(Debug, Default)]
 struct Pulse {
     ticks: AtomicU64,
-    is_poked: AtomicBool,
-    sleeper: AtomicWaker,
+    thread: AtomicI32,
+}
+
+/// What a thread has done since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// How long it has run.
+    pub ran: Duration,
+    /// How long it could run and had no core.
+    pub waited: Duration,
 }
 
 impl Heartbeat {
@@ -62,29 +71,21 @@ impl Heartbeat {
         self.0.ticks.load(Ordering::Relaxed)
     }
 
-    /// Wakes a shard whose ticker stands still, from another thread. The runtime may have gone to sleep with the ticker
-    /// among the tasks that can run, and then sleeps until something comes from outside.
-    pub fn poke(&self) {
-        self.0.is_poked.store(true, Ordering::Release);
-        self.0.sleeper.wake();
-    }
-
-    /// Waits for the next of those.
-    async fn poked(&self) {
-        poll_fn(|cx| {
-            self.0.sleeper.register(cx.waker());
-            match self.0.is_poked.swap(false, Ordering::Acquire) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
+    /// What the shard's thread has done so far; None before it runs, and where the kernel does not say.
+    pub fn work(&self) -> Option<Work> {
+        let thread = self.0.thread.load(Ordering::Relaxed);
+        let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+        let mut parts = text.split_ascii_whitespace().map(|part| part.parse().ok());
+        let mut next = || parts.next().flatten().map(Duration::from_nanos);
+        Some(Work {
+            ran: next()?,
+            waited: next()?,
         })
-        .await;
     }
 
     fn beat(&self) {
         // One writer: the shard.
-        let ticks = &self.0.ticks;
-        ticks.store(ticks.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.0.ticks.store(self.ticks() + 1, Ordering::Relaxed);
     }
 }
 
@@ -105,10 +106,11 @@ pub fn granted_parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// Starts a shard: `body` runs on a new thread pinned to `core`, with a timer wheel that the ticker drives.
+/// Starts a shard: `body` runs on a new thread, pinned to `core` if one is given, with a timer wheel that the ticker
+/// drives.
 pub fn spawn_shard<F, T>(
     name: &str,
-    core: usize,
+    core: impl Into<Option<usize>>,
     settings: Settings,
     heartbeat: Heartbeat,
     body: impl FnOnce(Wheel) -> F + Send + 'static,
@@ -118,8 +120,12 @@ where
     T: Send + 'static,
 {
     let name = name.to_owned();
+    let placement = match core.into() {
+        Some(core) => glommio::Placement::Fixed(core),
+        None => glommio::Placement::Unbound,
+    };
     std::thread::Builder::new().name(name.clone()).spawn(move || {
-        let built = glommio::LocalExecutorBuilder::new(glommio::Placement::Fixed(core))
+        let built = glommio::LocalExecutorBuilder::new(placement)
             .name(&name)
             .preempt_timer(settings.preempt)
             .ring_depth(512)
@@ -128,16 +134,13 @@ where
             .make();
         let executor = built
             .map_err(|error| -> Box<dyn std::any::Any + Send> { Box::new(BuildError(error.to_string())) })?;
+        super::uring::bound_sleeps(settings.longest_sleep);
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        heartbeat.0.thread.store(thread, Ordering::Relaxed);
         let run = || {
             executor.run(async move {
                 let wheel = Wheel::new(TICK, super::clock::now());
                 let ticking = wheel.clone();
-                let pulse = heartbeat.clone();
-                super::spawn::spawn_uncounted(async move {
-                    loop {
-                        pulse.poked().await;
-                    }
-                });
                 if settings.ticker {
                     super::spawn::spawn_uncounted(async move {
                         loop {

@@ -5,16 +5,25 @@
 //! holds four functions; this file defines the same four symbols, and since this crate comes before glommio's archive
 //! on the link line, the linker takes these. A wrong order would be a duplicate symbol, and [`flagged_rings`] proves
 //! at start-up that the flag took effect.
+//!
+//! The same place mends a sleep of glommio 0.9 that nothing ends: its loop can go to sleep although tasks can run, and
+//! with the shard's ticker among them no timer is left that would wake it. So no sleep is longer than
+//! [`bound_sleeps`] says; whoever sleeps on is woken as by a signal, goes round once, and runs what can run.
 // unsafe: system calls that no safe crate covers; each block states what it relies on.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 const IORING_SETUP_IOPOLL: u32 = 1;
 const IORING_SETUP_COOP_TASKRUN: u32 = 1 << 8;
 /// Only the thread that makes a ring submits to it: so does glommio, whose foreign wakes only write an eventfd.
 const IORING_SETUP_SINGLE_ISSUER: u32 = 1 << 12;
+const IORING_ENTER_GETEVENTS: u32 = 1;
+/// The signal mask is a [`GetEvents`] with a limit of time (5.11).
+const IORING_ENTER_EXT_ARG: u32 = 1 << 3;
 /// liburing's probe makes a ring of two entries; it needs no flag.
 const PROBE_ENTRIES: libc::c_uint = 2;
 /// Locked memory that glommio asks for, for each executor.
@@ -22,6 +31,31 @@ pub const MEMLOCK_BYTES: u64 = 512 * 1024;
 
 static RINGS: AtomicU32 = AtomicU32::new(0);
 static FLAGGED: AtomicU32 = AtomicU32::new(0);
+static OVERSLEPT: AtomicU64 = AtomicU64::new(0);
+/// Whether the kernel has refused IORING_ENTER_EXT_ARG.
+static UNBOUNDED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The longest sleep of this thread's rings, in nanoseconds; 0 for ever.
+    static LONGEST_SLEEP: Cell<i64> = const { Cell::new(0) };
+}
+
+/// `struct io_uring_getevents_arg` (include/uapi/linux/io_uring.h).
+#[repr(C)]
+struct GetEvents {
+    signals: u64,
+    signals_bytes: u32,
+    pad: u32,
+    /// Address of a [`Time`].
+    time: u64,
+}
+
+/// `struct __kernel_timespec`.
+#[repr(C)]
+struct Time {
+    seconds: i64,
+    nanoseconds: i64,
+}
 
 /// `struct io_uring_params` (include/uapi/linux/io_uring.h): 120 bytes.
 #[repr(C)]
@@ -86,17 +120,54 @@ pub unsafe extern "C" fn __sys_io_uring_enter2(
     sig: *mut libc::c_void,
     size: libc::c_int,
 ) -> libc::c_int {
-    // SAFETY: the caller gives io_uring_enter's own arguments; they are passed on as they are.
-    unsafe {
+    // SAFETY: the caller gives io_uring_enter's own arguments, which are passed on as they are; or `argument` is
+    // exchanged for a struct that lives through the call, with its size and the flag that names it.
+    let enter = |flags: u32, argument: *mut libc::c_void, size: usize| unsafe {
         libc::syscall(
             libc::SYS_io_uring_enter,
             fd,
             to_submit,
             min_complete,
             flags,
-            sig,
+            argument,
             size,
         ) as libc::c_int
+    };
+    let plain = || enter(flags, sig, size as usize);
+    let longest = LONGEST_SLEEP.get();
+    let sleeps = min_complete > 0 && flags & IORING_ENTER_GETEVENTS != 0 && sig.is_null();
+    if !sleeps || longest == 0 || UNBOUNDED.load(Relaxed) {
+        return plain();
+    }
+    let time = Time {
+        seconds: longest / 1_000_000_000,
+        nanoseconds: longest % 1_000_000_000,
+    };
+    let mut events = GetEvents {
+        signals: 0,
+        signals_bytes: 0,
+        pad: 0,
+        time: (&raw const time) as u64,
+    };
+    let argument = (&raw mut events).cast();
+    let entered = enter(flags | IORING_ENTER_EXT_ARG, argument, size_of::<GetEvents>());
+    if entered >= 0 {
+        return entered;
+    }
+    // SAFETY: the C library gives the address of this thread's own variable.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    match *errno {
+        libc::ETIME => {
+            OVERSLEPT.fetch_add(1, Relaxed);
+            // An end that glommio knows: as if a signal had come.
+            *errno = libc::EINTR;
+            entered
+        }
+        libc::EINVAL => {
+            UNBOUNDED.store(true, Relaxed);
+            plain()
+        }
+        _ => entered,
     }
 }
 
@@ -135,6 +206,17 @@ pub unsafe extern "C" fn __sys_io_uring_register(
 /// How many sleeping rings were made through this file, and how many of them took the flag: two for each executor.
 pub fn flagged_rings() -> (u32, u32) {
     (RINGS.load(Relaxed), FLAGGED.load(Relaxed))
+}
+
+/// Lets no ring of this thread sleep for longer than `longest`; zero lets them. Without effect on kernels older than
+/// 5.11.
+pub fn bound_sleeps(longest: Duration) {
+    LONGEST_SLEEP.set(i64::try_from(longest.as_nanos()).unwrap_or(i64::MAX));
+}
+
+/// How often a ring of this process has slept until the bound: as often as a ticker was slept over.
+pub fn overslept() -> u64 {
+    OVERSLEPT.load(Relaxed)
 }
 
 /// Why a shard cannot run here, with the mend.

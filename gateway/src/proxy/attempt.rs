@@ -3,7 +3,6 @@
 //! `core::attempt` decides; here are the connections, the bytes and the clocks that it decides about. What ends the wait
 //! for an upstream, whatever it is for, is one function: the client is gone, or the time is over.
 
-use super::before::Before;
 use super::body::{End, Moved, Sending, TURN_BYTES, poll_request};
 use super::exchange::{Exchange, Outcome};
 use super::watch::{status_of, watched};
@@ -16,7 +15,7 @@ use crate::io::{clock, executor, spawn};
 use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{
-    Answer, Attempts, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
+    Answer, Attempts, Before, BodyProgress, Failure, Judged, Overrides, RetryPolicy, Timeouts, Verdict,
 };
 use isthmus_core::cluster::Choice;
 use isthmus_core::cluster::outlier::Signal;
@@ -162,7 +161,7 @@ async fn attempt_all(
                     && attempts.hedge(progress, || admit(context, cluster, now, &mut beside));
                 if hedges {
                     context.stats.borrow_mut().counters.hedges += 1;
-                    before.note(&lease);
+                    before.note(lease.endpoint(), lease.level());
                     // Its time was over, whatever comes of it.
                     lease.report(Signal::NoAnswer, now);
                     lease.observe(None, now);
@@ -195,7 +194,7 @@ async fn attempt_all(
                     }
                     Judged::Retry(wait) => wait,
                 };
-                before.note(&lease);
+                before.note(lease.endpoint(), lease.level());
                 drop_answer(x, cluster, lease, upstream, sent).await;
                 pause(context, conn, x, wait).await?;
                 continue;
@@ -207,7 +206,7 @@ async fn attempt_all(
         if !matches!(failure, Failure::Reset { reused: true } | Failure::LeftOut) {
             lease.report(Signal::NoAnswer, now);
         }
-        before.note(&lease);
+        before.note(lease.endpoint(), lease.level());
         lease.finish(None, now);
         let verdict = {
             let mut random = context.random.borrow_mut();
@@ -567,8 +566,8 @@ async fn connect(
     let name = name.as_deref();
     let choice = Choice {
         hash: x.hash,
-        avoid: &before.endpoints,
-        without: before.without,
+        avoid: before.endpoints(),
+        without: before.without(),
         group,
         now,
     };

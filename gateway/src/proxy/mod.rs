@@ -2,7 +2,6 @@
 //! and the upstream's side meet.
 
 mod attempt;
-mod before;
 mod body;
 mod cors;
 pub mod exchange;

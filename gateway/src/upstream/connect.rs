@@ -113,6 +113,21 @@ pub async fn open(
     Ok((stream, address))
 }
 
+/// The permit of a connection that is being made. Who gives that up gives the permit back only when the ring has let the
+/// socket go, which it does not before it is entered again: until then the upstream may see the connection.
+struct Making<'a> {
+    permit: Option<Permit>,
+    wheel: &'a Wheel,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.wheel.drop_later(permit);
+        }
+    }
+}
+
 /// Connects. The permit is given back when it fails.
 pub async fn connect(
     address: SocketAddr,
@@ -123,7 +138,15 @@ pub async fn connect(
     limits: MessageLimits,
     open: Open,
 ) -> Result<Box<Connection>, Cause> {
-    let (stream, address) = self::open(address, &wanted, pool, wheel).await?;
+    let mut making = Making {
+        permit: Some(permit),
+        wheel,
+    };
+    let opened = self::open(address, &wanted, pool, wheel).await;
+    let permit = making.permit.take();
+    let ((stream, address), Some(permit)) = (opened?, permit) else {
+        return Err(Cause::ConnectFailed);
+    };
     Ok(Box::new(Connection {
         stream,
         reader: MessageReader::new(pool, limits),
@@ -138,4 +161,89 @@ pub async fn connect(
         permit,
         open,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::executor::{self, Heartbeat, Settings};
+    use isthmus_core::shared::Budget;
+    use std::future::Future;
+    use std::io::{ErrorKind, Read};
+    use std::net::TcpListener;
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    /// Accepts connections until `over`; answers the most that were open at the same time.
+    fn most_open(listener: &TcpListener, over: &AtomicBool) -> usize {
+        listener.set_nonblocking(true).unwrap();
+        let (mut open, mut most) = (Vec::new(), 0);
+        while !over.load(SeqCst) {
+            let Ok((stream, _)) = listener.accept() else {
+                std::thread::yield_now();
+                continue;
+            };
+            // What has ended before the new one began is known to have ended.
+            open.retain_mut(|stream: &mut std::net::TcpStream| {
+                matches!(stream.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+            });
+            stream.set_nonblocking(true).unwrap();
+            open.push(stream);
+            most = most.max(open.len());
+        }
+        most
+    }
+
+    #[test]
+    fn a_connection_that_is_given_up_half_made_keeps_its_permit_until_it_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&over);
+        let counting = std::thread::spawn(move || most_open(&listener, &theirs));
+        let core = executor::granted_cores().first().copied();
+        let shard = executor::spawn_shard(
+            "given-up",
+            core,
+            Settings::default(),
+            Heartbeat::default(),
+            move |wheel| async move {
+                let (budget, pool) = (Budget::new(1), Pool::default());
+                for round in 0..100u32 {
+                    let permit = loop {
+                        match budget.acquire() {
+                            Some(permit) => break permit,
+                            None => executor::turn().await,
+                        }
+                    };
+                    let wanted = Wanted {
+                        targets: None,
+                        timeout: Duration::from_secs(30),
+                        keepalive: None,
+                        proxy_header: None,
+                        secure: None,
+                    };
+                    let limits = isthmus_core::limits::Settings::default().message_limits();
+                    let mut making = Box::pin(connect(
+                        address,
+                        wanted,
+                        permit,
+                        &pool,
+                        &wheel,
+                        limits,
+                        Open::new(&Rc::default()),
+                    ));
+                    poll_fn(|cx| Poll::Ready(making.as_mut().poll(cx).is_ready())).await;
+                    if round % 2 == 0 {
+                        // So that the ring has seen it.
+                        executor::turn().await;
+                    }
+                    drop(making);
+                }
+            },
+        );
+        shard.unwrap().join().unwrap().unwrap();
+        over.store(true, SeqCst);
+        assert_eq!(counting.join().unwrap(), 1);
+    }
 }

@@ -5,9 +5,11 @@
 //! question that the caller answers: whether its budget allows one more (`cluster::retry_budget`). Once a byte of an
 //! answer is on its way to the client there is nothing to ask any more: [`Attempts::answered`] comes before that.
 
+pub mod before;
 pub mod overrides;
 pub mod policy;
 
+pub use before::Before;
 pub use overrides::{OverrideLimits, Overrides, Timeouts};
 pub use policy::{RetryOn, RetryPolicy};
 

@@ -160,7 +160,7 @@ pub struct ConnId(pub u32);
 /// Names an endpoint of one cluster on one shard; it stays the same while the endpoint's address stays in the set, and
 /// is never given to another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EndpointId(u32);
+pub struct EndpointId(pub(crate) u32);
 
 /// Names a connection that carries several requests at a time; never given to another one of the cluster on its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -66,6 +66,8 @@ defects! {
     RetryAfterBytes => [NoRetryAfterBytes];
     /// A retry goes to the endpoint that failed.
     RetryOnSameEndpoint => [RetriesGoElsewhere];
+    /// A retry goes to the localities that it is to leave out.
+    LocalitiesNotLeftOut => [RetriesLeaveLocalities];
     /// An attempt has as much time as the whole, or more.
     PerTryAboveTotal => [AttemptsHaveLessThanTheWhole];
     /// A retry that has ended still counts.

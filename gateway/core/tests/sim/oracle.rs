@@ -4,6 +4,7 @@
 use super::scenario::{Scenario, Spot, WARMUP_MS};
 use isthmus_core::cluster::balancer::BalancerKind;
 use isthmus_core::cluster::hash::TableKind;
+use isthmus_core::cluster::locality::Levels;
 use isthmus_core::cluster::outlier::Signal;
 use isthmus_core::shared::Limits;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,8 @@ pub(crate) enum Rule {
     RetriesWithinBudget,
     /// The load of a level follows from what it has available, with room to spare.
     LevelsTakeWhatTheyCan,
+    /// A retry that leaves localities out goes to none of them while others have something.
+    RetriesLeaveLocalities,
     /// Endpoints get their shares, by weight.
     SharesHold,
     /// An endpoint that warms up has at most its share.
@@ -109,6 +112,8 @@ pub(crate) struct Pick {
     pub(crate) hash: Option<u64>,
     /// Whether the request looks for an endpoint that it has not tried.
     pub(crate) avoids: bool,
+    /// Levels that it leaves out, as long as others have something.
+    pub(crate) without: Levels,
     /// Whether the endpoint may have been chosen some time ago, for a request that found no permit.
     pub(crate) is_kept: bool,
 }
@@ -243,8 +248,13 @@ impl<'s> Oracle<'s> {
     }
 
     fn levels(&self, shard: usize) -> BTreeMap<u32, Level> {
+        self.levels_without(shard, Levels::NONE)
+    }
+
+    fn levels_without(&self, shard: usize, without: Levels) -> BTreeMap<u32, Level> {
         let mut levels: BTreeMap<u32, Level> = BTreeMap::new();
-        for spot in &self.views[shard].spots {
+        let spots = self.views[shard].spots.iter();
+        for spot in spots.filter(|spot| !without.has(spot.level)) {
             let level = levels.entry(spot.level).or_default();
             level.all += 1;
             level.available += u64::from(!self.is_ejected(shard, spot.port));
@@ -313,8 +323,17 @@ impl<'s> Oracle<'s> {
         else {
             return self.broken(Rule::PicksAreInTheSet, format!("{port} on shard {shard}"));
         };
-        let levels = self.levels(shard);
-        let level = levels[&spot.level];
+        let mut levels = self.levels(shard);
+        if !pick.without.is_empty() && !pick.is_kept {
+            let others = self.levels_without(shard, pick.without);
+            if others.values().any(|level| level.part > 0) {
+                levels = others;
+            }
+        }
+        let Some(&level) = levels.get(&spot.level) else {
+            let what = format!("{port} of level {} on shard {shard}", spot.level);
+            return self.broken(Rule::RetriesLeaveLocalities, what);
+        };
         let is_taken = !self.is_ejected(shard, port) || level.panics;
         self.must(is_taken, Rule::PicksAreAvailable, || {
             format!("{port} on shard {shard}")

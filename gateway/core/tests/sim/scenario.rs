@@ -82,7 +82,7 @@ fn policy(random: &mut Random) -> RetryPolicy {
         on,
         status_codes: codes.into(),
         ignore_previous_hosts: one_in(random, 4).then_some(false),
-        remote_localities: false,
+        remote_localities: one_in(random, 3),
     }
 }
 

@@ -13,7 +13,9 @@ use super::oracle::{Facts, Oracle, Pick, Rule, Violation};
 use super::scenario::{Scenario, Spot, TRAFFIC_MS, address, ms};
 use super::upstream::{Behaviour, Connect, Reaction};
 use http::{Method, StatusCode};
-use isthmus_core::attempt::{Answer, Attempts, BodyProgress, Failure, Judged, RetryOn, Timeouts, Verdict};
+use isthmus_core::attempt::{
+    Answer, Attempts, Before, BodyProgress, Failure, Judged, RetryOn, Timeouts, Verdict,
+};
 use isthmus_core::cluster::breaker::{Victim, WaiterId};
 use isthmus_core::cluster::hash::hash;
 use isthmus_core::cluster::locality::Levels;
@@ -129,8 +131,7 @@ struct Request<'s> {
     deadline: Option<u64>,
     is_due: Option<u64>,
     hash: Option<u64>,
-    avoids: bool,
-    avoid: Vec<EndpointId>,
+    before: Before,
     replayable: bool,
     number: u32,
     current: Option<u64>,

@@ -261,6 +261,7 @@ impl World<'_> {
                 request: 0,
                 hash: None,
                 avoids: false,
+                without: Levels::NONE,
                 is_kept: false,
             });
             *counts.entry(port).or_default() += 1;

@@ -49,8 +49,7 @@ impl World<'_> {
             deadline,
             is_due: deadline,
             hash: is_keyed.then(|| hash(&[b'k', key as u8])),
-            avoids: policy.ignores_previous_hosts(is_keyed),
-            avoid: Vec::new(),
+            before: Before::new(policy, is_keyed),
             replayable: !self.one_in(5),
             number: 0,
             current: None,
@@ -88,6 +87,7 @@ impl World<'_> {
         }
         request.number = request.attempts.start();
         let number = request.number;
+        request.before.begin(number);
         if number > request.attempts_max {
             self.oracle
                 .broken(Rule::AttemptsAreBounded, format!("{number} of request {id}"));
@@ -106,7 +106,11 @@ impl World<'_> {
         };
         let (shard, place) = (request.shard, request.place);
         let fresh = request.attempts.needs_fresh_connection();
-        let avoid = request.avoid.clone();
+        let avoid = request.before.endpoints().to_vec();
+        let without = match self.defect {
+            Some(Defect::LocalitiesNotLeftOut) => Levels::NONE,
+            _ => request.before.without(),
+        };
         let hash = match self.defect {
             Some(Defect::HashMovedByOthers) => {
                 let count = self.spots.len() as u64;
@@ -125,7 +129,7 @@ impl World<'_> {
                 hash,
                 avoid: &avoid,
                 group: Group::ALL,
-                without: Levels::NONE,
+                without,
                 now,
             };
             match self.acquire(shard, choice, fresh) {
@@ -245,14 +249,15 @@ impl World<'_> {
         self.leave(id);
         self.next += 1;
         let attempt = self.next;
-        let (shard, port, hash, avoids) = {
+        let (shard, port, hash, avoids, without) = {
             let request = self.requests.get_mut(&id).expect("it has just looked");
             request.current = Some(attempt);
             (
                 request.shard,
                 self.conns[&conn].port,
                 request.hash,
-                request.avoids,
+                request.before.avoids(),
+                request.before.without(),
             )
         };
         let is_kept = std::mem::take(&mut self.shards[shard].is_kept);
@@ -266,6 +271,7 @@ impl World<'_> {
             request: id,
             hash,
             avoids,
+            without,
             is_kept,
         });
         let used = self.conns.get_mut(&conn).expect("it was picked");
@@ -536,11 +542,12 @@ impl World<'_> {
     pub(super) fn avoid(&mut self, id: u64, attempt: u64) {
         let attempt = &self.attempts[&attempt];
         let request = self.requests.get_mut(&id).expect("the request of an attempt");
-        if request.avoids {
+        if request.before.avoids() {
             self.oracle.failed(id, attempt.port, attempt.came);
-            if self.defect != Some(Defect::RetryOnSameEndpoint) {
-                request.avoid.push(attempt.endpoint);
-            }
+        }
+        if self.defect != Some(Defect::RetryOnSameEndpoint) {
+            let level = self.shards[attempt.shard].cluster.level(attempt.endpoint);
+            request.before.note(attempt.endpoint, level);
         }
     }
 

@@ -182,7 +182,7 @@ spec: {host: api.partner.example, trafficPolicy: {tls: {mode: SIMPLE, sni: api.p
     let all = |documents: &[&str]| {
         let source = Source {
             name: "egress.yaml".to_owned(),
-            text: documents.join("\n---\n"),
+            text: documents.join("\n---\n").into(),
         };
         let found = compile(&[source], &Options::default()).diagnostics;
         let about = found

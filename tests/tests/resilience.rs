@@ -414,7 +414,6 @@ outlierDetection: {consecutive5xxErrors: 4, interval: 100ms, baseEjectionTime: 3
         gateway.metric("isthmus_ejections_total") == Some(1.0)
     });
 
-    let begun = std::time::Instant::now();
     eventually(SOON, "it is back", || ejected(&gateway).is_empty());
     assert_eq!(gateway.metric("isthmus_unejections_total"), Some(1.0));
     eventually(SOON, "four more failures", || {

@@ -239,6 +239,7 @@ mod tests {
                         executor::turn().await;
                     }
                     drop(making);
+                    assert!(budget.acquire().is_none(), "the ring may hold the socket");
                 }
             },
         );

@@ -23,7 +23,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-/// What a client may have done in one turn of its connection's task, before the shard's other tasks have theirs: bytes
+/// What a peer may have done in one turn of its connection's task, before the shard's other tasks have theirs: bytes
 /// that were read, and for each frame as many as it costs about as much as.
 const TURN: usize = 64 * 1024;
 const FRAME_COST: usize = 256;
@@ -44,7 +44,7 @@ impl Holder for Waiter {
     }
 }
 
-/// How much of its turn a client has used up. Who always has more to say than was read would else never wait for the
+/// How much of its turn a peer has used up. Who always has more to say than was read would else never wait for the
 /// ring, and with it nobody else's bytes would be seen.
 #[derive(Default)]
 struct Turn {
@@ -128,8 +128,8 @@ pub struct Mover {
     pool: Pool,
     /// What was read of it before.
     begun: ReadBuffer,
-    /// The turns of a client, which others must not suffer from.
-    turn: Option<Turn>,
+    /// The turns of the peer, which others must not suffer from.
+    turn: Turn,
     /// Whether large reads are worth it.
     is_bulk: bool,
     /// Whether the stream takes nothing any more.
@@ -149,15 +149,15 @@ impl Drop for Mover {
 impl Mover {
     /// Takes over the reading and writing of an upstream's stream.
     pub fn to_server(stream: Rc<Stream>, pool: &Pool, options: Options) -> Self {
-        Self::new(stream, ReadBuffer::new(pool), options, None)
+        Self::new(stream, ReadBuffer::new(pool), options)
     }
 
     /// Takes over the reading and writing of a client's stream from which `begun` was read already.
     pub fn to_client(stream: Rc<Stream>, begun: ReadBuffer, options: Options) -> Self {
-        Self::new(stream, begun, options, Some(Turn::default()))
+        Self::new(stream, begun, options)
     }
 
-    fn new(stream: Rc<Stream>, begun: ReadBuffer, options: Options, turn: Option<Turn>) -> Self {
+    fn new(stream: Rc<Stream>, begun: ReadBuffer, options: Options) -> Self {
         Self {
             link: Rc::new(Link {
                 engine: RefCell::new(Connection::new(options, clock::now())),
@@ -166,7 +166,7 @@ impl Mover {
             stream,
             pool: begun.pool().clone(),
             begun,
-            turn,
+            turn: Turn::default(),
             is_bulk: false,
             is_broken: false,
             is_ended: false,
@@ -223,9 +223,7 @@ impl Mover {
         if self.is_ended || self.link.engine.borrow().is_clogged() {
             return Poll::Pending;
         }
-        if let Some(turn) = &mut self.turn {
-            ready!(turn.poll(cx));
-        }
+        ready!(self.turn.poll(cx));
         let there = self.begun.data();
         let mut engine;
         let read = if there.is_empty() {
@@ -238,9 +236,7 @@ impl Mover {
                 Poll::Pending => Poll::Pending,
             };
             let (Poll::Ready(read), Some(block)) = (read, block) else {
-                if let Some(turn) = &mut self.turn {
-                    turn.end();
-                }
+                self.turn.end();
                 return Poll::Pending;
             };
             // A connection that fails has ended: what it was said before is still there.
@@ -260,9 +256,7 @@ impl Mover {
             self.is_ended = true;
             engine.closed();
         }
-        if let Some(turn) = &mut self.turn {
-            turn.used += read + engine.take_frames() as usize * FRAME_COST;
-        }
+        self.turn.used += read + engine.take_frames() as usize * FRAME_COST;
         Poll::Ready(())
     }
 

@@ -28,6 +28,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// Room for one stream's data, and for that of all streams of a connection. Clients of all kinds share a connection, and
 /// some do not take what they have asked for: their streams must not use up the room of the others, so that the
@@ -35,6 +36,9 @@ use std::task::{Context, Poll, Waker};
 const WINDOWS: (u32, u32) = (128 * 1024, (1 << 31) - 1);
 /// Streams that an upstream is taken to allow before it has said how many.
 pub const STREAMS_AT_FIRST: u32 = 100;
+
+/// How long an upstream that is told why its connection ends may take to read it.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 enum State {
     Connecting,
@@ -277,8 +281,15 @@ async fn run(
             }
             return Poll::Ready(Ok(()));
         }
+        if link.engine().is_over() && !deadline.is_set() {
+            // What it is told last is worth no longer wait.
+            deadline.set(GOODBYE);
+        }
         if deadline.poll(cx).is_ready() {
-            return Poll::Ready(Err(Cause::ConnectTimeout));
+            return Poll::Ready(match is_settled {
+                true => Ok(()),
+                false => Err(Cause::ConnectTimeout),
+            });
         }
         match &mut pulse {
             Some(pulse) => pulse.poll(&link, cx).map(Ok),

@@ -66,8 +66,14 @@ pub struct Reader {
 impl Reader {
     /// Reads files, and directories with all that is below them, whose names end in `.yaml`, `.yml` or `.json`, in the
     /// order of their names. `now` is the time of the wall. Beside it a hash of what the file system says of them, which
-    /// [`stamps`] gives, too. An error names its path.
-    pub fn read(&mut self, paths: &[PathBuf], now: SystemTime) -> io::Result<(Vec<Source>, u64)> {
+    /// [`stamps`] gives, too. Files that look as they did are read again only without `trust`: some file systems tell changes
+    /// late. An error names its path.
+    pub fn read(
+        &mut self,
+        paths: &[PathBuf],
+        now: SystemTime,
+        trust: bool,
+    ) -> io::Result<(Vec<Source>, u64)> {
         let files = list(paths)?;
         let hash = content_hash(&files);
         self.round += 1;
@@ -75,16 +81,17 @@ impl Reader {
         for (path, stamp) in files {
             sources.push(Source {
                 name: path.display().to_string(),
-                text: self.text(path, stamp, now)?,
+                text: self.text(path, stamp, now, trust)?,
             });
         }
         self.known.retain(|_, known| known.round == self.round);
         Ok((sources, hash))
     }
 
-    fn text(&mut self, path: PathBuf, stamp: Stamp, now: SystemTime) -> io::Result<Arc<str>> {
+    fn text(&mut self, path: PathBuf, stamp: Stamp, now: SystemTime, trust: bool) -> io::Result<Arc<str>> {
         let known = self.known.get_mut(&path);
         if let Some(known) = known
+            && trust
             && known.stamp == Some(stamp)
         {
             known.round = self.round;
@@ -111,7 +118,7 @@ pub fn stamps(paths: &[PathBuf]) -> u64 {
 
 /// What [`Reader::read`] reads, once.
 pub fn read_paths(paths: &[PathBuf]) -> io::Result<Vec<Source>> {
-    let (sources, _) = Reader::default().read(paths, SystemTime::UNIX_EPOCH)?;
+    let (sources, _) = Reader::default().read(paths, SystemTime::UNIX_EPOCH, true)?;
     Ok(sources)
 }
 
@@ -133,7 +140,12 @@ fn collect(path: PathBuf, given: bool, files: &mut Vec<(PathBuf, Stamp)>) -> io:
     let is_named = path
         .extension()
         .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json");
-    let data = std::fs::metadata(&path).map_err(|error| with_path(&path, &error))?;
+    let data = match std::fs::metadata(&path) {
+        Ok(data) => data,
+        // A link that leads nowhere, or a file of an editor that has gone meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !given => return Ok(()),
+        Err(error) => return Err(with_path(&path, &error)),
+    };
     if !data.is_dir() {
         if given || is_named {
             files.push((path, Stamp::of(&data)));
@@ -224,7 +236,7 @@ mod tests {
         let paths = [folder.path().to_owned()];
         let mut reader = Reader::default();
         let mut read = || {
-            let (sources, hash) = reader.read(&paths, later()).unwrap();
+            let (sources, hash) = reader.read(&paths, later(), true).unwrap();
             assert_eq!(hash, stamps(&paths));
             let texts: Vec<Arc<str>> = sources.into_iter().map(|source| source.text).collect();
             (texts, hash)
@@ -246,7 +258,7 @@ mod tests {
         // Nothing is read: the stamp says that it is the same.
         let known = reader.known.get_mut(&b).unwrap();
         known.text = "remembered".into();
-        let (sources, _) = reader.read(&paths, later()).unwrap();
+        let (sources, _) = reader.read(&paths, later(), true).unwrap();
         assert_eq!(&*sources[0].text, "remembered");
     }
 
@@ -257,9 +269,9 @@ mod tests {
         std::fs::write(&path, "a").unwrap();
         let paths = [path.clone()];
         let mut reader = Reader::default();
-        reader.read(&paths, SystemTime::now()).unwrap();
+        reader.read(&paths, SystemTime::now(), true).unwrap();
         reader.known.get_mut(&path).unwrap().text = "remembered".into();
-        let (sources, _) = reader.read(&paths, SystemTime::now()).unwrap();
+        let (sources, _) = reader.read(&paths, SystemTime::now(), true).unwrap();
         assert_eq!(&*sources[0].text, "a");
     }
 }

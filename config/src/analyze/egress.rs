@@ -360,7 +360,9 @@ fn rules_for(server: &Server, host: &str, port: u16) -> Option<String> {
 fn unsecured(view: &View<'_>, report: &mut Report<'_>) {
     let ports = view.context.registry.services().iter();
     let mut ports = ports.flat_map(|service| &service.ports);
-    if !ports.any(|port| matches!(port.protocol, Protocol::Https | Protocol::Tls)) {
+    if !ports
+        .any(|port| matches!(port.protocol, Protocol::Https | Protocol::Tls) || port.target == HTTPS_PORT)
+    {
         return;
     }
     let mut told = HashSet::new();

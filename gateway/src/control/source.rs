@@ -162,7 +162,7 @@ impl Files {
 
     /// Reads and compiles the files; answers also what was read.
     pub fn load(&mut self) -> std::io::Result<(Outcome, Vec<Source>)> {
-        let (sources, stamps) = self.sources()?;
+        let (sources, stamps) = self.sources(true)?;
         if self.lost_files(&sources) {
             let text =
                 "no file of resources has anything in it, and the state folder has some that were served";
@@ -174,17 +174,17 @@ impl Files {
     }
 
     /// The files, and what came by the admin API behind them; beside them what the file system says of the files.
-    fn sources(&mut self) -> std::io::Result<(Vec<Source>, u64)> {
+    fn sources(&mut self, trust: bool) -> std::io::Result<(Vec<Source>, u64)> {
         let text = self
             .written
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        self.sources_with(&text)
+        self.sources_with(&text, trust)
     }
 
-    fn sources_with(&mut self, written: &str) -> std::io::Result<(Vec<Source>, u64)> {
-        let (mut sources, stamps) = self.read()?;
+    fn sources_with(&mut self, written: &str, trust: bool) -> std::io::Result<(Vec<Source>, u64)> {
+        let (mut sources, stamps) = self.read(trust)?;
         if !written.trim().is_empty() {
             let mut known = self.sources.iter().filter(|source| source.name == WRITTEN);
             let same = known.find(|source| *source.text == *written);
@@ -196,11 +196,11 @@ impl Files {
         Ok((sources, stamps))
     }
 
-    fn read(&mut self) -> std::io::Result<(Vec<Source>, u64)> {
+    fn read(&mut self, trust: bool) -> std::io::Result<(Vec<Source>, u64)> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.reader.read(&self.paths, clock::wall()) {
+            match self.reader.read(&self.paths, clock::wall(), trust) {
                 // Replaced between the listing of its folder and its reading.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound && tries < READS_MAX => {}
                 done => return done,
@@ -233,7 +233,7 @@ impl Files {
 
     fn write(&mut self, write: Writing) -> Option<Event> {
         let begun = clock::now();
-        let (sources, stamps) = match self.sources_with(&write.text) {
+        let (sources, stamps) = match self.sources_with(&write.text, true) {
             Ok(read) => read,
             Err(error) => {
                 let why = format!("the files cannot be read: {error}");
@@ -300,7 +300,7 @@ impl Files {
 
     fn look(&mut self, forced: bool) -> Loaded {
         let begun = clock::now();
-        let (sources, stamps) = match self.sources() {
+        let (sources, stamps) = match self.sources(!forced) {
             Ok(read) => read,
             Err(error) => {
                 self.stamps = isthmus_config::stamps(&self.paths);

@@ -29,8 +29,6 @@ const TURN: usize = 64 * 1024;
 const FRAME_COST: usize = 256;
 /// Output that is written although more may come at once.
 const WRITE_AT: usize = 32 * 1024;
-/// Room for the data of a stream that is kept for what comes next.
-const CHUNK_KEPT: usize = 64 * 1024;
 
 /// Who waits for a stream.
 #[derive(Default)]
@@ -399,7 +397,9 @@ impl Exchange {
     pub fn ignore(&mut self) {
         let mut engine = self.link.engine.borrow_mut();
         engine.passed_on(self.key, self.chunk.len() - self.at);
+        engine.ignore(self.key);
         drop(engine);
+        self.link.kick();
         self.chunk = Vec::new();
         self.at = 0;
         self.ended = true;
@@ -467,11 +467,9 @@ impl Exchange {
         self.at += used;
         self.passed_on += used as u64;
         if self.at == self.chunk.len() {
+            // A stream that waits holds no room.
             self.at = 0;
-            self.chunk.clear();
-            if self.ended || self.chunk.capacity() > CHUNK_KEPT {
-                self.chunk = Vec::new();
-            }
+            self.chunk = Vec::new();
         }
         self.link.engine.borrow_mut().passed_on(self.key, used);
         self.link.kick();

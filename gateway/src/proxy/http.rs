@@ -580,6 +580,7 @@ async fn pass_on(
     let mut farewell = (tunnel && x.request.upgrade == "websocket").then(|| Box::new(Farewell::new(conn)));
     let idle = context.settings.stream_idle_timeout;
     conn.phase().set(idle);
+    let is_http2 = x.request.version == Version::Http2;
     let Exchange {
         trailers,
         to_upstream,
@@ -633,7 +634,13 @@ async fn pass_on(
             Poll::Ready(moved) => return Poll::Ready(moved),
             Poll::Pending => {}
         }
-        if !tunnel && sending != Sending::Streaming && conn.poll_gone(cx).is_ready() {
+        // While the body streams, its own reads notice a client that is gone. Of HTTP/2 they do not while they have no
+        // room to go on, and a look costs no read.
+        let may_be_gone = match sending {
+            Sending::Streaming => is_http2 && conn.has_unread(),
+            _ => !tunnel || is_http2,
+        };
+        if may_be_gone && conn.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
         }
         if conn.drain() == Drain::Cut {

@@ -108,22 +108,31 @@ impl Connection {
         if let State::Ready(link) = state {
             link.retire();
         }
+        self.wake();
     }
 
     /// Waits until the connection is made, or could not be; if `settled`, until the upstream has said what it can do.
     pub fn poll_ready(&self, settled: bool, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
         match &*self.state.borrow() {
             State::Ready(_) if settled && !self.is_settled.get() => {
-                self.waiting.borrow_mut().push(cx.waker().clone());
+                self.wait(cx);
                 Poll::Pending
             }
             State::Connecting => {
-                self.waiting.borrow_mut().push(cx.waker().clone());
+                self.wait(cx);
                 Poll::Pending
             }
             State::Failed(cause) => Poll::Ready(Err(*cause)),
             // One that has gone meanwhile leaves the stream out, which says more.
             State::Ready(_) | State::Retired => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Has the task woken, once, when something changes.
+    fn wait(&self, cx: &Context<'_>) {
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
         }
     }
 

@@ -71,13 +71,7 @@ const NAMES: &[Name] = &[
     },
     Name {
         path: &["tokio"],
-        // io/h2 names the two traits that the HTTP/2 library reads and writes through, and no runtime.
-        only_in: &[
-            "gateway/src/control",
-            "gateway/src/run.rs",
-            "gateway/src/demo",
-            "gateway/src/io/h2.rs",
-        ],
+        only_in: &["gateway/src/control", "gateway/src/run.rs", "gateway/src/demo"],
         why: "its runtime belongs to the control thread",
     },
     Name {

@@ -15,6 +15,8 @@ const TABLE_BYTES: usize = 4096;
 const INTEGER_OCTETS: u32 = 5;
 /// The name of a static entry that has an index in messages of its own.
 const STATUS_NAME: u32 = 8;
+/// Room that is kept for the next string.
+const STRING_KEPT: usize = 4 * 1024;
 /// Tells the peer that nothing of its table is used (RFC 7541, 6.3).
 pub(super) const NO_TABLE: u8 = 0x20;
 
@@ -216,6 +218,16 @@ impl Decoder {
         into: &mut Fields,
     ) -> Result<(), Undecodable> {
         into.begin(max_size, max_count);
+        let decoded = self.decode_all(block, into);
+        for room in [&mut self.name, &mut self.value] {
+            if room.capacity() > STRING_KEPT {
+                *room = Vec::new();
+            }
+        }
+        decoded
+    }
+
+    fn decode_all(&mut self, block: &[u8], into: &mut Fields) -> Result<(), Undecodable> {
         let mut octets = Octets(block);
         let mut has_field = false;
         while let Some(&first) = octets.0.first() {

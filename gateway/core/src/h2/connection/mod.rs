@@ -4,8 +4,9 @@
 //! [`Connection::output`]. In between are streams, which users hold by a [`Key`]: heads and data come out of them and go
 //! into them, and whoever holds one is told when something about it changes. Nothing here waits or knows a socket.
 //!
-//! Memory is bounded by what peers may send without being read: windows for data, [`OUTPUT_MAX`] for what waits to be
-//! sent, the number of streams and the sizes of their heads, and one frame that has not come whole.
+//! Memory is bounded by what peers may send without being read: windows for data, [`OUTPUT_MAX`] for data that waits to be
+//! sent and twice that for what answers frames ([`Connection::is_clogged`]), the number of streams and the sizes of their
+//! heads, and one frame that has not come whole. A connection without streams holds next to nothing.
 
 mod receive;
 mod send;
@@ -37,11 +38,14 @@ const SEND_FRAME_MAX: u32 = 64 * 1024;
 const BLOCK_MAX: usize = 1024 * 1024;
 /// Interim answers of one stream that wait to be looked at; more are left out.
 const INTERIM_MAX: usize = 16;
-/// How many streams are remembered as reset.
-const RESETS_REMEMBERED: usize = 256;
+/// How many streams are remembered that have ended, and that were reset: as many as a client may have refused.
+const WHOLE_REMEMBERED: usize = 256;
+const RESETS_REMEMBERED: usize = 1024;
 /// Sections of fields that are kept to be used again, and the room that each may keep.
 const SPARE_MAX: usize = 32;
 const SPARE_BYTES: usize = 8 * 1024;
+/// Places for streams that a connection without any keeps.
+const STREAMS_KEPT: usize = 4;
 /// What the question is marked with whose answer says that the peer knows of the end.
 const LEAVING: [u8; 8] = *b"leaving\0";
 /// What the question is marked with that is asked to see whether the peer is there.
@@ -124,6 +128,8 @@ struct Stream<T> {
     trailers: Option<Box<Fields>>,
     /// Data that has come and was not taken.
     data: Vec<u8>,
+    /// Whether data is of no use to anybody.
+    is_ignored: bool,
     /// Whether the peer has ended its side.
     is_received: bool,
     /// Bytes that the peer may still send.
@@ -193,24 +199,45 @@ struct Block {
     is_last: bool,
 }
 
-/// Streams that were reset lately, and by whom (RFC 9113, 5.1: what was on its way is no mistake).
-#[derive(Debug, Default)]
-struct Resets {
-    streams: VecDeque<(u32, bool)>,
+/// How a stream has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Both sides have said all.
+    Whole,
+    /// It was reset from here: what was on its way is no mistake (RFC 9113, 5.1).
+    Given,
+    /// The peer has reset it.
+    Reset,
 }
 
-impl Resets {
-    fn remember(&mut self, stream: u32, by_peer: bool) {
-        if self.streams.len() >= RESETS_REMEMBERED {
-            self.streams.pop_front();
+/// How a client's streams of late have ended.
+#[derive(Debug, Default)]
+struct Past {
+    whole: VecDeque<u32>,
+    resets: VecDeque<(u32, Ending)>,
+}
+
+impl Past {
+    fn remember(&mut self, stream: u32, ending: Ending) {
+        if ending == Ending::Whole {
+            if self.whole.len() >= WHOLE_REMEMBERED {
+                self.whole.pop_front();
+            }
+            return self.whole.push_back(stream);
         }
-        self.streams.push_back((stream, by_peer));
+        if self.resets.len() >= RESETS_REMEMBERED {
+            self.resets.pop_front();
+        }
+        self.resets.push_back((stream, ending));
     }
 
-    /// Whether the peer has reset it; None when nobody has, as far as is remembered.
-    fn by_peer(&self, stream: u32) -> Option<bool> {
-        let found = self.streams.iter().rev().find(|(reset, _)| *reset == stream);
-        found.map(|(_, by_peer)| *by_peer)
+    /// None when that is not remembered.
+    fn how(&self, stream: u32) -> Option<Ending> {
+        let reset = self.resets.iter().rev().find(|(reset, _)| *reset == stream);
+        let is_whole = || self.whole.iter().any(|whole| *whole == stream);
+        reset
+            .map(|(_, ending)| *ending)
+            .or_else(|| is_whole().then_some(Ending::Whole))
     }
 }
 
@@ -262,7 +289,7 @@ pub struct Connection<T> {
     /// The last stream of the peer, and of this side.
     peer_last: u32,
     own_last: u32,
-    resets: Resets,
+    past: Past,
     is_settled: bool,
     end: End,
     /// Whether the peer opens no more streams, or takes no more.
@@ -338,7 +365,7 @@ impl<T: Holder> Connection<T> {
             allowed: options.streams,
             peer_last: 0,
             own_last: 0,
-            resets: Resets::default(),
+            past: Past::default(),
             is_settled: false,
             end: End::Open,
             is_peer_leaving: false,
@@ -431,6 +458,7 @@ impl<T: Holder> Connection<T> {
             is_head_request: false,
             trailers: None,
             data: Vec::new(),
+            is_ignored: false,
             is_received: false,
             room: i64::from(self.options.stream_window),
             untold: 0,
@@ -478,6 +506,9 @@ impl<T: Holder> Connection<T> {
             self.free.push(key.slot);
             self.by_id.remove(&id);
             if let Some(gone) = gone {
+                if gone.failure.is_none() && self.options.role == Role::Server {
+                    self.past.remember(gone.id, Ending::Whole);
+                }
                 self.give_back(gone.data.len());
                 let left = gone.interim.into_iter().chain(gone.head).chain(gone.trailers);
                 left.for_each(|fields| self.recycle(fields));
@@ -485,6 +516,24 @@ impl<T: Holder> Connection<T> {
         }
         if was_counted {
             self.open_more();
+        }
+        if !self.has_streams() {
+            // What waits holds no room.
+            self.spare.truncate(1);
+            if self.streams.capacity() > STREAMS_KEPT {
+                self.streams = Vec::new();
+                self.free = Vec::new();
+            }
+        }
+    }
+
+    /// The peer has not looked at the stream, and will not.
+    fn leave_out(&mut self, key: Key) {
+        if let Some(stream) = self.stream(key) {
+            stream.failure = Some(Failure::LeftOut);
+            stream.pending = None;
+            stream.holder.tell();
+            self.settle(key);
         }
     }
 
@@ -531,7 +580,7 @@ impl<T: Holder> Connection<T> {
         stream.interim.pop_front().or_else(|| stream.head.take())
     }
 
-    /// Exchanges the data that has come for a buffer, which is empty, and answers whether there was any.
+    /// Takes the data that has come, and answers whether there was any.
     pub fn take_data(&mut self, key: Key, into: &mut Vec<u8>) -> bool {
         let Some(stream) = self.stream(key) else {
             return false;
@@ -539,8 +588,7 @@ impl<T: Holder> Connection<T> {
         if stream.data.is_empty() {
             return false;
         }
-        into.clear();
-        std::mem::swap(into, &mut stream.data);
+        *into = std::mem::take(&mut stream.data);
         true
     }
 
@@ -561,8 +609,20 @@ impl<T: Holder> Connection<T> {
         self.stream(key)?.trailers.take()
     }
 
+    /// Data of the stream is of no use to anybody.
+    pub fn ignore(&mut self, key: Key) {
+        if let Some(stream) = self.stream(key) {
+            stream.is_ignored = true;
+            let data = std::mem::take(&mut stream.data);
+            self.passed_on(key, data.len());
+        }
+    }
+
     /// Notes that so many bytes of data were passed on: the peer may send as many more.
     pub fn passed_on(&mut self, key: Key, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         let window = self.options.stream_window;
         let bytes_told = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(stream) = self.stream(key)
@@ -570,7 +630,7 @@ impl<T: Holder> Connection<T> {
             && stream.failure.is_none()
         {
             stream.untold = stream.untold.saturating_add(bytes_told);
-            if stream.untold >= window / 2 {
+            if stream.untold >= window.div_ceil(2) {
                 let more = std::mem::take(&mut stream.untold);
                 let id = stream.id;
                 stream.room += i64::from(more);
@@ -585,7 +645,7 @@ impl<T: Holder> Connection<T> {
         self.untold = self
             .untold
             .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        if self.untold >= self.options.connection_window / 2 && self.end != End::Over {
+        if self.untold >= self.options.connection_window.div_ceil(2) && self.end != End::Over {
             let more = std::mem::take(&mut self.untold);
             self.room += i64::from(more);
             frame::write_window_update(&mut self.output, 0, more);
@@ -1261,6 +1321,92 @@ mod tests {
         assert!(client.is_received(key));
         assert_eq!(client.take_trailers(key).unwrap().list.len(), 1);
         assert!(client.holder(key).unwrap().0 > 0);
+    }
+
+    #[test]
+    fn a_socket_that_never_takes_all_keeps_nothing_of_what_it_has_taken() {
+        let mut client = client();
+        let now = Instant::now();
+        client.receive(&frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]), now);
+        client.receive(&frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]), now);
+        let key = client.open(false, false, ask).unwrap();
+        let data = vec![0; 1 << 20];
+        for _ in 0..2000 {
+            client.send_data(key, &data, false).unwrap();
+            client.sent(20_000.min(client.output().len()));
+            assert!(
+                client.output.capacity() <= 4 * OUTPUT_MAX,
+                "{}",
+                client.output.capacity()
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_that_crosses_the_last_word_ends_nothing() {
+        let opens = |id| frame(HEADERS, END_HEADERS, id, &block(ask));
+        let mut server = server_after(&opens(1));
+        let now = Instant::now();
+        let first = server.accept().unwrap();
+        server.leave();
+        server.receive(&frame(PING, 1, 0, &LEAVING), now);
+        let late = [
+            opens(3),
+            frame(DATA, 0, 3, b"some"),
+            frame(RST_STREAM, 0, 3, &[0; 4]),
+        ]
+        .concat();
+        server.receive(&late, now);
+        server.receive(&frame(DATA, END_STREAM, 1, b"more"), now);
+        assert_eq!((server.misbehaviour(), server.accept()), (None, None));
+        assert_eq!(server.failure(first), None);
+        assert!(server.send_head(first, true, answer));
+        server.release(first);
+        assert!(server.is_over());
+    }
+
+    #[test]
+    fn what_was_on_its_way_to_streams_long_given_up_ends_nothing() {
+        let mut bytes = Vec::new();
+        let mut server = server_after(&[]);
+        let now = Instant::now();
+        for at in 0..2000 {
+            server.receive(&frame(HEADERS, END_HEADERS, 2 * at + 1, &block(ask)), now);
+            let key = server.accept().unwrap();
+            server.release(key);
+            bytes.extend(frame(DATA, 0, 2 * at + 1, b"late"));
+            let sent = server.output().len();
+            server.sent(sent);
+        }
+        server.receive(&bytes, now);
+        assert_eq!(server.misbehaviour(), None);
+        assert_eq!(server.room + i64::from(server.untold), 1024 * 1024);
+    }
+
+    #[test]
+    fn a_connection_without_streams_holds_next_to_nothing() {
+        let mut ask = block(ask);
+        let long = vec![b'x'; 15_000];
+        hpack::write_field(&mut ask, crate::header::HeaderId::Other, b"a", &long);
+        let mut bytes = Vec::new();
+        for at in 0..100 {
+            bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * at + 1, &ask));
+        }
+        let mut server = server_after(&bytes);
+        for key in std::iter::from_fn(|| server.accept()).collect::<Vec<_>>() {
+            let head = server.take_head(key).unwrap();
+            server.recycle(head);
+            assert!(server.send_head(key, true, answer));
+            server.release(key);
+        }
+        let sent = server.output().len();
+        server.sent(sent);
+        assert!(server.spare.len() <= 1 && server.streams.capacity() <= STREAMS_KEPT);
+        assert!(
+            server.output.capacity() == 0 && server.kept_bytes() < 16 * 1024,
+            "{}",
+            server.kept_bytes()
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::super::frame::{
 };
 use super::super::watch::{Misbehaviour, Written};
 use super::{
-    BLOCK_MAX, Block, Connection, End, Failure, Holder, INTERIM_MAX, Input, Key, LEAVING, OUTPUT_MAX,
+    BLOCK_MAX, Block, Connection, End, Ending, Failure, Holder, INTERIM_MAX, Input, Key, LEAVING, OUTPUT_MAX,
     PRESENT, Role, STREAM_MAX, WINDOW_MAX,
 };
 use crate::h1::head::content_length;
@@ -26,7 +26,7 @@ impl<T: Holder> Connection<T> {
         }
     }
 
-    pub(super) fn take_in(&mut self, mut bytes: &[u8]) -> Result<(), Misbehaviour> {
+    fn take_in(&mut self, mut bytes: &[u8]) -> Result<(), Misbehaviour> {
         while self.end != End::Over {
             match self.input {
                 Input::Preface => {
@@ -110,7 +110,7 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Looks at a frame's header, and decides what becomes of its payload.
-    pub(super) fn begin(&mut self, frame: &FrameHeader) -> Result<(), Misbehaviour> {
+    fn begin(&mut self, frame: &FrameHeader) -> Result<(), Misbehaviour> {
         self.frames += 1;
         if !self.is_settled && (frame.kind != FrameKind::Settings || frame.is_ack()) {
             return Err(Misbehaviour::NoSettings);
@@ -154,7 +154,8 @@ impl<T: Holder> Connection<T> {
         if !is_sized {
             return Err(Misbehaviour::FrameSize);
         }
-        if let Some(watch) = &mut self.watch {
+        let is_padded_data = frame.kind == FrameKind::Data && frame.is_padded();
+        if let Some(watch) = self.watch.as_mut().filter(|_| !is_padded_data) {
             watch.read(frame)?;
         }
         match frame.kind {
@@ -169,19 +170,20 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Whether nobody has opened a stream yet (RFC 9113, 5.1).
-    pub(super) fn is_idle(&self, stream: u32) -> bool {
+    fn is_idle(&self, stream: u32) -> bool {
         if stream == 0 {
             return false;
         }
         let is_odd = stream % 2 == 1;
         match self.options.role {
-            Role::Server => !is_odd || stream > self.peer_last,
+            // Those that are not looked at may be open, as the client sees it.
+            Role::Server => !is_odd || (stream > self.peer_last && !matches!(self.end, End::After(_))),
             Role::Client => !is_odd || stream > self.own_last,
         }
     }
 
     /// Judges a DATA frame, and lets `length` bytes of data come, of a payload that counts as a whole.
-    pub(super) fn begin_data(&mut self, frame: &FrameHeader, length: u32) -> Result<(), Misbehaviour> {
+    fn begin_data(&mut self, frame: &FrameHeader, length: u32) -> Result<(), Misbehaviour> {
         let counts = i64::from(frame.length);
         if counts > self.room {
             return Err(Misbehaviour::WindowSize);
@@ -222,7 +224,7 @@ impl<T: Holder> Connection<T> {
             }
             None => {
                 key = None;
-                self.closed_stream(frame.stream)?;
+                self.closed_stream(frame.stream, true)?;
             }
         }
         if padding > 0 {
@@ -246,13 +248,17 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Takes a piece of data, which may be the last of its stream.
-    pub(super) fn data(&mut self, key: Option<Key>, piece: &[u8], is_last: bool) {
+    fn data(&mut self, key: Option<Key>, piece: &[u8], is_last: bool) {
         let stream = key.and_then(|key| self.stream(key));
         match stream {
             Some(stream) if stream.failure.is_none() => {
-                stream.data.extend_from_slice(piece);
                 stream.is_received |= is_last;
                 stream.holder.tell();
+                if !stream.is_ignored {
+                    stream.data.extend_from_slice(piece);
+                } else if let Some(key) = key {
+                    self.passed_on(key, piece.len());
+                }
             }
             _ => self.give_back(piece.len()),
         }
@@ -261,13 +267,15 @@ impl<T: Holder> Connection<T> {
         }
     }
 
-    /// What is to be done about a head or data on a stream that has ended.
-    pub(super) fn closed_stream(&mut self, stream: u32) -> Result<(), Misbehaviour> {
-        match self.resets.by_peer(stream) {
-            // It was on its way.
-            Some(false) => Ok(()),
-            Some(true) => {
-                self.resets.remember(stream, true);
+    /// What is to be done about a head, or data, on a stream that has ended.
+    fn closed_stream(&mut self, stream: u32, is_data: bool) -> Result<(), Misbehaviour> {
+        if self.options.role == Role::Client || matches!(self.end, End::After(last) if stream > last) {
+            // It was on its way when the stream was given up, or is not looked at.
+            return Ok(());
+        }
+        match self.past.how(stream) {
+            Some(Ending::Given) => Ok(()),
+            Some(Ending::Reset) => {
                 frame::write_reset(&mut self.output, stream, code::STREAM_CLOSED);
                 self.wrote(Written::Reset {
                     stream,
@@ -275,18 +283,24 @@ impl<T: Holder> Connection<T> {
                 });
                 Ok(())
             }
-            None => Err(Misbehaviour::StreamClosed),
+            Some(Ending::Whole) => Err(Misbehaviour::StreamClosed),
+            // One that ended long ago, so that nobody remembers how; or the number was left out (RFC 9113, 5.1.1).
+            None if is_data => Ok(()),
+            None => Err(Misbehaviour::Protocol),
         }
     }
 
     /// Takes a frame that is whole.
-    pub(super) fn payload(&mut self, frame: &FrameHeader, payload: &[u8]) -> Result<(), Misbehaviour> {
+    fn payload(&mut self, frame: &FrameHeader, payload: &[u8]) -> Result<(), Misbehaviour> {
         match frame.kind {
             FrameKind::Data => {
                 let data = unpadded(payload)?;
-                let (before, length) = (payload.len() - data.len(), data.len());
-                debug_assert!(before > 0);
-                self.begin_data(frame, length as u32)?;
+                let length = data.len() as u32;
+                if let Some(watch) = &mut self.watch {
+                    // What is padding is of no use, however much of it there is.
+                    watch.read(&FrameHeader { length, ..*frame })?;
+                }
+                self.begin_data(frame, length)?;
                 if let Input::Data { key, is_last, .. } = self.input {
                     self.input = Input::Header;
                     self.data(key, data, is_last);
@@ -353,7 +367,7 @@ impl<T: Holder> Connection<T> {
         Ok(())
     }
 
-    pub(super) fn settings(&mut self, payload: &[u8]) -> Result<(), Misbehaviour> {
+    fn settings(&mut self, payload: &[u8]) -> Result<(), Misbehaviour> {
         for setting in payload.chunks_exact(6) {
             let &[i1, i2, v1, v2, v3, v4] = setting else {
                 continue;
@@ -397,7 +411,7 @@ impl<T: Holder> Connection<T> {
     }
 
     /// The peer has changed what it takes of each stream (RFC 9113, 6.9.2).
-    pub(super) fn resize_windows(&mut self, window: i64) -> Result<(), Misbehaviour> {
+    fn resize_windows(&mut self, window: i64) -> Result<(), Misbehaviour> {
         if window > WINDOW_MAX {
             return Err(Misbehaviour::WindowSize);
         }
@@ -408,14 +422,15 @@ impl<T: Holder> Connection<T> {
             if stream.window > WINDOW_MAX {
                 return Err(Misbehaviour::WindowSize);
             }
-            if more > 0 {
+            // Only who had no room waits for some.
+            if stream.window > 0 && stream.window <= more {
                 stream.holder.tell();
             }
         }
         Ok(())
     }
 
-    pub(super) fn window_update(&mut self, id: u32, more: u32) -> Result<(), Misbehaviour> {
+    fn window_update(&mut self, id: u32, more: u32) -> Result<(), Misbehaviour> {
         if id == 0 {
             self.window += i64::from(more);
             if more == 0 {
@@ -447,11 +462,11 @@ impl<T: Holder> Connection<T> {
         Ok(())
     }
 
-    pub(super) fn peer_reset(&mut self, id: u32, code: u32) {
+    fn peer_reset(&mut self, id: u32, code: u32) {
         let Some(key) = self.by_id.get(&id).copied() else {
             return;
         };
-        self.resets.remember(id, true);
+        self.past.remember(id, Ending::Reset);
         if let Some(stream) = self.stream(key) {
             if stream.failure.is_none() && !(stream.is_received && stream.is_sent) {
                 stream.failure = Some(Failure::Reset(code));
@@ -461,7 +476,7 @@ impl<T: Holder> Connection<T> {
         self.settle(key);
     }
 
-    pub(super) fn ping(&mut self, is_ack: bool, payload: [u8; 8]) {
+    fn ping(&mut self, is_ack: bool, payload: [u8; 8]) {
         if !is_ack {
             return frame::write_ping(&mut self.output, true, payload);
         }
@@ -477,11 +492,12 @@ impl<T: Holder> Connection<T> {
     }
 
     /// The peer ends the connection, and looks at no stream behind the last (RFC 9113, 6.8).
-    pub(super) fn peer_leaves(&mut self, last: u32) {
-        self.is_peer_leaving = true;
+    fn peer_leaves(&mut self, last: u32) {
         if self.options.role == Role::Server {
+            // It is about streams that are opened from here, of which there are none.
             return;
         }
+        self.is_peer_leaving = true;
         self.unopened.clear();
         for slot in 0..self.streams.len() {
             let Some(Some(stream)) = self.streams.get_mut(slot) else {
@@ -489,14 +505,11 @@ impl<T: Holder> Connection<T> {
             };
             let is_left_out = stream.id == 0 || stream.id > last;
             if is_left_out && stream.failure.is_none() && !stream.is_received {
-                stream.failure = Some(Failure::LeftOut);
-                stream.pending = None;
-                stream.holder.tell();
                 let key = Key {
                     slot: slot as u32,
                     serial: stream.serial,
                 };
-                self.settle(key);
+                self.leave_out(key);
             }
         }
     }
@@ -504,7 +517,7 @@ impl<T: Holder> Connection<T> {
     // Heads.
 
     /// Takes a header block that is whole.
-    pub(super) fn block(&mut self, block: Block, bytes: &[u8]) -> Result<(), Misbehaviour> {
+    fn block(&mut self, block: Block, bytes: &[u8]) -> Result<(), Misbehaviour> {
         let mut fields = self.spare.pop().unwrap_or_default();
         let most = (self.options.header_bytes, self.options.header_count);
         // Whatever becomes of it: the next block builds on it.
@@ -522,7 +535,7 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Takes a head, or trailers, of a client; what is of no use comes back.
-    pub(super) fn request(
+    fn request(
         &mut self,
         block: Block,
         mut fields: Box<Fields>,
@@ -533,15 +546,16 @@ impl<T: Holder> Connection<T> {
         }
         if id <= self.peer_last {
             let Some(key) = self.by_id.get(&id).copied() else {
-                self.closed_stream(id)?;
+                self.closed_stream(id, false)?;
                 return Ok(Some(fields));
             };
             return self.trailers(key, block, fields);
         }
-        self.peer_last = id;
         if let End::After(_) = self.end {
+            // It is not looked at, and the client has been told which was the last that is.
             return Ok(Some(fields));
         }
+        self.peer_last = id;
         let refusal = if self.active >= self.options.streams {
             Some(code::REFUSED_STREAM)
         } else if !fields.is_too_large() && (fields.is_malformed() || !is_request(&fields)) {
@@ -569,11 +583,7 @@ impl<T: Holder> Connection<T> {
     }
 
     /// Takes a head, or trailers, of a server; what is of no use comes back.
-    pub(super) fn answer(
-        &mut self,
-        block: Block,
-        fields: Box<Fields>,
-    ) -> Result<Option<Box<Fields>>, Misbehaviour> {
+    fn answer(&mut self, block: Block, fields: Box<Fields>) -> Result<Option<Box<Fields>>, Misbehaviour> {
         if self.is_idle(block.stream) {
             return Err(Misbehaviour::Protocol);
         }
@@ -618,7 +628,7 @@ impl<T: Holder> Connection<T> {
         Ok(None)
     }
 
-    pub(super) fn trailers(
+    fn trailers(
         &mut self,
         key: Key,
         block: Block,

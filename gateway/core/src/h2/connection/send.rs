@@ -4,8 +4,8 @@ use super::super::frame::{self, HEADER_BYTES, code};
 use super::super::hpack::NO_TABLE;
 use super::super::watch::Written;
 use super::{
-    Connection, End, Failure, Holder, Key, OUTPUT_KEPT, OUTPUT_LEAST, OUTPUT_MAX, Pending, Role,
-    SEND_FRAME_MAX,
+    Connection, End, Ending, Failure, Holder, Key, OUTPUT_KEPT, OUTPUT_LEAST, OUTPUT_MAX, Pending, Role,
+    SEND_FRAME_MAX, STREAM_MAX,
 };
 
 impl<T: Holder> Connection<T> {
@@ -24,6 +24,11 @@ impl<T: Holder> Connection<T> {
             } else {
                 self.output.clear();
             }
+        }
+        // A socket that never takes all of it must not keep what it has taken.
+        if self.sent >= OUTPUT_MAX / 2 {
+            self.output.drain(..self.sent);
+            self.sent = 0;
         }
         if self.output().len() <= OUTPUT_MAX / 2 {
             self.tell_waiting();
@@ -82,6 +87,13 @@ impl<T: Holder> Connection<T> {
 
     /// Opens streams that wait, as far as the peer takes more.
     pub(super) fn open_more(&mut self) {
+        if self.own_last >= STREAM_MAX - 1 {
+            // No number is left for those that wait.
+            self.is_retired = true;
+            while let Some(key) = self.unopened.pop_front() {
+                self.leave_out(key);
+            }
+        }
         while self.active < self.allowed && self.may_open() {
             let Some(key) = self.unopened.pop_front() else {
                 return;
@@ -234,7 +246,7 @@ impl<T: Holder> Connection<T> {
         if self.end == End::Over {
             return;
         }
-        self.resets.remember(id, false);
+        self.past.remember(id, Ending::Given);
         frame::write_reset(&mut self.output, id, code);
         self.wrote(Written::Reset { stream: id, code });
     }

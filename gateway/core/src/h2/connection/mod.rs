@@ -32,8 +32,8 @@ const WINDOW_MAX: i64 = (1 << 31) - 1;
 const WINDOW_AT_FIRST: i64 = 65_535;
 /// The last number that a stream can have.
 const STREAM_MAX: u32 = (1 << 31) - 1;
-/// Frames to be sent are no larger, whatever the peer takes, so that streams have their turns.
-const SEND_FRAME_MAX: u32 = 64 * 1024;
+/// Frames to be sent are no larger, whatever the peer takes: what every peer takes is what a record of TLS holds.
+const SEND_FRAME_MAX: u32 = FRAME_SIZE_MAX;
 /// The most of a header block that is held, whatever is allowed of it.
 const BLOCK_MAX: usize = 1024 * 1024;
 /// Interim answers of one stream that wait to be looked at; more are left out.

@@ -26,7 +26,7 @@ impl<T: Holder> Connection<T> {
             }
         }
         // A socket that never takes all of it must not keep what it has taken.
-        if self.sent >= OUTPUT_MAX / 2 {
+        if self.sent >= OUTPUT_MAX {
             self.output.drain(..self.sent);
             self.sent = 0;
         }
@@ -160,7 +160,8 @@ impl<T: Holder> Connection<T> {
     pub fn send_data(&mut self, key: Key, data: &[u8], is_last: bool) -> Result<usize, Failure> {
         let waits = self.output().len();
         let window = self.window;
-        let frame_max = self.peer_frame_max.min(SEND_FRAME_MAX) as usize;
+        // With its header, a frame fills a record of TLS.
+        let frame_max = (self.peer_frame_max.min(SEND_FRAME_MAX) as usize).saturating_sub(HEADER_BYTES);
         let stream = self.stream(key).ok_or(Failure::Over)?;
         if let Some(failure) = stream.failure {
             return Err(failure);
@@ -190,9 +191,11 @@ impl<T: Holder> Connection<T> {
             }
             return Ok(0);
         }
-        let room = usize::try_from(stream.window.min(window))
-            .unwrap_or(usize::MAX)
-            .min(space);
+        // Headers count, so that what is written at once is no more than it is meant to be.
+        let headers = space.div_ceil(frame_max.max(1)) * HEADER_BYTES;
+        let space = space.saturating_sub(headers).max(1);
+        let room = usize::try_from(stream.window.min(window)).unwrap_or(usize::MAX);
+        let room = room.min(space);
         let all = data.get(..room).unwrap_or(data);
         let id = stream.id;
         stream.window -= all.len() as i64;

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// What an entry counts beside its octets (RFC 9113, 6.5.2; RFC 7541, 4.1).
 pub(super) const ENTRY_OVERHEAD: usize = 32;
 
+/// How many times as large as what is taken a section may be that is answered.
+const BOMB: usize = 4;
+
 /// What a field's name is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
@@ -160,6 +163,11 @@ impl Fields {
     /// Whether there was more than is taken.
     pub fn is_too_large(&self) -> bool {
         self.is_too_large
+    }
+
+    /// Whether there was so much more that nobody means it: a few bytes of the table said over and over.
+    pub fn is_bomb(&self) -> bool {
+        self.size / BOMB > self.max_size
     }
 
     /// Whether there is any pseudo-header field.

@@ -1212,6 +1212,16 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_grows_by_its_table_ends_the_connection() {
+        let mut ask = block(ask);
+        ask.extend(b"\x40\x01a\x7f\xb9\x1d");
+        ask.extend([b'v'; 3896]);
+        ask.extend([0x80 | 62; 10_000]);
+        let server = server_after(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &ask));
+        assert_eq!(server.misbehaviour(), Some(Misbehaviour::HeaderBlock));
+    }
+
+    #[test]
     fn windows_open_again_for_what_nobody_takes() {
         // All that a client sends on streams that are given up counts, and is given back.
         let mut server = server_after(&[]);

@@ -524,6 +524,9 @@ impl<T: Holder> Connection<T> {
         self.decoder
             .decode(bytes, most, &mut fields)
             .map_err(|_| Misbehaviour::Compression)?;
+        if fields.is_bomb() {
+            return Err(Misbehaviour::HeaderBlock);
+        }
         let left = match self.options.role {
             Role::Server => self.request(block, fields)?,
             Role::Client => self.answer(block, fields)?,

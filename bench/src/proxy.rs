@@ -818,6 +818,11 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
     });
     let file = setup.folder.join("envoy.json");
     fs::write(&file, serde_json::to_vec(&configuration)?)?;
+    Ok(envoy_with(&file))
+}
+
+/// Envoy with one worker and this configuration.
+pub(crate) fn envoy_with(file: &Path) -> Command {
     let mut command = Command::new("envoy");
     command
         .args([
@@ -829,7 +834,7 @@ fn envoy(setup: &Setup<'_>) -> Result<Command> {
             "-c",
         ])
         .arg(file);
-    Ok(command)
+    command
 }
 
 /// What a proxy offers by ALPN.

@@ -8,7 +8,7 @@
 use crate::channel::Dialer;
 use crate::load::{Load, Pace};
 use crate::measure::{Cpu, Process, Spread};
-use crate::proxy::{READY, sharded_command, upstream};
+use crate::proxy::{READY, envoy_with, sharded_command, upstream};
 use crate::scenario::{SCENARIOS, Scenario};
 use anyhow::{Context, Result, ensure};
 use isthmus_core::random::Random;
@@ -360,17 +360,7 @@ fn start_envoy(written: &Written, folder: &Path, port: &HeldPort) -> Result<Opti
     fs::create_dir_all(folder)?;
     let file = folder.join("envoy.json");
     fs::write(&file, serde_json::to_vec(&written.envoy(port.address()))?)?;
-    let mut command = Command::new("envoy");
-    command
-        .args([
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-            "-c",
-        ])
-        .arg(file);
+    let command = envoy_with(&file);
     let mut process = Process::start(command, 0, folder)?;
     let last = Scenario::host(written.size.virtual_services() - 1);
     // It answers 404 before its routes are there.

@@ -7,7 +7,7 @@
 use crate::channel::Dialer;
 use crate::load::{Load, Pace};
 use crate::measure::{Process, Spread};
-use crate::proxy::{READY, gateway_command, listening};
+use crate::proxy::{READY, envoy_with, gateway_command, listening};
 use anyhow::{Context, Result, ensure};
 use isthmus_core::random::Random;
 use isthmus_tests::port::HeldPort;
@@ -366,16 +366,6 @@ spec:
         }});
         let file = folder.join("envoy.json");
         fs::write(&file, serde_json::to_vec(&configuration)?)?;
-        let mut command = Command::new("envoy");
-        command.args([
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-            "-c",
-        ]);
-        command.arg(file);
-        Ok(command)
+        Ok(envoy_with(&file))
     }
 }

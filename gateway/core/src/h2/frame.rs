@@ -210,6 +210,18 @@ pub(super) fn write_window_update(out: &mut Vec<u8>, stream: u32, more: u32) {
 /// Frames for the tests of this module's users.
 #[cfg(test)]
 pub(super) mod written {
+    pub(in crate::h2) const DATA: u8 = 0;
+    pub(in crate::h2) const HEADERS: u8 = 1;
+    pub(in crate::h2) const PRIORITY: u8 = 2;
+    pub(in crate::h2) const RST_STREAM: u8 = 3;
+    pub(in crate::h2) const SETTINGS: u8 = 4;
+    pub(in crate::h2) const PING: u8 = 6;
+    pub(in crate::h2) const GOAWAY: u8 = 7;
+    pub(in crate::h2) const WINDOW_UPDATE: u8 = 8;
+    pub(in crate::h2) const CONTINUATION: u8 = 9;
+    pub(in crate::h2) const END_STREAM: u8 = super::END_STREAM;
+    pub(in crate::h2) const END_HEADERS: u8 = super::END_HEADERS;
+
     /// A frame.
     pub(in crate::h2) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();

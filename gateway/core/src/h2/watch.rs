@@ -411,24 +411,15 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::written::*;
     use super::*;
     use crate::limits::Settings;
     use crate::random::Random;
 
     use super::code::{CANCEL, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, STREAM_CLOSED};
 
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    const PRIORITY: u8 = 2;
-    const RST_STREAM: u8 = 3;
-    const SETTINGS: u8 = 4;
-    const PING: u8 = 6;
-    const WINDOW_UPDATE: u8 = 8;
-    const CONTINUATION: u8 = 9;
     const PRIORITY_UPDATE: u8 = 16;
-    const END_STREAM: u8 = 1;
     const ACK: u8 = 1;
-    const END_HEADERS: u8 = 4;
 
     /// A connection, as both sides write it.
     struct Connection {

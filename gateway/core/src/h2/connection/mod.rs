@@ -732,25 +732,13 @@ mod tests {
     // Both sides of a connection against each other, and one against peers that break the rules.
     use super::super::fields::Pseudo;
     use super::super::frame::FrameKind;
-    use super::super::frame::written::frame;
+    use super::super::frame::written::*;
     use super::super::hpack;
     use super::receive::{number, split};
     use super::*;
     use crate::limits::Settings;
     use crate::random::Random;
     use std::collections::HashMap as Map;
-
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    const PRIORITY: u8 = 2;
-    const RST_STREAM: u8 = 3;
-    const SETTINGS: u8 = 4;
-    const PING: u8 = 6;
-    const GOAWAY: u8 = 7;
-    const WINDOW_UPDATE: u8 = 8;
-    const CONTINUATION: u8 = 9;
-    const END_STREAM: u8 = 1;
-    const END_HEADERS: u8 = 4;
 
     #[derive(Default)]
     struct Told(u32);

@@ -49,6 +49,19 @@ fn head(client: &mut Connection) {
     client.send(&Frame::headers(flag::END_STREAM, stream, head));
 }
 
+/// A request whose head names so many times one large entry of the table.
+fn grown(client: &mut Connection, times: usize) {
+    let stream = client.next_stream();
+    let large = "v".repeat(3900);
+    let mut head = client
+        .head("GET", "/small")
+        .literal(Indexing::Incremental, "x-bomb", large);
+    for _ in 0..times {
+        head = head.indexed(62);
+    }
+    client.send(&Frame::headers(flag::WHOLE, stream, head));
+}
+
 const ATTACKS: &[Attack] = &[
     Attack {
         name: "rapid reset",
@@ -69,17 +82,12 @@ const ATTACKS: &[Attack] = &[
     Attack {
         name: "heads that grow by the table",
         begin: nothing,
-        step: |client, _| {
-            let stream = client.next_stream();
-            let mut head =
-                client
-                    .head("GET", "/small")
-                    .literal(Indexing::Incremental, "x-bomb", "v".repeat(3900));
-            for _ in 0..10_000 {
-                head = head.indexed(62);
-            }
-            client.send(&Frame::headers(flag::WHOLE, stream, head));
-        },
+        step: |client, _| grown(client, 10_000),
+    },
+    Attack {
+        name: "heads that are too large",
+        begin: nothing,
+        step: |client, _| grown(client, 50),
     },
     Attack {
         name: "SETTINGS",

@@ -18,6 +18,20 @@ pub struct Chromium {
 impl Chromium {
     /// Opens `https://HOST:PORT/PATH` at this address, and believes this certificate whoever has issued it.
     pub fn open(host: &str, address: SocketAddr, path: &str, leaf: &Leaf) -> Self {
+        let url = format!("https://{host}:{}{path}", address.port());
+        Self::start(&url, host, &[leaf], &[])
+    }
+
+    /// Opens an address through a proxy that speaks TLS, and believes the certificates of both.
+    pub fn open_through(proxy: (&str, SocketAddr, &Leaf), url: &str, leaf: &Leaf) -> Self {
+        let (name, at, shown) = proxy;
+        let asked = format!("--proxy-server=https://{name}:{}", at.port());
+        Self::start(url, name, &[shown, leaf], &[asked])
+    }
+
+    /// Opens an address; this host is on this machine, nothing else is looked up, and these certificates are believed.
+    fn start(url: &str, host: &str, leaves: &[&Leaf], arguments: &[String]) -> Self {
+        let hashes: Vec<String> = leaves.iter().map(|leaf| leaf.spki_hash()).collect();
         let profile = TempDir::new().expect("a temporary folder");
         let child = Command::new("chromium")
             .args([
@@ -33,16 +47,15 @@ impl Chromium {
                 "--remote-debugging-port=0",
             ])
             .arg(format!("--user-data-dir={}", profile.path().display()))
-            // Nothing but the gateway is looked up.
             .arg(format!(
-                "--host-resolver-rules=MAP {host} {}, MAP * ~NOTFOUND",
-                address.ip()
+                "--host-resolver-rules=MAP {host} 127.0.0.1, MAP * ~NOTFOUND"
             ))
             .arg(format!(
                 "--ignore-certificate-errors-spki-list={}",
-                leaf.spki_hash()
+                hashes.join(",")
             ))
-            .arg(format!("https://{host}:{}{path}", address.port()))
+            .args(arguments)
+            .arg(url)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

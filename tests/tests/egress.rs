@@ -2,18 +2,26 @@
 //! says where their names lead, nginx is what is there, and curl asks.
 
 use isthmus_tests::cert::{Authority, Leaf, Wanted};
+use isthmus_tests::chromium::Chromium;
 use isthmus_tests::client::Client;
 use isthmus_tests::curl::Curl;
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::dns::{Dns, Reply, SERVFAIL};
 use isthmus_tests::gateway::{AccessLine, Builder, Gateway};
+use isthmus_tests::h2::Target;
+use isthmus_tests::h2::client::Connection;
+use isthmus_tests::h2::frame::{Code, Frame, flag};
+use isthmus_tests::h2::hpack::Block;
 use isthmus_tests::nginx::Nginx;
+use isthmus_tests::port::HeldPort;
+use isthmus_tests::resources::tls_files;
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 const HOST: &str = "api.partner.example";
 
@@ -364,7 +372,7 @@ fn a_forward_proxy_takes_absolute_requests_and_connect_to_what_is_registered() {
 #[test]
 fn connect_is_answered_when_there_is_a_way_and_elsewhere_it_is_no_method() {
     let dns = here(&[HOST]);
-    let nobody = isthmus_tests::port::HeldPort::take();
+    let nobody = HeldPort::take();
     let gateway = forward_proxy(&dns, nobody.address(), nobody.address());
     let mut client = Client::connect(gateway.listener(3128));
     client.send(format!("CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n\r\n"));
@@ -379,6 +387,145 @@ fn connect_is_answered_when_there_is_a_way_and_elsewhere_it_is_no_method() {
     let mut client = gateway.client();
     client.send("CONNECT a.example:443 HTTP/1.1\r\nhost: a.example\r\n\r\n");
     assert_eq!(client.response().status, 405);
+    gateway.stop();
+}
+
+/// Asks for a tunnel on a stream of its own.
+fn ask(client: &mut Connection, target: &str) -> u32 {
+    let stream = client.next_stream();
+    let head = Block::of(&[(":method", "CONNECT"), (":authority", target)]);
+    client.send(&Frame::headers(flag::END_HEADERS, stream, head));
+    stream
+}
+
+/// Waits for a tunnel that leads somewhere.
+fn open(client: &mut Connection, listener: &TcpListener) -> (u32, TcpStream) {
+    let stream = ask(client, &format!("{HOST}:443"));
+    client.flush();
+    let (target, _) = listener.accept().expect("the target is reached");
+    target
+        .set_read_timeout(Some(SOON))
+        .expect("a socket has a time limit");
+    client
+        .until("the tunnel", |client| client.answer(stream).status == Some(200))
+        .unwrap();
+    (stream, target)
+}
+
+#[test]
+fn connect_over_http2_has_streams_carry_bytes_that_end_one_way_after_the_other() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    let nobody = HeldPort::take();
+    let dns = here(&[HOST]);
+    let gateway = forward_proxy(&dns, nobody.address(), target);
+    let mut client = Connection::open(Target::cleartext(gateway.listener(3128))).unwrap();
+    client.handshake(&[]).unwrap();
+
+    // Two at a time, and a request beside them, which is independent of both.
+    let (first, mut one) = open(&mut client, &listener);
+    let (second, mut other) = open(&mut client, &listener);
+    let large = vec![b'x'; 300_000];
+    client.send(&Frame::data(flag::NONE, first, b"to one".as_slice()));
+    client.send(&Frame::data(flag::NONE, second, b"to the other".as_slice()));
+    client.flush();
+    let mut read = [0; 6];
+    one.read_exact(&mut read).unwrap();
+    assert_eq!(&read, b"to one");
+    let mut read = [0; 12];
+    other.read_exact(&mut read).unwrap();
+    assert_eq!(&read, b"to the other");
+    let writing = std::thread::spawn(move || {
+        one.write_all(&large).unwrap();
+        // The target ends first, and still hears what the client says.
+        one.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        one.read_to_end(&mut rest).unwrap();
+        rest
+    });
+    let answer = client.whole_answer(first).unwrap();
+    assert!(answer.ended && answer.body.len() == 300_000, "{answer:?}");
+    assert!(answer.fields.is_empty(), "{answer:?}");
+    client.send(&Frame::data(flag::NONE, first, b"still ".as_slice()));
+    client.send(&Frame::data(flag::END_STREAM, first, b"here".as_slice()));
+    client.flush();
+    assert_eq!(writing.join().unwrap(), b"still here");
+    let line = gateway.access_line(&format!("{HOST}:443"));
+    assert!(
+        line.line.contains("CONNECT api.partner.example:443 HTTP/2\" 200")
+            && line.line.contains(" 16 300000 "),
+        "{line:?}"
+    );
+
+    // Who breaks off is seen to have broken off, by either side.
+    client.send(&Frame::rst_stream(second, Code::CANCEL));
+    client.flush();
+    let gone = other.read(&mut [0; 10]).unwrap_err();
+    assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
+    let (third, target) = open(&mut client, &listener);
+    rustix::net::sockopt::set_socket_linger(&target, Some(Duration::ZERO)).unwrap();
+    drop(target);
+    let answer = client.whole_answer(third).unwrap();
+    assert_eq!(answer.reset, Some(Code::CONNECT_ERROR), "{answer:?}");
+
+    // What leads nowhere is answered, and the connection goes on.
+    drop(listener);
+    for (target, status, word) in [
+        ("api.partner.example:443", 503, "reached"),
+        ("api.partner.example:444", 404, "no virtual host"),
+        ("other.example:443", 404, "no virtual host"),
+        ("nonsense", 400, ""),
+    ] {
+        let stream = ask(&mut client, target);
+        let answer = client.whole_answer(stream).unwrap();
+        assert_eq!(answer.status, Some(status), "{target}: {answer:?}");
+        assert!(answer.text().contains(word), "{target}: {answer:?}");
+    }
+    assert_eq!(client.violation, None);
+    gateway.stop();
+
+    // Elsewhere it is no method.
+    let upstream = Upstream::echo("plain");
+    let gateway = Gateway::in_front_of(upstream.address());
+    let mut client = Connection::open(Target::cleartext(gateway.address())).unwrap();
+    client.handshake(&[]).unwrap();
+    let stream = ask(&mut client, "a.example:443");
+    client.answered(stream, 405).unwrap();
+    gateway.stop();
+}
+
+#[test]
+fn a_browser_goes_out_through_a_proxy_of_http2() {
+    let authority = Authority::new();
+    let page = vec![b'p'; 200_000];
+    let leaf = authority.server(&[HOST]);
+    let website = Nginx::secured(&leaf, None, &[("/page", &page)]);
+    let proxy = authority.server(&["proxy.example"]);
+    let dns = here(&[HOST]);
+    let (http, tls) = (
+        target(80, HeldPort::take().address()),
+        target(443, website.address()),
+    );
+    let text = example("forward-proxy.yaml", &[(&http.0, &http.1), (&tls.0, &tls.1)]);
+    let plain = "port: {number: 3128, name: http-proxy, protocol: HTTP}";
+    let secured = format!(
+        "port: {{number: 3128, name: https-proxy, protocol: HTTPS}}\n    tls: {{{}}}",
+        tls_files("SIMPLE", &proxy)
+    );
+    assert!(text.contains(plain));
+    let gateway = starting(&dns, &text.replace(plain, &secured)).port(3128).start();
+    let at = ("proxy.example", gateway.listener(3128), &proxy);
+    let url = format!("https://{HOST}/page");
+    let browser = Chromium::open_through(at, &url, &leaf);
+    eventually(6 * SOON, "the page is asked for", || {
+        website.access_log().contains("/page")
+    });
+    drop(browser);
+    let line = gateway.access_line(&format!("{HOST}:443"));
+    assert!(
+        line.line.contains("CONNECT api.partner.example:443 HTTP/2\" 200"),
+        "{line:?}"
+    );
     gateway.stop();
 }
 
@@ -415,7 +562,7 @@ fn what_comes_behind_a_proxys_answer_is_the_targets() {
         vec!["HTTP/1.1 200 Connection established\r\nx: y\r\n\r\nhello"],
         vec!["HTTP/1.0 200 OK\r\n", "\r\nhel", "lo"],
     ] {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = listener.local_addr().unwrap();
         let serving = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();

@@ -267,6 +267,12 @@ pub(crate) fn compile(
                 Transport::Http => place.add_http(draft.table(None).1, &path, report),
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
+                    // What a proxy's clients ask for is behind the TLS with the proxy itself.
+                    let forwards = forwards && server.protocol.eq_ignore_ascii_case("HTTPS");
+                    if forwards {
+                        place.quiet = true;
+                        place.add_forward(draft, &path, report);
+                    }
                     if let Some(policy) = place.add_tls(draft, &path, report) {
                         uses.push(TlsUse {
                             asked: TlsAsked::Server(policy),

@@ -56,7 +56,7 @@ pub struct Connection {
     /// The client's address.
     pub peer: SocketAddr,
     /// What is known about the client, when its TLS ends here.
-    pub secured: Option<Secured>,
+    pub secured: Option<Rc<Secured>>,
     /// Requests so far.
     pub requests: u32,
     drain: Rc<Cell<Drain>>,
@@ -77,7 +77,7 @@ impl Connection {
     pub fn new(
         stream: Stream,
         begun: ReadBuffer,
-        secured: Option<Secured>,
+        secured: Option<Rc<Secured>>,
         peer: SocketAddr,
         limits: MessageLimits,
         wheel: &Wheel,
@@ -142,7 +142,7 @@ impl Connection {
     }
 
     /// Hands the connection over to somebody else, with what was read of it.
-    pub fn into_parts(self) -> (Stream, ReadBuffer, Option<Secured>, Rc<Cell<Drain>>) {
+    pub fn into_parts(self) -> (Stream, ReadBuffer, Option<Rc<Secured>>, Rc<Cell<Drain>>) {
         (self.stream, self.reader.into_unread(), self.secured, self.drain)
     }
 
@@ -217,7 +217,7 @@ impl Downstream for Connection {
     }
 
     fn secured(&self) -> Option<&Secured> {
-        self.secured.as_ref()
+        self.secured.as_deref()
     }
 
     fn drain(&self) -> Drain {

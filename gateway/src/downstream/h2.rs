@@ -11,6 +11,7 @@ use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{Exchange, Link, Mover};
 use crate::io::stream::Stream as Socket;
 use crate::io::timer::{Timer, Wheel};
+use http::Method;
 use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h2::frame::code;
@@ -39,7 +40,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 struct Shared {
     peer: SocketAddr,
     local: Option<SocketAddr>,
-    secured: Option<Secured>,
+    secured: Option<Rc<Secured>>,
     drain: Rc<Cell<Drain>>,
     requests: Cell<u32>,
     /// Streams that are under way.
@@ -85,7 +86,7 @@ impl Connection {
     pub fn open(
         socket: Socket,
         begun: ReadBuffer,
-        secured: Option<Secured>,
+        secured: Option<Rc<Secured>>,
         peer: SocketAddr,
         (settings, limits): (&Settings, MessageLimits),
         wheel: &Wheel,
@@ -306,7 +307,7 @@ impl Stream {
             Some(read) => read.map_err(Cause::RequestHead)?,
             None => return Err(Cause::ClientGone),
         };
-        if has_body && into.upgrade.is_empty() {
+        if has_body && into.upgrade.is_empty() && into.method != Method::CONNECT {
             self.exchange.gather();
             // What is there as a whole has a length, whether the client has said it or not.
             if into.body == BodyLength::Chunked && self.exchange.is_done() {
@@ -319,8 +320,13 @@ impl Stream {
     }
 
     /// Breaks off, so that the client does not take what it got for a whole answer.
-    pub fn reset(&mut self) {
-        self.exchange.reset(code::INTERNAL_ERROR);
+    pub fn reset(&mut self, code: u32) {
+        self.exchange.reset(code);
+    }
+
+    /// What is known about the client, as long as somebody asks.
+    pub fn secured_shared(&self) -> Option<Rc<Secured>> {
+        self.shared.secured.clone()
     }
 }
 
@@ -334,7 +340,7 @@ impl Downstream for Stream {
     }
 
     fn secured(&self) -> Option<&Secured> {
-        self.shared.secured.as_ref()
+        self.shared.secured.as_deref()
     }
 
     fn drain(&self) -> Drain {

@@ -68,7 +68,7 @@ pub async fn serve(
     x.begin(started);
     x.route_timer.clear();
     x.timed_from = None;
-    let is_connect = x.request.method == Method::CONNECT && x.request.version != Version::Http2;
+    let is_connect = x.request.method == Method::CONNECT;
     if is_connect {
         // Boxed: its state would make every connection's larger.
         Box::pin(find_tunnel(context, listener, conn, x)).await;

@@ -11,6 +11,7 @@ pub mod http;
 mod local;
 mod mirror;
 mod pending;
+pub mod side;
 pub mod tcp;
 mod tee;
 pub mod upgrade;

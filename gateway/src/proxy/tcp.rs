@@ -5,10 +5,11 @@
 
 use super::Context;
 use super::body::TURN_BYTES;
+use super::side::{Side, Socket};
 use crate::access_log::Record;
 use crate::clusters::{ClusterHandle, Start};
 use crate::downstream::tls::Secured;
-use crate::io::buffer::{Filled, ReadBuffer};
+use crate::io::buffer::ReadBuffer;
 use crate::io::stream::Stream;
 use crate::io::{clock, executor};
 use crate::upstream::connect::{self, Wanted};
@@ -20,32 +21,30 @@ use isthmus_core::cluster::pool::Group;
 use isthmus_core::cluster::{Choice, EndpointId, Tunnel};
 use isthmus_core::drain::Drain;
 use isthmus_core::listener::TcpRoute;
-use isthmus_core::message::RequestHead;
+use isthmus_core::message::{RequestHead, Version};
 use isthmus_core::name::ClusterKey;
 use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::source::{Caller, Identity, Source, SourceName, Sources};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
-use std::io::IoSlice;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 /// Endpoints that are tried before a connection is given up.
 const ATTEMPTS: usize = 3;
 
-/// A client's connection that carries bytes.
-pub struct Client {
-    /// The socket.
-    pub stream: Stream,
-    /// What has been read of it already.
-    pub begun: ReadBuffer,
+/// A client's connection that carries bytes, or a stream of one that does.
+pub struct Client<S = Socket> {
+    /// Where the bytes come and go.
+    pub side: S,
     /// The client's address.
     pub peer: SocketAddr,
     /// What is known about it, when its TLS ends here.
-    pub secured: Option<Secured>,
+    pub secured: Option<Rc<Secured>>,
     /// The name that it asked TLS for, or the host that it asked this proxy for.
     pub server_name: Option<Box<str>>,
     /// The target that it asked this proxy for, with its port, and waits for an answer (CONNECT).
@@ -55,67 +54,50 @@ pub struct Client {
 }
 
 /// One direction.
+#[derive(Default)]
 struct Way {
-    buffer: ReadBuffer,
     moved: u64,
-    /// The sender has ended.
-    ended: bool,
-    /// The receiver knows.
+    /// The receiver knows that the sender has ended.
     told: bool,
 }
 
 impl Way {
-    fn new(buffer: ReadBuffer) -> Self {
-        Self {
-            buffer,
-            moved: 0,
-            ended: false,
-            told: false,
-        }
-    }
-
     /// Moves what there is; Ready when the whole way is done, broken, or has used up its turn.
     fn poll(
         &mut self,
-        from: &Stream,
-        to: &Stream,
+        from: &mut impl Side,
+        to: &mut impl Side,
         turn: &mut usize,
         cx: &mut TaskContext<'_>,
     ) -> Poll<Result<Moved, ()>> {
+        if self.told {
+            return Poll::Ready(Ok(Moved::All));
+        }
         loop {
-            while !self.buffer.is_empty() {
-                if *turn == 0 {
-                    return Poll::Ready(Ok(Moved::Turn));
+            let more = match from.poll_more(cx) {
+                Poll::Ready(Ok(more)) => more,
+                Poll::Ready(Err(())) => return Poll::Ready(Err(())),
+                Poll::Pending => {
+                    // What the receiver has taken is to go out in the meantime.
+                    return match to.poll_flush(cx) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(())),
+                        _ => Poll::Pending,
+                    };
                 }
-                match to.poll_write(cx, &[IoSlice::new(self.buffer.data())]) {
-                    Poll::Ready(Ok(written)) => {
-                        self.buffer.consume(written);
-                        self.moved += written as u64;
-                        *turn = turn.saturating_sub(written);
-                    }
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            if self.told {
+            };
+            if !more {
+                ready!(to.poll_flush(cx)).map_err(|_| ())?;
+                to.end();
+                self.told = true;
                 return Poll::Ready(Ok(Moved::All));
             }
-            match to.poll_flush(cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
-                Poll::Ready(Ok(())) if self.ended => {
-                    to.shutdown_write();
-                    self.told = true;
-                    return Poll::Ready(Ok(Moved::All));
-                }
-                Poll::Pending if self.ended => return Poll::Pending,
-                _ => {}
+            if *turn == 0 {
+                return Poll::Ready(Ok(Moved::Turn));
             }
-            match self.buffer.poll_fill(from, cx) {
-                Poll::Ready(Ok(Filled::Bytes(_) | Filled::Full)) => {}
-                Poll::Ready(Ok(Filled::End)) => self.ended = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
-                Poll::Pending => return Poll::Pending,
-            }
+            let written = ready!(to.poll_write(cx, from.data())).map_err(|_| ())?;
+            from.take(written);
+            self.moved += written as u64;
+            *turn = turn.saturating_sub(written);
         }
     }
 }
@@ -143,13 +125,13 @@ struct Outcome {
     /// The path of the unix socket that the endpoint is on.
     socket: Option<Arc<str>>,
     /// What a client that asked for the connection was answered, and what it asked for.
-    answered: Option<(StatusCode, Box<str>)>,
+    answered: Option<(StatusCode, Version, Box<str>)>,
 }
 
 /// Carries a connection to where a route says, until it ends.
-pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
+pub async fn serve<S: Side>(context: &Context, client: Client<S>, route: &TcpRoute) {
     let Some(route) = route_for(context, &client, route) else {
-        let (local, name) = (client.stream.local_addr(), client.server_name.as_deref());
+        let (local, name) = (client.side.local_addr(), client.server_name.as_deref());
         return refused(context, local, client.peer, name, Cause::NoRoute);
     };
     let draw = (context.random.borrow_mut().next_u64() >> 32) as u32;
@@ -162,7 +144,7 @@ pub async fn serve(context: &Context, client: Client, route: &TcpRoute) {
 }
 
 /// The route that is for a client.
-fn route_for<'r>(context: &Context, client: &Client, route: &'r TcpRoute) -> Option<&'r TcpRoute> {
+fn route_for<'r, S>(context: &Context, client: &Client<S>, route: &'r TcpRoute) -> Option<&'r TcpRoute> {
     if route.source.is_none() {
         return Some(route);
     }
@@ -176,14 +158,14 @@ fn route_for<'r>(context: &Context, client: &Client, route: &'r TcpRoute) -> Opt
 }
 
 /// Which workload the client is.
-fn source<'a>(sources: &'a Sources, client: &'a Client) -> Option<Source<'a>> {
+fn source<'a, S>(sources: &'a Sources, client: &'a Client<S>) -> Option<Source<'a>> {
     let secured = client.secured.as_ref();
     let identity = secured.and_then(|secured| secured.identity.as_deref());
     sources.find(client.peer.ip(), identity.and_then(Identity::parse))
 }
 
 /// What metrics call the client, if it is known.
-fn source_name(context: &Context, client: &Client) -> Option<SourceName> {
+fn source_name<S>(context: &Context, client: &Client<S>) -> Option<SourceName> {
     let sources = context.sources.borrow();
     if sources.is_empty() {
         return None;
@@ -196,7 +178,13 @@ pub async fn serve_cluster(context: &Context, client: Client, key: &ClusterKey) 
     serve_to(context, client, key, false, "").await;
 }
 
-async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: bool, by: &str) {
+async fn serve_to<S: Side>(
+    context: &Context,
+    mut client: Client<S>,
+    key: &ClusterKey,
+    secure: bool,
+    by: &str,
+) {
     let started = clock::now();
     let mut outcome = Outcome::default();
     if context.log.says_who_allowed() {
@@ -213,14 +201,10 @@ async fn serve_to(context: &Context, client: Client, key: &ClusterKey, secure: b
     let known = cluster.as_ref().ok().and_then(|cluster| cluster.key().clone());
     let source = source_name(context, &client);
     context.stats.borrow_mut().tcp_opened(&known, source.as_ref());
-    let (local, peer, name) = (
-        client.stream.local_addr(),
-        client.peer,
-        client.server_name.clone(),
-    );
+    let (local, peer, name) = (client.side.local_addr(), client.peer, client.server_name.clone());
     match cluster {
         Err(cause) => {
-            refuse(&client, cause, &mut outcome).await;
+            refuse(&mut client, cause, &mut outcome).await;
         }
         Ok(cluster) => {
             let counted = (&known, source.as_ref());
@@ -281,15 +265,16 @@ fn log(
         ..RequestHead::default()
     };
     request.set_path("-");
-    if let Some((_, target)) = &outcome.answered {
+    if let Some((_, version, target)) = &outcome.answered {
         request.method = Method::CONNECT;
+        request.version = *version;
         request.set_authority(target);
     }
     context.log.write(&Record {
         start: wall.checked_sub(duration).unwrap_or(wall),
         request: &request,
         original_path: None,
-        status: outcome.answered.as_ref().map(|(status, _)| status.as_u16()),
+        status: outcome.answered.as_ref().map(|(status, ..)| status.as_u16()),
         flags: outcome.cause.map_or(Flags::NONE, Cause::flag),
         detail: outcome.cause.map_or("", Cause::detail),
         bytes_received: outcome.received,
@@ -308,9 +293,9 @@ fn log(
     });
 }
 
-async fn carry(
+async fn carry<S: Side>(
     context: &Context,
-    client: Client,
+    mut client: Client<S>,
     cluster: &Rc<ClusterHandle>,
     counted: Counted<'_>,
     secure: bool,
@@ -325,11 +310,11 @@ async fn carry(
         name.as_deref(),
         Offer::Bytes,
         client.peer,
-        client.stream.local_addr(),
+        client.side.local_addr(),
     ) {
         Ok(wanted) => wanted,
         Err(cause) => {
-            return refuse(&client, cause, outcome).await;
+            return refuse(&mut client, cause, outcome).await;
         }
     };
     // The lease lasts as long as the connection: it counts in the balancer.
@@ -347,7 +332,7 @@ async fn carry(
             Start::Connect(lease, address, permit) => (lease, address, permit),
             Start::Reuse(..) | Start::Wait => continue,
             Start::Refuse(cause) => {
-                return refuse(&client, cause, outcome).await;
+                return refuse(&mut client, cause, outcome).await;
             }
         };
         outcome.upstream = Some(address);
@@ -368,13 +353,13 @@ async fn carry(
                 avoid.push(lease.endpoint());
                 lease.finish(None, clock::now());
                 if avoid.len() >= ATTEMPTS || cause == Cause::TunnelRefused {
-                    return refuse(&client, cause, outcome).await;
+                    return refuse(&mut client, cause, outcome).await;
                 }
             }
         }
     };
     outcome.upstream_local = upstream.local_addr();
-    if !answer(&client, StatusCode::OK, outcome).await {
+    if !answer(&mut client, StatusCode::OK, outcome).await {
         outcome.cause = Some(Cause::ClientGone);
         return lease.finish(None, clock::now());
     }
@@ -382,7 +367,7 @@ async fn carry(
     let cause = exchange(
         context,
         client,
-        (upstream, begun),
+        Socket::new(upstream, begun),
         counted,
         (idle, longest),
         outcome,
@@ -393,41 +378,21 @@ async fn carry(
 }
 
 /// Ends a connection that leads nowhere: with an answer, when the client waits for one.
-async fn refuse(client: &Client, cause: Cause, outcome: &mut Outcome) {
+async fn refuse<S: Side>(client: &mut Client<S>, cause: Cause, outcome: &mut Outcome) {
     outcome.cause = Some(cause);
     if client.asked.is_none() || !answer(client, cause.status(), outcome).await {
-        client.stream.reset_on_close();
+        client.side.break_off();
     }
 }
 
 /// Answers a client that asked for the connection; false when it is gone.
-async fn answer(client: &Client, status: StatusCode, outcome: &mut Outcome) -> bool {
+async fn answer<S: Side>(client: &mut Client<S>, status: StatusCode, outcome: &mut Outcome) -> bool {
     let Some(target) = &client.asked else {
         return true;
     };
-    outcome.answered = Some((status, target.clone()));
-    let text = match status {
-        StatusCode::OK => "HTTP/1.1 200 OK\r\n\r\n".to_owned(),
-        other => {
-            let body = outcome.cause.map_or("", Cause::text);
-            let length = body.len();
-            format!(
-                "HTTP/1.1 {other}\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
-            )
-        }
-    };
-    let mut left = text.as_bytes();
-    let written = std::future::poll_fn(|cx| {
-        while !left.is_empty() {
-            match client.stream.poll_write(cx, &[IoSlice::new(left)]) {
-                Poll::Ready(Ok(written)) => left = left.get(written..).unwrap_or(&[]),
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        client.stream.poll_flush(cx).map(|flushed| flushed.is_ok())
-    });
-    written.await
+    outcome.answered = Some((status, S::VERSION, target.clone()));
+    client.side.answer(status, outcome.cause.map_or("", Cause::text));
+    poll_fn(|cx| client.side.poll_flush(cx)).await.is_ok()
 }
 
 /// Connects to an endpoint, and through it to the target of a tunnel. Answers also where it leads, and what has come of
@@ -448,29 +413,26 @@ async fn lead(
 }
 
 /// Moves bytes both ways until both have ended; answers what else ended it.
-async fn exchange(
+async fn exchange<S: Side>(
     context: &Context,
-    client: Client,
-    (upstream, answered): (Stream, ReadBuffer),
+    client: Client<S>,
+    mut upstream: Socket,
     (key, source): Counted<'_>,
     (idle, longest): (Duration, Duration),
     outcome: &mut Outcome,
 ) -> Option<Cause> {
-    let Client {
-        stream, begun, drain, ..
-    } = client;
-    let mut up = Way::new(begun);
-    let mut down = Way::new(answered);
+    let Client { mut side, drain, .. } = client;
+    let (mut up, mut down) = (Way::default(), Way::default());
     let silence = context.wheel.timer();
     silence.set(idle);
     let age = context.wheel.timer();
     age.set(longest);
     let cause = loop {
         let (mut up_turn, mut down_turn) = (TURN_BYTES, TURN_BYTES);
-        let step = std::future::poll_fn(|cx| {
+        let step = poll_fn(|cx| {
             let before = (up.moved, down.moved);
-            let sent = up.poll(&stream, &upstream, &mut up_turn, cx);
-            let answered = down.poll(&upstream, &stream, &mut down_turn, cx);
+            let sent = up.poll(&mut side, &mut upstream, &mut up_turn, cx);
+            let answered = down.poll(&mut upstream, &mut side, &mut down_turn, cx);
             let (more_up, more_down) = (up.moved - before.0, down.moved - before.1);
             if more_up + more_down > 0 {
                 silence.extend();
@@ -501,8 +463,8 @@ async fn exchange(
             Err(broke) => {
                 let broken = matches!(broke, Broke::Up | Broke::Down | Broke::Drained);
                 if broken {
-                    stream.reset_on_close();
-                    upstream.reset_on_close();
+                    side.break_off();
+                    upstream.break_off();
                 }
                 break Some(match broke {
                     Broke::Idle => Cause::ConnectionIdle,

@@ -4,14 +4,17 @@
 use super::accept::Counted;
 use crate::downstream::h1::{Connection, Next};
 use crate::downstream::h2::{self, PREFACE};
-use crate::downstream::{proxy_header, tls};
+use crate::downstream::tls::{self, Secured};
+use crate::downstream::{Downstream, proxy_header};
 use crate::io::buffer::ReadBuffer;
 use crate::io::spawn;
 use crate::io::stream::Stream;
 use crate::proxy::exchange::{After, Exchange};
 use crate::proxy::http;
+use crate::proxy::side::{Connect, Socket};
 use crate::proxy::{Context, ListenerState, tcp};
 use isthmus_core::drain::Drain;
+use isthmus_core::h2::frame::code;
 use isthmus_core::limits::MessageLimits;
 use isthmus_core::listener::{Accepts, ChainAction, ProxyProtocol, TcpRoute, auto_passthrough};
 use isthmus_core::name::ClusterKey;
@@ -57,11 +60,11 @@ pub(super) async fn serve(
     // Boxed, so that a connection of HTTP, which is the usual one, does not carry the room of this.
     match Box::pin(begin(&context, &listener, stream, peer)).await {
         Begun::Http(client) => {
-            let chosen = client
-                .stream
+            let Socket { stream, begun, .. } = client.side;
+            let chosen = stream
                 .with_tls(|tls| tls.alpn_protocol() == Some(HTTP2_ALPN))
                 .unwrap_or(false);
-            let conn = http(client.stream, client.begun, client.secured, client.peer);
+            let conn = http(stream, begun, client.secured, client.peer);
             if chosen {
                 Box::pin(serve_http2(&context, &listener, conn)).await;
             } else {
@@ -108,9 +111,8 @@ async fn begin(
     } else if mode == ProxyProtocol::Require {
         return refuse(context, &stream, &begun, peer, None, Cause::ProxyHeader).await;
     }
-    let client = |stream, begun, secured, server_name| tcp::Client {
-        stream,
-        begun,
+    let client = |stream, begun, secured: Option<_>, server_name| tcp::Client {
+        side: Socket::new(stream, begun),
         peer,
         secured,
         server_name,
@@ -199,7 +201,7 @@ async fn begin(
             let begun = ReadBuffer::new(&context.pool);
             let server_name = secured.server_name.clone();
             Begun::Bytes(
-                client(stream, begun, Some(secured), server_name),
+                client(stream, begun, Some(Rc::new(secured)), server_name),
                 Arc::clone(route),
             )
         }
@@ -215,7 +217,7 @@ async fn begin(
         }
         _ => {
             let begun = ReadBuffer::new(&context.pool);
-            Begun::Http(client(stream, begun, Some(secured), None))
+            Begun::Http(client(stream, begun, Some(Rc::new(secured)), None))
         }
     }
 }
@@ -255,40 +257,44 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
             Warm::Abort => return conn.stream.reset_on_close(),
             // Boxed as a whole, for the same reason.
             Warm::Tunnel(route, target) => {
-                return Box::pin(serve_tunnel(context, listener, conn, route, target)).await;
+                let peer = conn.peer;
+                let (stream, begun, secured, _drain) = conn.into_parts();
+                let side = Socket::new(stream, begun);
+                let drain = Rc::clone(&listener.drain);
+                let client = tunnel(side, peer, secured, target, drain);
+                return Box::pin(tcp::serve(context, client, &route)).await;
             }
         }
     }
 }
 
-/// Carries the bytes behind a CONNECT to where it leads.
-async fn serve_tunnel(
-    context: &Rc<Context>,
-    listener: &Rc<ListenerState>,
-    conn: Connection,
-    route: Arc<TcpRoute>,
+/// The client of a CONNECT.
+fn tunnel<S>(
+    side: S,
+    peer: SocketAddr,
+    secured: Option<Rc<Secured>>,
     target: Box<str>,
-) {
-    let peer = conn.peer;
-    let server_name = Some(split_port(&target).0.into());
-    let (stream, begun, secured, _drain) = conn.into_parts();
-    let client = tcp::Client {
-        stream,
-        begun,
+    drain: Rc<Cell<Drain>>,
+) -> tcp::Client<S> {
+    tcp::Client {
+        side,
         peer,
         secured,
-        server_name,
+        server_name: Some(split_port(&target).0.into()),
         asked: Some(target),
-        drain: Rc::clone(&listener.drain),
-    };
-    tcp::serve(context, client, &route).await;
+        drain,
+    }
 }
 
 /// Serves the streams of an HTTP/2 connection, each in a task of its own.
 async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: Connection) {
     let peer = conn.peer;
     let (socket, begun, secured, drain) = conn.into_parts();
-    let settings = (&*context.settings, context.limits);
+    let limits = MessageLimits {
+        connect: listener.serving.borrow().is_forward_proxy(),
+        ..context.limits
+    };
+    let settings = (&*context.settings, limits);
     let mut conn = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
     while let Some(stream) = conn.next(&context.settings).await {
         let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), stream));
@@ -307,10 +313,20 @@ async fn serve_stream(context: Rc<Context>, listener: Rc<ListenerState>, mut str
         Ok(()) => http::serve(&context, &listener, &mut stream, &mut exchange).await,
         Err(cause) => http::refuse(&context, &mut stream, &mut exchange, cause).await,
     };
-    if after == After::Abort {
-        stream.reset();
-    }
+    let asked = exchange.tunnel.take();
+    let target = exchange.request.authority.as_str().into();
     exchange.give_back(&context);
+    match (after, asked) {
+        (After::Tunnel, Some(route)) => {
+            let (peer, secured) = (stream.peer(), stream.secured_shared());
+            let drain = Rc::clone(&listener.drain);
+            let client = tunnel(Connect::from(stream), peer, secured, target, drain);
+            // Boxed: its state would make every stream's larger.
+            Box::pin(tcp::serve(&context, client, &route)).await;
+        }
+        (After::Tunnel | After::Abort, _) => stream.reset(code::INTERNAL_ERROR),
+        _ => {}
+    }
 }
 
 enum Warm {

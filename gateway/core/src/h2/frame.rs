@@ -117,6 +117,7 @@ pub mod code {
     pub const REFUSED_STREAM: u32 = 0x7;
     pub const CANCEL: u32 = 0x8;
     pub const COMPRESSION_ERROR: u32 = 0x9;
+    pub const CONNECT_ERROR: u32 = 0xa;
     pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 }
 

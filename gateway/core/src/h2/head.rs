@@ -75,7 +75,9 @@ pub fn read_request(
     head.wants_trailers = head.headers.get(HeaderId::Te).is_some();
     // The connection has seen to it that what it says is what comes.
     let length = content_length(&head.headers)?;
-    head.body = match (has_body && head.upgrade.is_empty(), length) {
+    // What comes behind a request for a tunnel is none of its.
+    let has_body = has_body && head.upgrade.is_empty() && head.method != Method::CONNECT;
+    head.body = match (has_body, length) {
         (false, _) => BodyLength::None,
         (true, Some(length)) => BodyLength::Known(length),
         (true, None) => BodyLength::Chunked,
@@ -416,6 +418,7 @@ mod tests {
         let mut head = RequestHead::default();
         read_request(&mut section(&connect, &[]), true, &limits, &mut head).unwrap();
         assert_eq!((head.method, head.host.as_str()), (Method::CONNECT, "h.example"));
+        assert!(head.body.is_empty());
         assert_eq!(
             (head.authority.as_str(), head.path.as_str()),
             ("h.example:443", "")

@@ -213,6 +213,13 @@ pub const fn is_value_byte(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..=0xFF)
 }
 
+/// Whether all bytes may be part of a field value. Looks at all of them, so that several are looked at in one step.
+pub fn is_value(value: &[u8]) -> bool {
+    value
+        .iter()
+        .fold(true, |right, byte| right & is_value_byte(*byte))
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Field {
     name_start: u32,

@@ -24,9 +24,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 /// What a peer may have done in one turn of its connection's task, before the shard's other tasks have theirs: bytes
-/// that were read, and for each frame as many as it costs about as much as.
+/// that were read, and what they were work beside.
 const TURN: usize = 64 * 1024;
-const FRAME_COST: usize = 256;
 /// Output that is written although more may come at once.
 const WRITE_AT: usize = 32 * 1024;
 
@@ -254,7 +253,7 @@ impl Mover {
             self.is_ended = true;
             engine.closed();
         }
-        self.turn.used += read + engine.take_frames() as usize * FRAME_COST;
+        self.turn.used += read + engine.take_work();
         Poll::Ready(())
     }
 

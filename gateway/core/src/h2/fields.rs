@@ -5,7 +5,7 @@
 //! has to be read to its end whatever it says (RFC 9113, 4.3). Sections are used again, so that their room is allocated
 //! once.
 
-use crate::header::{HeaderId, HeaderList, is_token_byte, is_value_byte};
+use crate::header::{HeaderId, HeaderList, is_token_byte, is_value};
 use std::ops::Range;
 
 /// What an entry counts beside its octets (RFC 9113, 6.5.2; RFC 7541, 4.1).
@@ -125,7 +125,7 @@ impl Fields {
     fn push_field(&mut self, name: Name, text: &[u8], value: &[u8]) {
         let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         self.is_padded |= is_space(value.first()) || is_space(value.last());
-        if !value.iter().all(|byte| is_value_byte(*byte)) {
+        if !is_value(value) {
             self.is_malformed = true;
             return;
         }
@@ -163,6 +163,11 @@ impl Fields {
     /// Whether there was more than is taken.
     pub fn is_too_large(&self) -> bool {
         self.is_too_large
+    }
+
+    /// How much was said, as RFC 9113, 6.5.2 counts it, whether it is taken or not.
+    pub(super) fn size(&self) -> usize {
+        self.size
     }
 
     /// Whether there was so much more that nobody means it: a few bytes of the table said over and over.

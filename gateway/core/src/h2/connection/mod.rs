@@ -298,7 +298,8 @@ pub struct Connection<T> {
     is_retired: bool,
     found: Option<Misbehaviour>,
     is_present: bool,
-    frames: u64,
+    /// See [`Self::take_work`].
+    work: usize,
 }
 
 impl<T: Holder> Connection<T> {
@@ -372,7 +373,7 @@ impl<T: Holder> Connection<T> {
             is_retired: false,
             found: None,
             is_present: false,
-            frames: 0,
+            work: 0,
         }
     }
 
@@ -381,9 +382,10 @@ impl<T: Holder> Connection<T> {
         self.found
     }
 
-    /// Frames that have come since this was last asked.
-    pub fn take_frames(&mut self) -> u64 {
-        std::mem::take(&mut self.frames)
+    /// What has come since this was last asked, in bytes that are as much work to read: a frame costs some whatever is in
+    /// it, and a few bytes of a block may stand for many of a field.
+    pub fn take_work(&mut self) -> usize {
+        std::mem::take(&mut self.work)
     }
 
     /// Whether the peer has said what it takes (RFC 9113, 3.4).

@@ -12,6 +12,9 @@ use super::{
 use crate::h1::head::content_length;
 use std::time::Instant;
 
+/// How many bytes a frame is as much work as, whatever is in it.
+const FRAME_WORK: usize = 256;
+
 impl<T: Holder> Connection<T> {
     /// Takes what the peer has sent.
     pub fn receive(&mut self, bytes: &[u8], now: Instant) {
@@ -111,7 +114,7 @@ impl<T: Holder> Connection<T> {
 
     /// Looks at a frame's header, and decides what becomes of its payload.
     fn begin(&mut self, frame: &FrameHeader) -> Result<(), Misbehaviour> {
-        self.frames += 1;
+        self.work += FRAME_WORK;
         if !self.is_settled && (frame.kind != FrameKind::Settings || frame.is_ack()) {
             return Err(Misbehaviour::NoSettings);
         }
@@ -524,6 +527,7 @@ impl<T: Holder> Connection<T> {
         self.decoder
             .decode(bytes, most, &mut fields)
             .map_err(|_| Misbehaviour::Compression)?;
+        self.work += fields.size();
         if fields.is_bomb() {
             return Err(Misbehaviour::HeaderBlock);
         }

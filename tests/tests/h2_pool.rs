@@ -2,14 +2,16 @@
 
 use isthmus_tests::client::Client;
 use isthmus_tests::deadline::{SOON, eventually};
+use isthmus_tests::fault::{Fault, FaultPeer};
 use isthmus_tests::gateway::{Builder, Gateway};
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::{Answer, Connection};
-use isthmus_tests::h2::frame::{Code, Frame, flag, setting};
+use isthmus_tests::h2::frame::{Code, Frame, flag, kind, setting};
 use isthmus_tests::h2::server::{Event, Peer, Server, echo};
 use isthmus_tests::nginx::Nginx;
 use isthmus_tests::resources::{
-    Endpoint, UPSTREAM_HOST, gateway, one_route, route_to, service, traffic_policy, virtual_service,
+    Endpoint, UPSTREAM_HOST, gateway, one_route, route_among, route_to, service, traffic_policy,
+    virtual_service,
 };
 use isthmus_tests::upstream::{self, Upstream};
 use rustix::process::Signal;
@@ -458,6 +460,67 @@ fn a_stream_that_is_always_refused_is_503_urx() {
 
 const KEEPALIVE: &str = "http2KeepAlive: {interval: 1s, timeout: 1s}";
 
+/// A gateway that speaks HTTP/2 to these upstreams in turn.
+fn among(addresses: &[SocketAddr], policy: &str) -> Gateway {
+    let policy = format!("connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}, {policy}}}");
+    Gateway::builder()
+        .resources("route", &route_among(addresses, ""))
+        .resources("rule", &traffic_policy(UPSTREAM_HOST, &policy))
+        .start()
+}
+
+#[test]
+fn an_upstream_that_does_not_begin_to_speak_http2_has_not_been_reached() {
+    let silent = FaultPeer::start(Fault::NeverAnswers);
+    let closing = FaultPeer::start(Fault::ClosesAfterAccept);
+    let of_http1 = Nginx::start(&[]);
+    let server = Server::start(&[], echo);
+    let sick = [
+        (silent.address(), "connect_timeout", 503, "UF"),
+        (closing.address(), "connect_failed", 503, "UF"),
+        (of_http1.address(), "version", 502, "UPE"),
+    ];
+    for (address, cause, status, flag) in sick {
+        let timeout = "tcp: {connectTimeout: 200ms}";
+        let gateway = among(&[address], timeout);
+        let mut client = client_of(&gateway);
+        let stream = client.get("/alone");
+        answered(&mut client, stream, status);
+        no_request_active(&gateway);
+        let line = gateway.access_line("/alone");
+        assert!(line.has(flag), "{cause}: {line:?}");
+        gateway.assert_causes(cause, 1);
+        gateway.stop();
+
+        // With another one beside it, nobody notices.
+        let gateway = among(&[address, server.address()], timeout);
+        let mut client = client_of(&gateway);
+        for path in ["/first", "/second", "/third", "/fourth"] {
+            let stream = client.get(path);
+            answered(&mut client, stream, 200);
+        }
+        no_request_active(&gateway);
+        gateway.stop();
+    }
+    assert!(silent.accepted() >= 2, "it was tried");
+}
+
+#[test]
+fn an_upstream_that_breaks_the_protocol_is_502() {
+    let server = Server::start(&[], |peer, event| {
+        if let Event::Head(stream) = event {
+            peer.send(&Frame::new(kind::DATA, flag::NONE, 0, [0; 10]));
+            peer.answer(stream, 200, &[], b"too late");
+        }
+    });
+    let gateway = before(server.address(), "").start();
+    let mut client = client_of(&gateway);
+    let stream = client.get("/broken");
+    answered(&mut client, stream, 502);
+    assert!(gateway.access_line("/broken").has("UPE"));
+    gateway.stop();
+}
+
 #[test]
 fn keepalive_closes_a_connection_that_is_dead() {
     let server = Server::silent(&[]);
@@ -695,23 +758,6 @@ fn an_endpoint_that_refuses_connections_is_passed_over() {
         let stream = client.post("/");
         client.send(&Frame::data(flag::END_STREAM, stream, b"x".as_slice()));
         answered(&mut client, stream, 200);
-    }
-    no_request_active(&gateway);
-    gateway.stop();
-}
-
-#[test]
-fn an_upstream_that_speaks_no_http2_is_503() {
-    let one = Upstream::start(|_| upstream::Answer::ok("1"));
-    let gateway = before(one.address(), "").start();
-    let mut client = client_of(&gateway);
-    for round in 0..5 {
-        let path = format!("/{round}");
-        let stream = client.get(&path);
-        let answer = client.whole_answer(stream).unwrap();
-        assert!(matches!(answer.status, Some(502 | 503)), "{answer:?}");
-        let line = gateway.access_line(&path);
-        assert!(line.has("UC") || line.has("UF") || line.has("UPE"), "{line:?}");
     }
     no_request_active(&gateway);
     gateway.stop();

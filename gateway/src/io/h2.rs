@@ -497,6 +497,11 @@ impl Exchange {
         }
     }
 
+    /// Whether the connection has ended because the peer broke its rules.
+    pub fn is_broken(&self) -> bool {
+        self.link.engine.borrow().misbehaviour().is_some()
+    }
+
     /// Why nothing more comes or goes, if it is so.
     fn failure(&self) -> Option<Failure> {
         self.link.engine.borrow().failure(self.key)

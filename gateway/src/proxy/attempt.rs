@@ -12,6 +12,7 @@ use crate::downstream::Downstream;
 use crate::io::h1::{Chunk, ReadError};
 use crate::io::timer::Timer;
 use crate::io::{clock, executor, spawn};
+use crate::upstream::h2::Ended;
 use crate::upstream::{self, Upstream};
 use http::{Method, StatusCode};
 use isthmus_core::attempt::{
@@ -916,10 +917,15 @@ async fn send(
                 x.outcome.upstream_local = upstream.local_addr();
                 return Ok(Sent::Answered(sending));
             }
-            Err(ReadError::Closed { .. } | ReadError::Io(_)) if interim == 0 && !upstream.has_unread() => {
-                Failure::Reset { reused }
-            }
-            Err(ReadError::Closed { .. } | ReadError::Io(_)) => Failure::Final(Cause::UpstreamReset),
+            Err(ReadError::Closed { .. } | ReadError::Io(_)) => match upstream.ended() {
+                Some(Ended::NeverBegun(cause)) => {
+                    context.stats.borrow_mut().counters.upstream_connect_failures += 1;
+                    Failure::Connect(cause)
+                }
+                Some(Ended::Broken(cause)) => Failure::Final(cause),
+                None if interim == 0 && !upstream.has_unread() => Failure::Reset { reused },
+                None => Failure::Final(Cause::UpstreamReset),
+            },
             Err(ReadError::Refused) => Failure::Refused,
             Err(ReadError::LeftOut) => Failure::LeftOut,
             Err(ReadError::Reset) => Failure::Reset { reused: false },

@@ -12,6 +12,7 @@ use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{Exchange, Link, Mover};
 use crate::io::timer::{Timer, Wheel};
 use http::Method;
+use isthmus_core::h1::HeadError;
 use isthmus_core::h2::head::{is_speakable, read_interim, read_response, write_request};
 use isthmus_core::h2::{Options, Role};
 use isthmus_core::header::HeaderList;
@@ -36,6 +37,9 @@ use std::time::Duration;
 const WINDOWS: (u32, u32) = (128 * 1024, (1 << 31) - 1);
 /// Streams that an upstream is taken to allow before it has said how many.
 pub const STREAMS_AT_FIRST: u32 = 100;
+
+/// That a peer does not keep to HTTP/2, or speaks something else.
+const NOT_HTTP2: Cause = Cause::UpstreamHead(HeadError::Version);
 
 /// How long an upstream that is told why its connection ends may take to read it.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -284,11 +288,16 @@ async fn run(
             changed(Change::Limit(allowed));
         }
         if ended.is_ready() {
-            if let Some(found) = link.engine().misbehaviour() {
+            let found = link.engine().misbehaviour();
+            if let Some(found) = found {
                 let cause = found.detail();
                 tracing::debug!(address = %connection.address.get(), cause, "an HTTP/2 connection to an upstream broke off");
             }
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(match (is_settled, found) {
+                (true, _) => Ok(()),
+                (false, Some(_)) => Err(NOT_HTTP2),
+                (false, None) => Err(Cause::ConnectFailed),
+            });
         }
         if link.engine().is_over() && !deadline.is_set() {
             // What it is told last is worth no longer wait.
@@ -347,6 +356,16 @@ impl Pulse {
     }
 }
 
+/// Why a connection has ended, when more is known than that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The upstream has never begun to speak HTTP/2 on it, which is the first that a server does (RFC 9113, 3.4): it has
+    /// seen no request.
+    NeverBegun(Cause),
+    /// The upstream has broken a rule of the protocol.
+    Broken(Cause),
+}
+
 /// The upstream's side of one exchange.
 pub struct Stream {
     connection: Rc<Connection>,
@@ -397,6 +416,18 @@ impl Stream {
     /// Whether anything of the request was handed over.
     pub fn has_sent(&self) -> bool {
         self.exchange.is_some()
+    }
+
+    /// Why the connection has ended, if it has and that is known.
+    pub fn ended(&self) -> Option<Ended> {
+        let is_broken = self.exchange.as_ref()?.is_broken();
+        if self.connection.is_settled.get() {
+            return is_broken.then_some(Ended::Broken(NOT_HTTP2));
+        }
+        match *self.connection.state.borrow() {
+            State::Failed(cause) => Some(Ended::NeverBegun(cause)),
+            _ => is_broken.then_some(Ended::NeverBegun(NOT_HTTP2)),
+        }
     }
 
     fn exchange(&mut self) -> io::Result<&mut Exchange> {

@@ -96,6 +96,14 @@ impl Upstream {
         }
     }
 
+    /// Why the connection has ended, if it has and that is known.
+    pub fn ended(&self) -> Option<h2::Ended> {
+        match self {
+            Self::H1(_) => None,
+            Self::H2(stream) => stream.ended(),
+        }
+    }
+
     /// This end's address.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {

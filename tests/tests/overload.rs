@@ -6,7 +6,9 @@ use isthmus_tests::gateway::Gateway;
 use isthmus_tests::gauge::Gauge;
 use isthmus_tests::h2::Target;
 use isthmus_tests::h2::client::Connection;
-use isthmus_tests::resources::one_route;
+use isthmus_tests::h2::frame::{Code, Frame, flag, setting};
+use isthmus_tests::h2::server::Server;
+use isthmus_tests::resources::{UPSTREAM_HOST, one_route, traffic_policy};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -121,6 +123,47 @@ fn streams_above_the_bound_are_shed_one_by_one() {
     let count = |status| answers.iter().filter(|answer| **answer == Some(status)).count();
     assert_eq!((count(200), count(503)), (3, 7), "{answers:?}");
     gateway.assert_causes("overload_requests", 7);
+    gateway.stop();
+}
+
+#[test]
+fn what_clients_of_http2_have_sent_and_no_upstream_takes_counts() {
+    // It takes requests, and nothing of their bodies.
+    let deaf = Server::silent(&[(setting::INITIAL_WINDOW_SIZE, 0)]);
+    let policy = "connectionPool: {http: {h2UpgradePolicy: UPGRADE}}";
+    let gateway = Gateway::builder()
+        .resources("route", &one_route(deaf.address(), ""))
+        .resources("rule", &traffic_policy(UPSTREAM_HOST, policy))
+        .settings("bufferBytesPerShard: 1000000\n")
+        .start();
+    let mut client = Connection::open(Target::cleartext(gateway.address())).unwrap();
+    client.handshake(&[]).unwrap();
+    let uploads: Vec<u32> = (0..6)
+        .map(|_| {
+            let stream = client.post("/upload");
+            for _ in 0..12 {
+                client.send(&Frame::data(flag::NONE, stream, vec![b'x'; 16_384]));
+            }
+            stream
+        })
+        .collect();
+    eventually(SOON, "buffers are full", || {
+        client.round_trip().unwrap();
+        gateway.metric("isthmus_buffer_bytes").unwrap_or(0.0) >= 1_000_000.0
+    });
+    let stream = client.get("/more");
+    let answer = client.whole_answer(stream).unwrap();
+    assert_eq!(answer.status, Some(503));
+    assert_eq!(answer.field("x-envoy-local-overloaded").as_deref(), Some("true"));
+    for stream in uploads {
+        client.send(&Frame::rst_stream(stream, Code::CANCEL));
+    }
+    client.round_trip().unwrap();
+    eventually(SOON, "buffers are empty", || {
+        gateway.metric("isthmus_buffer_bytes").unwrap_or(f64::MAX) < 100_000.0
+    });
+    drop(client);
+    assert_gives_back(&gateway);
     gateway.stop();
 }
 

@@ -31,8 +31,9 @@ use std::time::Duration;
 
 pub use isthmus_core::h2::frame::PREFACE;
 
-/// Room that a client gets for one stream's data, and for all of a connection.
-const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// Room that a client gets for one stream's data, and for all of a connection: several streams whose upstreams take
+/// nothing leave room for the others.
+const WINDOWS: (u32, u32) = (256 * 1024, 4 * 1024 * 1024);
 /// How long a client that is told to leave may take to read it.
 const GOODBYE: Duration = Duration::from_secs(1);
 

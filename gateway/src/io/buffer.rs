@@ -21,6 +21,7 @@ struct Free {
     large: RefCell<Vec<Box<[u8]>>>,
     lent: Cell<u64>,
     lent_bytes: Cell<u64>,
+    held_bytes: Cell<u64>,
 }
 
 /// A shard's blocks.
@@ -35,9 +36,15 @@ impl Pool {
         self.free.lent.get()
     }
 
-    /// Bytes of the blocks that are lent.
-    pub fn lent_bytes(&self) -> u64 {
-        self.free.lent_bytes.get()
+    /// Bytes of the blocks that are lent, and of what connections hold beside them.
+    pub fn bytes(&self) -> u64 {
+        self.free.lent_bytes.get() + self.free.held_bytes.get()
+    }
+
+    /// Notes that a connection holds so many bytes beside its blocks, where it held so many.
+    pub(super) fn holds(&self, before: usize, now: usize) {
+        let held = &self.free.held_bytes;
+        held.set((held.get() + now as u64).saturating_sub(before as u64));
     }
 
     /// Lends a block, large or usual.

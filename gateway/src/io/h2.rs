@@ -16,7 +16,7 @@ use isthmus_core::h2::frame::code;
 use isthmus_core::h2::head::write_trailers;
 use isthmus_core::h2::{Connection, Failure, Fields, Holder, Key, Options};
 use isthmus_core::header::HeaderList;
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -73,6 +73,15 @@ pub struct Link {
     engine: RefCell<Connection<Waiter>>,
     /// The task that moves its bytes, if it waits.
     mover: RefCell<Option<Waker>>,
+    pool: Pool,
+    /// What the pool knows of the bytes that are held.
+    held: Cell<usize>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.pool.holds(self.held.get(), 0);
+    }
 }
 
 impl Link {
@@ -86,14 +95,20 @@ impl Link {
         self.engine.borrow_mut()
     }
 
-    /// Sees to it that what was said is sent.
+    /// Sees to it that what was said is sent, and that it is known what is held.
     pub fn kick(&self) {
         let engine = self.engine.borrow();
+        self.count(&engine);
         if (!engine.output().is_empty() || engine.is_over())
             && let Some(waker) = self.mover.take()
         {
             waker.wake();
         }
+    }
+
+    fn count(&self, engine: &Connection<Waiter>) {
+        let held = engine.held_bytes();
+        self.pool.holds(self.held.replace(held), held);
     }
 
     /// Opens no more streams, and lets those that there are end.
@@ -155,13 +170,16 @@ impl Mover {
     }
 
     fn new(stream: Rc<Stream>, begun: ReadBuffer, options: Options) -> Self {
+        let pool = begun.pool().clone();
         Self {
             link: Rc::new(Link {
                 engine: RefCell::new(Connection::new(options, clock::now())),
                 mover: RefCell::default(),
+                pool: pool.clone(),
+                held: Cell::new(0),
             }),
             stream,
-            pool: begun.pool().clone(),
+            pool,
             begun,
             turn: Turn::default(),
             is_bulk: false,
@@ -253,6 +271,7 @@ impl Mover {
             self.is_ended = true;
             engine.closed();
         }
+        self.link.count(&engine);
         self.turn.used += read + engine.take_work();
         Poll::Ready(())
     }
@@ -268,6 +287,7 @@ impl Mover {
                     self.is_broken = true;
                     self.stream.abort();
                 }
+                self.link.count(&engine);
                 return Poll::Ready(());
             }
             let mut taken = output.len();

@@ -85,7 +85,7 @@ impl Context {
     pub fn load(&self) -> Load {
         Load {
             requests: self.active.get(),
-            buffer_bytes: self.pool.lent_bytes() + self.kept_bytes.get() as u64,
+            buffer_bytes: self.pool.bytes() + self.kept_bytes.get() as u64,
         }
     }
 

@@ -428,8 +428,14 @@ impl<T: Holder> Connection<T> {
         self.streams.len() > self.free.len()
     }
 
-    /// Bytes that are held of what the peer has sent, but for data of streams.
-    pub fn kept_bytes(&self) -> usize {
+    /// Bytes that are held: what the peer has sent and was not passed on, what waits to be sent, and what is known of its
+    /// fields.
+    pub fn held_bytes(&self) -> usize {
+        let data = i64::from(self.options.connection_window) - self.room - i64::from(self.untold);
+        usize::try_from(data).unwrap_or(0) + self.output.capacity() + self.kept_bytes()
+    }
+
+    fn kept_bytes(&self) -> usize {
         self.kept.capacity() + self.block_bytes.capacity() + self.decoder.kept_bytes()
     }
 

@@ -166,7 +166,9 @@ fn an_admin_port_that_others_reach_takes_nothing() {
         let refused = ask(admin, method, "", "", &route());
         assert_eq!(refused.status, 403, "{refused:?}");
         assert!(
-            refused.text().contains("over loopback or a unix socket only"),
+            refused
+                .text()
+                .contains("over loopback, a unix socket or mutual TLS only"),
             "{refused:?}"
         );
     }

@@ -3,7 +3,6 @@
 use super::admin::{self, get, pair};
 use super::screen::{has_color, show};
 use super::{ResourceArgs, print};
-use crate::control::AdminAddress;
 use anyhow::Result;
 use isthmus_config::diagnostic;
 use isthmus_config::explain::{AskError, Asked, Explanation, Known, render};
@@ -18,14 +17,8 @@ pub(super) struct Args {
     /// Ask a running gateway instead of reading files: what it executes, and the state of its endpoints now.
     #[arg(long)]
     live: bool,
-    /// The admin API of that gateway: IP:PORT or unix:PATH.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        env = "ISTHMUS_ADMIN",
-        default_value = "127.0.0.1:15000"
-    )]
-    admin: AdminAddress,
+    #[command(flatten)]
+    admin: admin::Door,
     /// The Gateway that the request comes to; without one the port alone says where.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     gateway: Option<String>,

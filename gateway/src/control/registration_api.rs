@@ -1,7 +1,7 @@
 //! `/v1/endpoints` of the admin API: instances come, renew themselves and go.
 //!
 //! PUT with a body registers an instance, PUT without one renews it, DELETE takes it out, GET shows what is there. What
-//! changes something is refused where others than this machine can reach the admin API.
+//! changes something is refused where others than this machine can reach the admin API and need show no certificate.
 
 use super::admin::{ending, json, refuse_browsers};
 use super::registration::{Id, Put, Refusal};
@@ -35,7 +35,7 @@ pub(super) enum Call {
 /// What is answered.
 pub(super) type Answer = (StatusCode, String);
 
-/// The routes; `writable` says whether nobody but this machine can reach them.
+/// The routes; `writable` says whether whoever reaches them may change something.
 pub(super) fn routes(writable: bool) -> Router<mpsc::Sender<Event>> {
     let one = match writable {
         true => get(show).put(put).delete(remove),
@@ -70,7 +70,8 @@ async fn ask(events: &mpsc::Sender<Event>, call: Call) -> Response {
 }
 
 async fn refuse() -> Response {
-    let text = "refused: instances register over loopback or a unix socket; see --admin\n";
+    let text = "refused: instances register over loopback, a unix socket or mutual TLS; see --admin and \
+                --admin-client-ca\n";
     (StatusCode::FORBIDDEN, text).into_response()
 }
 

@@ -170,9 +170,10 @@ impl Control {
     pub(super) fn ask_for_resources(&mut self, ask: Ask) {
         let admin = self.servers.admin().address();
         if let Ask::Write(write) = ask {
-            let refusal = if !admin.is_private() {
+            let refusal = if !self.servers.is_admin_writable() {
                 let why = format!(
-                    "refused: {admin} is not of loopback; {WRITTEN} is written over loopback or a unix socket only"
+                    "refused: {admin} is not of loopback; {WRITTEN} is written over loopback, a unix socket or mutual TLS \
+                     only (--admin-client-ca)"
                 );
                 Some((StatusCode::FORBIDDEN, why))
             } else if !self.takes_versions() {

@@ -4,12 +4,14 @@
 //! not answer on them before it serves: health would flap. The older one stops when the new one begins.
 
 use super::admin::{self, AdminAddress};
+use super::admin_tls::Handshaking;
 use super::upgrade::Inherited;
 use super::{Event, Options, StartError};
 use axum::Router;
 use axum::http::{HeaderValue, header};
 use axum::middleware::map_response;
 use axum::response::Response;
+use rustls::ServerConfig;
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,7 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// What they are called, as their options and as sockets that a supervisor passes.
 pub(super) const NAMES: [&str; 3] = ["admin", "status", "metrics"];
@@ -27,12 +29,15 @@ pub(super) struct Servers {
     all: [Server; 3],
     /// Whether another process answers for this one; what is still asked here ends its connection.
     is_replaced: Arc<AtomicBool>,
+    /// What new connections to the admin server are met with, if it speaks TLS.
+    admin_keys: Option<watch::Sender<Arc<ServerConfig>>>,
 }
 
 impl Servers {
-    /// Opens them.
+    /// Opens them; with keys the admin server speaks mutual TLS only.
     pub(super) fn open(
         options: &Options,
+        admin_keys: Option<Arc<ServerConfig>>,
         inherited: &mut Inherited,
         events: &mpsc::Sender<Event>,
     ) -> Result<Self, StartError> {
@@ -50,16 +55,37 @@ impl Servers {
             }));
             Server::open(what, address, inherited.server(what), router)
         };
+        let admin_keys = admin_keys.map(watch::Sender::new);
+        let is_writable = options.admin.is_private() || admin_keys.is_some();
+        let mut admin = open(
+            admin_name,
+            &options.admin,
+            admin::admin_router(events.clone(), &options.admin, is_writable),
+        )?;
+        admin.keys = admin_keys.as_ref().map(watch::Sender::subscribe);
         let all = [
-            open(
-                admin_name,
-                &options.admin,
-                admin::admin_router(events.clone(), &options.admin),
-            )?,
+            admin,
             open(status_name, &status, admin::status_router(events.clone()))?,
             open(metrics_name, &metrics, admin::metrics_router(events.clone()))?,
         ];
-        Ok(Self { all, is_replaced })
+        Ok(Self {
+            all,
+            is_replaced,
+            admin_keys,
+        })
+    }
+
+    /// Connections to the admin server that come from now on are met with these.
+    pub(super) fn renew_admin_keys(&self, config: Option<Arc<ServerConfig>>) {
+        if let (Some(keys), Some(config)) = (&self.admin_keys, config) {
+            keys.send_replace(config);
+        }
+    }
+
+    /// Whether those who get as far as the admin API may change something: only this machine does, or they have shown
+    /// a certificate.
+    pub(super) fn is_admin_writable(&self) -> bool {
+        self.admin().address.is_private() || self.admin_keys.is_some()
     }
 
     /// Begin to answer.
@@ -147,6 +173,8 @@ pub(super) struct Server {
     /// Whether the socket was passed on.
     is_taken: bool,
     router: Option<Router>,
+    /// What connections are met with, where they are to speak TLS.
+    keys: Option<watch::Receiver<Arc<ServerConfig>>>,
     /// Ends the accepting.
     stop: Arc<Notify>,
 }
@@ -175,6 +203,7 @@ impl Server {
             listener,
             is_taken,
             router: Some(router),
+            keys: None,
             stop: Arc::default(),
         })
     }
@@ -195,7 +224,15 @@ impl Server {
             Listener::Tcp(tcp) => {
                 let inner = Some(tokio::net::TcpListener::from_std(tcp.try_clone()?)?);
                 let listener = UntilStopped { inner, stop };
-                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) });
+                match self.keys.take() {
+                    Some(keys) => {
+                        let listener = Handshaking::new(listener, keys);
+                        tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) })
+                    }
+                    None => {
+                        tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) })
+                    }
+                };
             }
             Listener::Unix(unix) => {
                 let inner = Some(tokio::net::UnixListener::from_std(unix.try_clone()?)?);

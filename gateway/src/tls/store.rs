@@ -78,6 +78,8 @@ pub struct Store {
     ticketer: Arc<dyn ProducesTickets>,
     servers: HashMap<Arc<ServerTls>, Entry<ServerConfig>>,
     clients: HashMap<Arc<ClientTls>, Entry<ClientConfigs>>,
+    /// The policy of a server that belongs to no snapshot.
+    pinned: Option<Arc<ServerTls>>,
 }
 
 /// One certificate that is served, shown or trusted.
@@ -115,7 +117,27 @@ impl Store {
             ticketer,
             servers: HashMap::new(),
             clients: HashMap::new(),
+            pinned: None,
         }
+    }
+
+    /// Loads the keys of a server that belongs to no snapshot, and looks after them whatever is loaded later; all that
+    /// is wrong with them if anything is.
+    pub fn pin(&mut self, policy: ServerTls, now: SystemTime) -> Result<(), Vec<MaterialError>> {
+        let entry = self.server(&policy, None, now);
+        if !entry.errors.is_empty() {
+            return Err(entry.errors);
+        }
+        let policy = Arc::new(policy);
+        self.servers.insert(Arc::clone(&policy), entry);
+        self.pinned = Some(policy);
+        Ok(())
+    }
+
+    /// The configuration of the server that was pinned, as it is now.
+    pub fn pinned(&self) -> Option<Arc<ServerConfig>> {
+        let entry = self.servers.get(self.pinned.as_ref()?)?;
+        entry.config.clone()
     }
 
     /// Loads what a snapshot asks for and is not there yet, and forgets what it does not ask for.
@@ -124,6 +146,11 @@ impl Store {
             std::mem::take(&mut self.servers),
             std::mem::take(&mut self.clients),
         );
+        if let Some(policy) = &self.pinned
+            && let Some(entry) = before.0.remove(policy)
+        {
+            self.servers.insert(Arc::clone(policy), entry);
+        }
         for listener in &snapshot.listeners {
             let Accepts::Tls(names) = &listener.accepts else {
                 continue;

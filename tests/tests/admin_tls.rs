@@ -3,21 +3,23 @@
 use isthmus_tests::cert::{Authority, Leaf, Wanted};
 use isthmus_tests::client::Client;
 use isthmus_tests::curl::{Curl, UNTRUSTED};
-use isthmus_tests::deadline::{SOON, eventually, eventually_some};
+use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::gateway::{Builder, Gateway, binary};
+use isthmus_tests::openssl;
 use isthmus_tests::resources::{Endpoint, UPSTREAM_HOST, gateway, route_to, service, virtual_service};
 use isthmus_tests::upstream::Upstream;
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// More than the handshakes that may be under way at a time.
 const SILENT: usize = 70;
-/// What a read is told that had no answer in its time (EAGAIN).
-const TIMED_OUT: &str = "(os error 11)";
+/// More than what a connection may be silent for.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A gateway's certificate, and those of its clients.
 struct Keys {
@@ -95,15 +97,23 @@ fn put(curl: &Curl, body: &str) -> Curl {
     curl.clone().args(&["--request", "PUT", "--data-binary", body])
 }
 
-/// `isthmus ...`: the exit code, and what it said. Commands wait for 5 s, and are given again where a busy machine
-/// takes longer.
+/// `isthmus ...`: the exit code, and what it said.
 fn command(words: &[&str], more: &[String]) -> (Option<i32>, String) {
-    eventually_some(SOON, "an answer in the time of a command", || {
-        let said = Command::new(binary()).args(words).args(more).output().unwrap();
-        let text = [said.stdout, said.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        (!text.contains(TIMED_OUT)).then_some((said.status.code(), text))
-    })
+    let said = Command::new(binary()).args(words).args(more).output().unwrap();
+    let text = [said.stdout, said.stderr].concat();
+    (said.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A connection of a client with this certificate that stays.
+fn stay(gateway: &Gateway, client: &Leaf) -> openssl::Pipe {
+    openssl::Client::new(admin(gateway), "localhost")
+        .with(client)
+        .stay()
+}
+
+/// GET on a connection that stays open.
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")
 }
 
 /// Puts a file into the place of another at once.
@@ -135,6 +145,21 @@ fn who_has_a_certificate_may_write_from_anywhere() {
     let named = format!("https://admin.example:{}/v1/resources", admin(&gateway).port());
     assert_eq!(put(&curl, &route()).status(&named), 403);
     assert_eq!(curl.status(&named), 200);
+    eventually(SOON, "who wrote is told", || {
+        let log = gateway.log();
+        let mut lines = log.lines().filter(|line| line.contains("/v1/resources"));
+        lines.any(|line| line.contains("operator") && line.contains("PUT") && line.contains("status=200"))
+    });
+    // Those who look only have no part in it.
+    for (address, path) in [
+        (gateway.status(), "/healthz/ready"),
+        (gateway.status(), "/healthz/live"),
+        (gateway.metrics(), "/stats/prometheus"),
+    ] {
+        let mut plain = Client::connect(address);
+        assert_eq!(plain.get("edge.example", path).status, 200, "{path}");
+        assert_eq!(plain.get("edge.example", "/v1/resources").status, 404);
+    }
     // Its certificate is looked after as all are.
     let shown = curl.get(&url(&gateway, "/certs"));
     assert!(shown.contains(&keys.own.serial()), "{shown}");
@@ -163,11 +188,13 @@ fn nobody_else_gets_an_answer() {
     ] {
         // The log has one refusal a second.
         eventually(SOON, cause, || {
+            let mut is_told = true;
             for client in [client.clone(), put(&client, &route())] {
                 let ended = client.run(&url(&gateway, "/v1/resources"));
                 assert!(ended.code != 0 && ended.out.is_empty(), "{cause}: {ended:?}");
+                is_told &= ended.errors.contains("alert");
             }
-            gateway.log().contains(cause)
+            is_told && gateway.log().contains(cause)
         });
     }
     eventually(SOON, "it speaks TLS only", || {
@@ -195,12 +222,34 @@ fn silent_peers_keep_nobody_out() {
     let mut first = silent();
     let curl = keys.curl(&gateway).args(&["--max-time", "60"]);
     assert_eq!(curl.status(&url(&gateway, "/ready")), 200);
-    // More than there is room for: whoever comes waits for their time-outs.
-    let many: Vec<Client> = (0..SILENT).map(|_| silent()).collect();
+    // More than there is room for, again and again: the oldest of them go.
+    let mut many: Vec<Client> = (0..SILENT).map(|_| silent()).collect();
+    for _ in 0..3 {
+        assert_eq!(curl.status(&url(&gateway, "/ready")), 200);
+        many.extend((0..SILENT).map(|_| silent()));
+    }
     assert_eq!(curl.status(&url(&gateway, "/ready")), 200);
     first.assert_closed();
     eventually(SOON, "why", || gateway.log().contains("tls_timeout"));
     drop(many);
+    gateway.stop();
+}
+
+#[test]
+fn connections_that_say_nothing_end() {
+    let (keys, upstream) = (Keys::new(), Upstream::echo("u"));
+    let gateway = keys.gateway("127.0.0.1:0", &upstream).start();
+    let mut admitted = stay(&gateway, &keys.client);
+    assert!(admitted.ask(&get("/ready")).ends_with("ready\n"));
+    let plain = [gateway.status(), gateway.metrics()].map(|address| {
+        let mut used = Client::connect(address).patience(LONG);
+        assert_eq!(used.get("localhost", "/").status, 404);
+        [used, Client::connect(address).patience(LONG)]
+    });
+    for mut client in plain.into_iter().flatten() {
+        client.assert_closed();
+    }
+    assert_eq!(admitted.ask(""), "");
     gateway.stop();
 }
 
@@ -214,6 +263,8 @@ fn new_files_count_and_broken_ones_do_not() {
     let of_next = curl.clone().trusting(next.certificate());
     assert_eq!(curl.status(&ready), 200);
     assert_eq!(of_next.run(&ready).code, UNTRUSTED);
+    let mut open = stay(&gateway, &keys.client);
+    assert!(open.ask(&get("/ready")).ends_with("ready\n"));
     let fresh = next.server(&["127.0.0.1"]);
     replace(&keys.own.key, &fresh.key_pem());
     replace(&keys.own.certificate, &fresh.certificate_pem());
@@ -231,6 +282,11 @@ fn new_files_count_and_broken_ones_do_not() {
     assert!(code == Some(1) && said.contains(&broken), "{said}");
     replace(&keys.own.certificate, &fresh.certificate_pem());
     eventually(SOON, "nothing is wrong", || of_next.get(&ready) == "ready\n");
+    // A connection that may have been silent for too long meanwhile would be no surprise.
+    let said = open.ask(&get("/ready"));
+    assert!(said.is_empty() || said.ends_with("ready\n"), "{said}");
+    let mut open = stay(&gateway, &keys.client);
+    assert!(open.ask(&get("/ready")).ends_with("ready\n"));
 
     let operators = Authority::named("other operators");
     replace(keys.clients.certificate(), &operators.certificate_pem());
@@ -239,6 +295,13 @@ fn new_files_count_and_broken_ones_do_not() {
         .with(&operators.client("operator"));
     eventually(SOON, "the new authority", || admitted.run(&ready).code == 0);
     assert!(of_next.run(&ready).code != 0);
+    // What was let in by an authority that is gone is not heard any more.
+    let said = open.ask(&format!(
+        "DELETE /v1/resources HTTP/1.1\r\nhost: localhost\r\n\r\n{}",
+        get("/ready")
+    ));
+    assert!(said.starts_with("HTTP/1.1 421 "), "{said}");
+    assert_eq!(open.ask(""), "");
     gateway.stop();
 }
 
@@ -250,7 +313,8 @@ fn commands_speak_it_and_an_upgrade_keeps_it() {
     let more = keys.of_commands();
     let (code, said) = command(&["status", "--admin", &door], &more);
     assert!(code == Some(0) && said.contains("state "), "{said}");
-    let (code, said) = command(&["healthcheck", "--admin", &format!("{door}/")], &more);
+    let check = ["healthcheck", "--timeout", "60s", "--admin", &format!("{door}/")];
+    let (code, said) = command(&check, &more);
     assert_eq!((code, said.as_str()), (Some(0), "ready\n"));
     let live = ["explain", "--live", "http://a.example/", "--admin", &door];
     let (code, said) = command(&live, &more);
@@ -273,8 +337,25 @@ fn commands_speak_it_and_an_upgrade_keeps_it() {
     let (code, said) = command(&["status", "--admin", &door], &strange);
     assert!(code == Some(3) && said.contains("UnknownIssuer"), "{said}");
 
+    // One that is let in by nobody is told so.
+    let stranger = Authority::named("strangers").client("operator");
+    strange.clone_from(&more);
+    strange[3] = stranger.certificate.to_str().unwrap().to_owned();
+    strange[5] = stranger.key.to_str().unwrap().to_owned();
+    let (code, said) = command(&["status", "--admin", &door], &strange);
+    assert!(
+        code == Some(3) && said.contains("does not let --admin-cert in"),
+        "{said}"
+    );
+
     let put_route = put(&keys.curl(&gateway), &route());
     assert_eq!(put_route.status(&url(&gateway, "/v1/resources")), 200);
+    // What a newer process could not use it would not begin with.
+    let certificate = keys.own.certificate_pem();
+    replace(&keys.own.certificate, "no certificate at all\n");
+    let (code, said) = command(&["upgrade", "--admin", &door], &more);
+    assert!(code == Some(1) && said.contains("--admin-tls-cert: "), "{said}");
+    replace(&keys.own.certificate, &certificate);
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let (code, said) = command(&["upgrade", "-o", "json", "--admin", &door], &more);
     assert_eq!(code, Some(0), "{said}\n{}", gateway.log());
@@ -286,6 +367,43 @@ fn commands_speak_it_and_an_upgrade_keeps_it() {
     assert_eq!(delete.status(&url(&gateway, "/v1/resources")), 200);
     assert_eq!(gateway.get("a.example", "/").status, 404);
     assert_ne!(keys.nobody(&gateway).run(&url(&gateway, "/ready")).code, 0);
+    gateway.stop();
+}
+
+#[test]
+fn commands_say_what_they_waited_for() {
+    let keys = Keys::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain = silent.local_addr().unwrap().to_string();
+    let door = format!("https://{plain}");
+    for (words, address, more, why) in [
+        (&["status"][..], &plain, &[][..], "the answer to GET /status"),
+        (&["reload"], &plain, &[], "the answer to POST /reload"),
+        (&["drain"], &plain, &[], "the answer to POST /drain_listeners"),
+        (
+            &["explain", "--live", "http://a.example/?b=c"],
+            &plain,
+            &[],
+            "the answer to GET /explain",
+        ),
+        (&["status"], &door, &keys.of_commands(), "the TLS handshake"),
+    ] {
+        let words = [words, &["--timeout", "200ms", "--admin", address]].concat();
+        let (code, said) = command(&words, more);
+        assert!(
+            code == Some(3) && said.contains(why) && said.contains("did not come within 200ms"),
+            "{said}"
+        );
+        assert!(!said.contains("os error"), "{said}");
+    }
+    // TLS to who does not speak it.
+    let gateway = Gateway::builder().resources("base", &gateway(80)).start();
+    let door = format!("https://{}", gateway.admin());
+    let (code, said) = command(&["status", "--admin", &door], &keys.of_commands());
+    assert!(
+        code == Some(3) && said.contains("speaks no TLS: name it as IP:PORT"),
+        "{said}"
+    );
     gateway.stop();
 }
 

@@ -111,11 +111,11 @@ pub(super) fn admin_router(events: Events, address: &AdminAddress, is_writable: 
         .route("/stats/prometheus", get(prometheus))
         .route("/ready", get(ready))
         .route("/configuration", get(configuration))
-        .route("/reload", post(reload))
+        .route("/reload", owned(post(reload)))
         .route("/drain_listeners", owned(post(drain_listeners)))
         .route("/upgrade", owned(post(upgrade)))
         .merge(registration_api::routes(is_writable))
-        .merge(resources::routes())
+        .merge(resources::routes(is_writable))
         // A page that has made its own name lead to loopback may not even read.
         .layer(from_fn(move |request: Asking, next: Next| async move {
             match is_loopback && !is_local(request.headers()) {
@@ -368,9 +368,10 @@ fn is_local(headers: &HeaderMap) -> bool {
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()
 }
 
-async fn refuse_others() -> Response {
-    let text = "refused: the process is taken out of service over loopback, a unix socket or mutual TLS only; see \
-                --admin and --admin-client-ca\n";
+/// What whoever may only read is told. Their text is not even read.
+pub(super) async fn refuse_others() -> Response {
+    let text = "refused: what changes something is taken over loopback, a unix socket or mutual TLS only; see --admin \
+                and --admin-client-ca\n";
     (StatusCode::FORBIDDEN, text).into_response()
 }
 

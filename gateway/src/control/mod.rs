@@ -419,7 +419,12 @@ pub async fn run(
             }
         }
     }
-    Ok(control.stop())
+    // Whoever waits for what nobody looks at any more hears that the process ends.
+    drop(inbox);
+    let last_answers = control.servers.last_answers();
+    let ended = control.stop();
+    last_answers.await;
+    Ok(ended)
 }
 
 impl Control {

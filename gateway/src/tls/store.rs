@@ -93,6 +93,15 @@ pub struct Shown<'a> {
     pub info: &'a CertificateInfo,
 }
 
+/// A server that belongs to no snapshot.
+#[derive(Clone)]
+pub struct Pinned<'a> {
+    /// What its connections are met with.
+    pub config: Arc<ServerConfig>,
+    /// Whose clients it lets in.
+    pub authorities: &'a [CertificateInfo],
+}
+
 /// What a look at the files has brought.
 #[derive(Debug, Default)]
 pub struct Refreshed {
@@ -134,10 +143,13 @@ impl Store {
         Ok(())
     }
 
-    /// The configuration of the server that was pinned, as it is now.
-    pub fn pinned(&self) -> Option<Arc<ServerConfig>> {
+    /// The server that was pinned, as it is now.
+    pub fn pinned(&self) -> Option<Pinned<'_>> {
         let entry = self.servers.get(self.pinned.as_ref()?)?;
-        entry.config.clone()
+        Some(Pinned {
+            config: entry.config.clone()?,
+            authorities: &entry.authorities,
+        })
     }
 
     /// Loads what a snapshot asks for and is not there yet, and forgets what it does not ask for.

@@ -207,6 +207,7 @@ fn options(args: &Args, ready_file: PathBuf) -> Result<run::Options, String> {
         access_log_format: Format::Text,
         control: control::Options {
             admin: control::AdminAddress::Tcp(loopback),
+            admin_tls: None,
             status: loopback,
             metrics: loopback,
             bind_address: Ipv4Addr::LOCALHOST.into(),

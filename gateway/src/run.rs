@@ -278,10 +278,13 @@ fn run_compiled(
         Ok(log) => log,
         Err(error) => return Exit::Environment(format!("the access log cannot be opened: {error}")),
     };
-    let store = match new_store(std::mem::take(&mut outcome.compiled.secrets), options.credentials) {
+    let mut store = match new_store(std::mem::take(&mut outcome.compiled.secrets), options.credentials) {
         Ok(store) => store,
         Err(exit) => return exit,
     };
+    if let Err(text) = options.control.load_admin_keys(&mut store) {
+        return Exit::Configuration(text);
+    }
     let mut links = Vec::with_capacity(count);
     let bells = mailbox::Bells::new(count);
     for index in 0..count {

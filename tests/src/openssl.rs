@@ -165,6 +165,45 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// Sends a request of HTTP and answers what comes back, to the end of its body; less if the peer closes.
+    pub fn ask(&mut self, request: &str) -> String {
+        // One that is closed already says so below.
+        let _taken = self
+            .child
+            .stdin
+            .as_mut()
+            .expect("a pipe")
+            .write_all(request.as_bytes());
+        let output = self.child.stdout.as_mut().expect("a pipe");
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while !answer.ends_with(b"\r\n\r\n") {
+            if output.read(&mut byte).expect("it can be read") == 0 {
+                return String::from_utf8(answer).expect("text");
+            }
+            answer.extend(byte);
+        }
+        let length = u64::try_from(length_of(&answer)).expect("a length");
+        output
+            .take(length)
+            .read_to_end(&mut answer)
+            .expect("it can be read");
+        String::from_utf8(answer).expect("text")
+    }
+}
+
+/// What a head says that its body is long.
+fn length_of(head: &[u8]) -> usize {
+    let head = std::str::from_utf8(head).expect("text");
+    let fields = head.lines().filter_map(|line| line.split_once(": "));
+    let length = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    length
+        .map(|(_, value)| value.parse().expect("a length"))
+        .next()
+        .unwrap_or(0)
+}
+
 impl Drop for Pipe {
     fn drop(&mut self) {
         let _gone = self.child.kill();

@@ -166,9 +166,26 @@ fn an_admin_port_that_others_reach_takes_nothing() {
         let refused = ask(admin, method, "", "", &route());
         assert_eq!(refused.status, 403, "{refused:?}");
         assert!(
-            refused.text().contains("over loopback or a unix socket only"),
+            refused
+                .text()
+                .contains("over loopback, a unix socket or mutual TLS only"),
             "{refused:?}"
         );
+    }
+    // Nor is its text heard out: there may be much of it, from anybody.
+    for (method, path) in [
+        ("PUT", "/v1/resources"),
+        ("PUT", "/v1/endpoints/a.example/one"),
+        ("DELETE", "/v1/endpoints/a.example/one"),
+        ("POST", "/reload"),
+        ("POST", "/upgrade"),
+        ("POST", "/drain_listeners"),
+    ] {
+        let mut client = Client::connect(admin);
+        client.send(format!(
+            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 60000000\r\n\r\n"
+        ));
+        assert_eq!(client.response().status, 403, "{method} {path}");
     }
     assert_eq!(ask(admin, "GET", "", "", "").status, 200);
     gateway.stop();

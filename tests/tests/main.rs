@@ -9,6 +9,7 @@
 )]
 
 mod admin_resources;
+mod admin_tls;
 mod balancing;
 mod bookinfo;
 mod browser;

@@ -1,9 +1,8 @@
 //! `isthmus explain`: which rule takes a request, with file and line, and why the others do not.
 
-use super::admin::{self, get, pair};
+use super::admin::{self, pair};
 use super::screen::{has_color, show};
 use super::{ResourceArgs, print};
-use crate::control::AdminAddress;
 use anyhow::Result;
 use isthmus_config::diagnostic;
 use isthmus_config::explain::{AskError, Asked, Explanation, Known, render};
@@ -18,14 +17,8 @@ pub(super) struct Args {
     /// Ask a running gateway instead of reading files: what it executes, and the state of its endpoints now.
     #[arg(long)]
     live: bool,
-    /// The admin API of that gateway: IP:PORT or unix:PATH.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        env = "ISTHMUS_ADMIN",
-        default_value = "127.0.0.1:15000"
-    )]
-    admin: AdminAddress,
+    #[command(flatten)]
+    admin: admin::Args,
     /// The Gateway that the request comes to; without one the port alone says where.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     gateway: Option<String>,
@@ -44,9 +37,6 @@ pub(super) struct Args {
     /// The SPIFFE URI of the client's certificate, such as spiffe://cluster.local/ns/shop/sa/cart.
     #[arg(long, value_name = "URI")]
     source_identity: Option<String>,
-    /// How the explanation is printed.
-    #[arg(short = 'o', long, value_enum, default_value = "text")]
-    output: super::FormatArg,
     /// The method, GET if it is left out, and the URL: http, https, tcp or tls.
     #[arg(value_name = "METHOD URL", required = true, num_args = 1..=2)]
     request: Vec<String>,
@@ -130,7 +120,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             Err(exit) => return exit,
         }
     };
-    match args.output {
+    match args.admin.output {
         super::FormatArg::Json => match serde_json::to_string_pretty(&found) {
             Ok(text) => print(&(text + "\n")),
             Err(error) => return admin::failed(&error.into()),
@@ -142,7 +132,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 /// What a running gateway says.
 fn ask(args: &Args) -> Result<Explanation> {
-    let text = get(&args.admin, &args.query())?;
+    let text = args.admin.get(&args.query())?;
     Ok(serde_json::from_str(&text)?)
 }
 

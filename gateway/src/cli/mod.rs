@@ -227,7 +227,8 @@ struct RunArgs {
     /// Address of listeners whose Gateway has no `bind` (all interfaces, both families).
     #[arg(long, value_name = "IP", env = "ISTHMUS_BIND_ADDRESS", default_value = "::")]
     bind_address: IpAddr,
-    /// Admin API: IP:PORT or unix:PATH.
+    /// Admin API: IP:PORT or unix:PATH. At other addresses than loopback's nobody may write without the three options
+    /// below.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -235,6 +236,30 @@ struct RunArgs {
         default_value = "127.0.0.1:15000"
     )]
     admin: control::AdminAddress,
+    /// The admin API's certificate, with its chain: it then speaks mutual TLS only. Read again when it changes.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_ADMIN_TLS_CERT",
+        requires_all = ["admin_tls_key", "admin_client_ca"]
+    )]
+    admin_tls_cert: Option<String>,
+    /// The key of that certificate.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_ADMIN_TLS_KEY",
+        requires_all = ["admin_tls_cert", "admin_client_ca"]
+    )]
+    admin_tls_key: Option<String>,
+    /// Authorities that sign the certificates of the admin API's clients; who has one may write from anywhere.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ISTHMUS_ADMIN_CLIENT_CA",
+        requires_all = ["admin_tls_cert", "admin_tls_key"]
+    )]
+    admin_client_ca: Option<String>,
     /// Health, for load balancers.
     #[arg(
         long,
@@ -324,6 +349,7 @@ impl RunArgs {
             },
             control: control::Options {
                 admin: self.admin.clone(),
+                admin_tls: self.admin_tls(),
                 status: self.status,
                 metrics: self.metrics,
                 bind_address: self.bind_address,
@@ -333,6 +359,15 @@ impl RunArgs {
                 ready_file: self.ready_file.clone(),
             },
         }
+    }
+
+    /// All three files, or none.
+    fn admin_tls(&self) -> Option<control::AdminTls> {
+        Some(control::AdminTls {
+            certificate: self.admin_tls_cert.clone()?,
+            key: self.admin_tls_key.clone()?,
+            client_ca: self.admin_client_ca.clone()?,
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `isthmus reload`: has a running gateway load its files again, and says what became of them.
 
-use super::admin::{self, ask};
+use super::admin;
 use super::print;
 use anyhow::Result;
 use isthmus_config::keep::Quarantined;
@@ -13,7 +13,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(args: &admin::Args) -> ExitCode {
-    let shown = ask("POST", &args.admin, "/reload", PATIENCE).and_then(|text| {
+    let shown = args.ask("POST", "/reload", PATIENCE).and_then(|text| {
         let (shown, is_whole) = tell(&serde_json::from_str(&text)?)?;
         Ok(match args.output {
             super::FormatArg::Json => (text + "\n", is_whole),

@@ -1,6 +1,6 @@
 //! `isthmus secrets`: which certificates a running gateway serves, shows and trusts, and what is wrong with them.
 
-use super::admin::{self, get};
+use super::admin;
 use super::print;
 use super::screen::{Table, has_color, show};
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 pub(super) fn run(args: &admin::Args) -> ExitCode {
-    let found = get(&args.admin, "/certs");
+    let found = args.get("/certs");
     match args.output {
         super::FormatArg::Json => match found {
             Ok(text) => print(&(text + "\n")),

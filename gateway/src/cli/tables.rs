@@ -3,7 +3,7 @@
 //! Each asks the admin API and shows its answer; with `-o json` the same for programs, in the form of `/config_dump`
 //! with what is known now under `live`.
 
-use super::admin::{self, get_json};
+use super::admin;
 use super::print;
 use super::screen::{Table, has_color, show};
 use anyhow::Result;
@@ -87,8 +87,8 @@ fn cell(value: &Value) -> String {
 }
 
 fn listeners(args: &admin::Args) -> Result<Shown> {
-    let mut dump = get_json(&args.admin, "/config_dump")?;
-    let open = get_json(&args.admin, "/listeners")?;
+    let mut dump = args.get_json("/config_dump")?;
+    let open = args.get_json("/listeners")?;
     let mut table = Table::new(&["PORT", "ADDRESS", "ACCEPTS", "HOSTS", "ROUTES", "SERVERS"]);
     let mut list = Vec::new();
     for listener in dump["listeners"].as_array_mut().into_iter().flatten() {
@@ -124,7 +124,7 @@ fn listeners(args: &admin::Args) -> Result<Shown> {
 }
 
 fn routes(args: &RouteArgs) -> Result<Shown> {
-    let dump = get_json(&args.admin.admin, "/config_dump")?;
+    let dump = args.admin.get_json("/config_dump")?;
     let mut table = Table::new(&["PORT", "HOSTS", "MATCH", "ACTION", "VIRTUALSERVICE", "NAME"]);
     let mut list = Vec::new();
     for listener in items(&dump["listeners"]) {
@@ -217,8 +217,8 @@ fn action(route: &Value) -> String {
 
 /// The clusters of the dump, each endpoint with what the shards know of it under `live`.
 fn with_live(args: &admin::Args) -> Result<Vec<Value>> {
-    let mut dump = get_json(&args.admin, "/config_dump")?;
-    let mut live = get_json(&args.admin, "/clusters?format=json")?;
+    let mut dump = args.get_json("/config_dump")?;
+    let mut live = args.get_json("/clusters?format=json")?;
     let clusters = match dump["clusters"].take() {
         Value::Array(clusters) => clusters,
         _ => Vec::new(),
@@ -303,7 +303,7 @@ fn endpoints(args: &EndpointArgs) -> Result<Shown> {
         "CLUSTER", "ADDRESS", "WEIGHT", "LOCALITY", "ACTIVE", "IDLE", "STATE",
     ]);
     let mut list = Vec::new();
-    let names = get_json(&args.admin.admin, "/dns")?;
+    let names = args.admin.get_json("/dns")?;
     for cluster in &clusters {
         // Names that have no addresses yet, or have no more.
         for named in items(&cluster["discovery"]["names"]) {
@@ -355,7 +355,7 @@ fn endpoints(args: &EndpointArgs) -> Result<Shown> {
 }
 
 fn status(args: &admin::Args) -> Result<Shown> {
-    let found = get_json(&args.admin, "/status")?;
+    let found = args.get_json("/status")?;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let _infallible = writeln!(text, "{name:<22} {value}");

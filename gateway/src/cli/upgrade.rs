@@ -1,6 +1,6 @@
 //! `isthmus upgrade`, `isthmus drain` and `isthmus healthcheck`: what a supervisor does with a running gateway.
 
-use super::admin::{self, ask_status};
+use super::admin::{self, Patience};
 use super::{FormatArg, parse_duration, print};
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -9,33 +9,33 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long the answer may take beyond what it waits for.
-const MARGIN: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the answer may take beyond what it waits for: a newer process that fails is heard out, and reaped.
+const MARGIN: Duration = Duration::from_secs(30);
+/// Supervisors ask often, and take no answer for a bad one.
+const HEALTH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct UpgradeArgs {
     #[command(flatten)]
-    admin: admin::Args,
+    admin: admin::Door,
     /// The new binary, when it is not in the place of the old one; only over an admin API at `unix:PATH`.
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// How long the new process may take until it serves.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     timeout: Duration,
+    /// How the answer is printed.
+    #[arg(short = 'o', long, value_enum, default_value = "text")]
+    output: FormatArg,
 }
 
 pub(super) fn run(args: &UpgradeArgs) -> ExitCode {
     let answered = path(args).and_then(|path| {
-        ask_status(
-            "POST",
-            &args.admin.admin,
-            &path,
-            args.timeout.saturating_add(MARGIN),
-        )
+        let patience = Patience::new(args.timeout.saturating_add(MARGIN));
+        args.admin.ask("POST", &path, patience)
     });
     end(answered, |body| {
-        if matches!(args.admin.output, FormatArg::Json) {
+        if matches!(args.output, FormatArg::Json) {
             return Ok(format!("{body}\n"));
         }
         let told: Value = serde_json::from_str(body)?;
@@ -66,12 +66,12 @@ fn path(args: &UpgradeArgs) -> Result<String> {
 }
 
 pub(super) fn drain(args: &admin::Args) -> ExitCode {
-    let answered = ask_status("POST", &args.admin, "/drain_listeners", PATIENCE);
+    let answered = args.ask_status("POST", "/drain_listeners", admin::PATIENCE);
     end(answered, |body| Ok(body.to_owned()))
 }
 
 pub(super) fn check_health(args: &admin::Args) -> ExitCode {
-    let answered = ask_status("GET", &args.admin, "/ready", PATIENCE);
+    let answered = args.ask_status("GET", "/ready", HEALTH);
     end(answered, |body| Ok(body.to_owned()))
 }
 

@@ -1,7 +1,7 @@
 //! The process's own HTTP servers: admin (15000), health (15021), metrics (15020).
 //!
-//! Health is on a port of its own because load balancers see it: it says nothing else. Admin listens on loopback; what
-//! changes something is POST, and refuses requests that a browser was lured to send.
+//! Health is on a port of its own because load balancers see it: it says nothing else. Admin listens on loopback, or
+//! demands certificates of its clients; what changes something refuses requests that a browser was lured to send.
 
 use super::upgrade::Order;
 use super::{Collected, Event, Request, explain as live, registration_api, report, resources};
@@ -26,7 +26,7 @@ pub(super) type Events = mpsc::Sender<Event>;
 /// Where the admin API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminAddress {
-    /// At an address, which should be of loopback.
+    /// At an address, which should be of loopback, or speak mutual TLS.
     Tcp(SocketAddr),
     /// At a socket of the file system, `unix:PATH`, which only its owner may use.
     Unix(PathBuf),
@@ -57,7 +57,7 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
-    fn is_tcp(&self) -> bool {
+    pub(super) fn is_tcp(&self) -> bool {
         matches!(self, Self::Tcp(_))
     }
 
@@ -94,10 +94,10 @@ pub(super) fn metrics_router(events: Events) -> Router {
         .with_state(events)
 }
 
-pub(super) fn admin_router(events: Events, address: &AdminAddress) -> Router {
-    let is_private = address.is_private();
-    let is_loopback = is_private && address.is_tcp();
-    let owned = |call: MethodRouter<Events>| if is_private { call } else { post(refuse_others) };
+/// `is_writable` says whether whoever gets here may change something.
+pub(super) fn admin_router(events: Events, address: &AdminAddress, is_writable: bool) -> Router {
+    let is_loopback = address.is_private() && address.is_tcp();
+    let owned = |call: MethodRouter<Events>| if is_writable { call } else { post(refuse_others) };
     Router::new()
         .route("/", get(index))
         .route("/listeners", get(listeners))
@@ -111,11 +111,11 @@ pub(super) fn admin_router(events: Events, address: &AdminAddress) -> Router {
         .route("/stats/prometheus", get(prometheus))
         .route("/ready", get(ready))
         .route("/configuration", get(configuration))
-        .route("/reload", post(reload))
+        .route("/reload", owned(post(reload)))
         .route("/drain_listeners", owned(post(drain_listeners)))
         .route("/upgrade", owned(post(upgrade)))
-        .merge(registration_api::routes(is_private))
-        .merge(resources::routes())
+        .merge(registration_api::routes(is_writable))
+        .merge(resources::routes(is_writable))
         // A page that has made its own name lead to loopback may not even read.
         .layer(from_fn(move |request: Asking, next: Next| async move {
             match is_loopback && !is_local(request.headers()) {
@@ -368,9 +368,10 @@ fn is_local(headers: &HeaderMap) -> bool {
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()
 }
 
-async fn refuse_others() -> Response {
-    let text =
-        "refused: the process is taken out of service over loopback or a unix socket only; see --admin\n";
+/// What whoever may only read is told. Their text is not even read.
+pub(super) async fn refuse_others() -> Response {
+    let text = "refused: what changes something is taken over loopback, a unix socket or mutual TLS only; see --admin \
+                and --admin-client-ca\n";
     (StatusCode::FORBIDDEN, text).into_response()
 }
 

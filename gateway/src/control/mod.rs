@@ -5,6 +5,7 @@
 //! shards. It never waits for a shard: it asks, and goes on when the answer comes.
 
 mod admin;
+mod admin_tls;
 mod configuration;
 mod discovery;
 mod dns;
@@ -27,6 +28,7 @@ mod systemd;
 mod upgrade;
 
 pub use admin::AdminAddress;
+pub use admin_tls::AdminTls;
 pub use listeners::{ListenerError, PortMap};
 pub use metrics::Metrics;
 pub use source::Files;
@@ -88,6 +90,8 @@ const WARNINGS_LOGGED: usize = 20;
 pub struct Options {
     /// Admin API.
     pub admin: AdminAddress,
+    /// What it shows and demands when it speaks TLS.
+    pub admin_tls: Option<AdminTls>,
     /// Health.
     pub status: SocketAddr,
     /// Metrics.
@@ -298,7 +302,7 @@ pub async fn run(
     log: access_log::Writer,
 ) -> Result<Ended, StartError> {
     let (events, mut inbox) = mpsc::channel(1024);
-    let mut servers = Servers::open(&options, &mut inherited, &events)?;
+    let mut servers = Servers::open(&options, keys.pinned(), &mut inherited, &events)?;
     let (parent, found) = (inherited.parent(), inherited.take_found());
     if parent.is_none() {
         servers.serve()?;
@@ -415,7 +419,12 @@ pub async fn run(
             }
         }
     }
-    Ok(control.stop())
+    // Whoever waits for what nobody looks at any more hears that the process ends.
+    drop(inbox);
+    let last_answers = control.servers.last_answers();
+    let ended = control.stop();
+    last_answers.await;
+    Ok(ended)
 }
 
 impl Control {
@@ -635,6 +644,7 @@ impl Control {
     /// Looks after keys, and hands those that are new to the shards.
     fn refresh_keys(&mut self) {
         if let Some((number, tls)) = self.keys.refresh() {
+            self.servers.renew_admin_keys(self.keys.store().pinned());
             for shard in &mut self.shards {
                 shard.outbox.send(ToShard::Secure {
                     number,

@@ -1,9 +1,9 @@
 //! `/v1/endpoints` of the admin API: instances come, renew themselves and go.
 //!
 //! PUT with a body registers an instance, PUT without one renews it, DELETE takes it out, GET shows what is there. What
-//! changes something is refused where others than this machine can reach the admin API.
+//! changes something is refused where others than this machine can reach the admin API and need show no certificate.
 
-use super::admin::{ending, json, refuse_browsers};
+use super::admin::{ending, json, refuse_browsers, refuse_others};
 use super::registration::{Id, Put, Refusal};
 use super::{Control, Event};
 use crate::io::clock;
@@ -35,11 +35,11 @@ pub(super) enum Call {
 /// What is answered.
 pub(super) type Answer = (StatusCode, String);
 
-/// The routes; `writable` says whether nobody but this machine can reach them.
-pub(super) fn routes(writable: bool) -> Router<mpsc::Sender<Event>> {
-    let one = match writable {
+/// The routes; `is_writable` says whether whoever reaches them may change something.
+pub(super) fn routes(is_writable: bool) -> Router<mpsc::Sender<Event>> {
+    let one = match is_writable {
         true => get(show).put(put).delete(remove),
-        false => get(show).put(refuse).delete(refuse),
+        false => get(show).put(refuse_others).delete(refuse_others),
     };
     Router::new()
         .route("/v1/endpoints", get(list))
@@ -67,11 +67,6 @@ async fn ask(events: &mpsc::Sender<Event>, call: Call) -> Response {
         Ok((status, text)) => (status, json(text)).into_response(),
         Err(_) => ending(),
     }
-}
-
-async fn refuse() -> Response {
-    let text = "refused: instances register over loopback or a unix socket; see --admin\n";
-    (StatusCode::FORBIDDEN, text).into_response()
 }
 
 async fn put(

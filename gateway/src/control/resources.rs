@@ -5,8 +5,8 @@
 //! wrong, so nothing of a text with an error is taken; files, whose writer may be gone, keep their last good versions.
 //! With a state folder the text outlives the process, and a process that takes this one's place gets it.
 
-use super::admin::{Events, ending, json, refuse_browsers};
-use super::source::{Verdict, WRITTEN, Writing};
+use super::admin::{Events, ending, json, refuse_browsers, refuse_others};
+use super::source::{Verdict, Writing};
 use super::{Control, Event};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -22,9 +22,14 @@ use tokio::sync::oneshot;
 /// The largest text: a hundred thousand routes.
 const TEXT_MAX: usize = 64 << 20;
 
-pub(super) fn routes() -> Router<Events> {
+/// The routes; `is_writable` says whether whoever reaches them may change something.
+pub(super) fn routes(is_writable: bool) -> Router<Events> {
+    let all = match is_writable {
+        true => get(effective).put(put).delete(delete),
+        false => get(effective).put(refuse_others).delete(refuse_others),
+    };
     Router::new()
-        .route("/v1/resources", get(effective).put(put).delete(delete))
+        .route("/v1/resources", all)
         .layer(DefaultBodyLimit::max(TEXT_MAX))
 }
 
@@ -168,28 +173,17 @@ async fn write(
 impl Control {
     /// Hands what is asked to the thread that knows, if it may be.
     pub(super) fn ask_for_resources(&mut self, ask: Ask) {
-        let admin = self.servers.admin().address();
-        if let Ask::Write(write) = ask {
-            let refusal = if !admin.is_private() {
-                let why = format!(
-                    "refused: {admin} is not of loopback; {WRITTEN} is written over loopback or a unix socket only"
-                );
-                Some((StatusCode::FORBIDDEN, why))
-            } else if !self.takes_versions() {
+        match ask {
+            Ask::Write(write) if !self.takes_versions() => {
                 let why = "no other version is taken: this process ends, or another one takes its place";
-                Some((StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
-            } else if self.watch.is_none() {
-                return;
-            } else {
-                None
-            };
-            if let Some((status, why)) = refusal {
-                let _asker_gone = write.verdict.send(Verdict::Refused(status, why));
-            } else if let Some(watch) = &self.watch {
-                watch.ask(Ask::Write(write));
+                let refused = Verdict::Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+                let _asker_gone = write.verdict.send(refused);
             }
-        } else if let Some(watch) = &self.watch {
-            watch.ask(ask);
+            ask => {
+                if let Some(watch) = &self.watch {
+                    watch.ask(ask);
+                }
+            }
         }
     }
 }

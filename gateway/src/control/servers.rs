@@ -2,37 +2,64 @@
 //!
 //! Opening and serving are apart. A process that takes another one's place has its sockets from the beginning, and must
 //! not answer on them before it serves: health would flap. The older one stops when the new one begins.
+//!
+//! Two of them are reached by anybody, so connections are bounded in number and in how long they may be silent. At the
+//! end of the process what is asked is answered first: whoever ordered an upgrade wants to hear of it.
 
 use super::admin::{self, AdminAddress};
+use super::admin_tls::{self, Caller, Handshaking, Met};
 use super::upgrade::Inherited;
 use super::{Event, Options, StartError};
+use crate::tls::Pinned;
 use axum::Router;
-use axum::http::{HeaderValue, header};
-use axum::middleware::map_response;
+use axum::extract::Request as Asking;
+use axum::http::{HeaderValue, Request, header};
+use axum::middleware::{Next, from_fn, map_response};
 use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use std::fs::{self, Permissions};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{Notify, mpsc};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 /// What they are called, as their options and as sockets that a supervisor passes.
 pub(super) const NAMES: [&str; 3] = ["admin", "status", "metrics"];
+
+/// Connections that each has at a time; one more waits until another has ended.
+const CONNECTIONS_MAX: u32 = 4096;
+/// How long the head of a request may take from when the connection is free for it.
+const HEAD_TIME: Duration = Duration::from_secs(20);
+/// How long answers may take that are under way when the process ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// All of them.
 pub(super) struct Servers {
     all: [Server; 3],
     /// Whether another process answers for this one; what is still asked here ends its connection.
     is_replaced: Arc<AtomicBool>,
+    /// What connections to the admin server are met with, if it speaks TLS.
+    admin_keys: Option<watch::Sender<Met>>,
+    /// Whether connections are to end with the answers that are under way.
+    is_over: watch::Sender<bool>,
 }
 
 impl Servers {
-    /// Opens them.
+    /// Opens them; with keys the admin server speaks mutual TLS only.
     pub(super) fn open(
         options: &Options,
+        admin_keys: Option<Pinned<'_>>,
         inherited: &mut Inherited,
         events: &mpsc::Sender<Event>,
     ) -> Result<Self, StartError> {
@@ -42,24 +69,64 @@ impl Servers {
         );
         let [admin_name, status_name, metrics_name] = NAMES;
         let is_replaced = Arc::new(AtomicBool::new(false));
+        let is_over = watch::Sender::new(false);
         let mut open = |what, address: &AdminAddress, router: Router| {
             let replaced = Arc::clone(&is_replaced);
             let router = router.layer(map_response(move |response: Response| {
                 let close = replaced.load(Ordering::Relaxed);
                 async move { if close { closing(response) } else { response } }
             }));
-            Server::open(what, address, inherited.server(what), router)
+            let desk = Desk {
+                router,
+                room: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),
+                is_over: is_over.subscribe(),
+            };
+            Server::open(what, address, inherited.server(what), desk)
         };
+        let admin_keys = admin_keys.map(|keys| watch::Sender::new(Met::new(keys)));
+        let is_writable = options.admin.is_private() || admin_keys.is_some();
+        let mut router = admin::admin_router(events.clone(), &options.admin, is_writable);
+        let met = admin_keys.as_ref().map(watch::Sender::subscribe);
+        if let Some(met) = met.clone() {
+            router = router.layer(from_fn(move |request: Asking, next: Next| {
+                admin_tls::guard(request, next, met.borrow().trust())
+            }));
+        }
+        let mut admin = open(admin_name, &options.admin, router)?;
+        admin.keys = met;
         let all = [
-            open(
-                admin_name,
-                &options.admin,
-                admin::admin_router(events.clone(), &options.admin),
-            )?,
+            admin,
             open(status_name, &status, admin::status_router(events.clone()))?,
             open(metrics_name, &metrics, admin::metrics_router(events.clone()))?,
         ];
-        Ok(Self { all, is_replaced })
+        Ok(Self {
+            all,
+            is_replaced,
+            admin_keys,
+            is_over,
+        })
+    }
+
+    /// Connections to the admin server that come from now on are met with these.
+    pub(super) fn renew_admin_keys(&self, keys: Option<Pinned<'_>>) {
+        if let (Some(met), Some(keys)) = (&self.admin_keys, keys) {
+            met.send_modify(|met| met.renew(keys));
+        }
+    }
+
+    /// Ends all connections, each with the answer that is under way; to be waited for when nothing is left that would
+    /// have to answer.
+    pub(super) fn last_answers(&self) -> impl Future<Output = ()> + use<> {
+        self.is_over.send_replace(true);
+        let rooms = self.all.each_ref().map(|server| Arc::clone(&server.desk.room));
+        async move {
+            let all_gone = async {
+                for room in rooms {
+                    let _never_closed = room.acquire_many(CONNECTIONS_MAX).await;
+                }
+            };
+            let _or_cut = tokio::time::timeout(LAST_ANSWERS, all_gone).await;
+        }
     }
 
     /// Begin to answer.
@@ -102,16 +169,14 @@ impl Servers {
 
 /// A listener that accepts until it is told to stop. Ending the server instead would close connections that wait for
 /// their next request, and one may be on its way.
-struct UntilStopped<L> {
+pub(super) struct UntilStopped<L> {
     inner: Option<L>,
     stop: Arc<Notify>,
 }
 
-impl<L: axum::serve::Listener> axum::serve::Listener for UntilStopped<L> {
-    type Io = L::Io;
-    type Addr = L::Addr;
-
-    async fn accept(&mut self) -> (L::Io, L::Addr) {
+impl<L: axum::serve::Listener> UntilStopped<L> {
+    /// The next connection; to drop the future loses none.
+    pub(super) async fn accept(&mut self) -> (L::Io, L::Addr) {
         if let Some(inner) = &mut self.inner {
             tokio::select! {
                 accepted = inner.accept() => return accepted,
@@ -121,10 +186,63 @@ impl<L: axum::serve::Listener> axum::serve::Listener for UntilStopped<L> {
         self.inner = None;
         std::future::pending().await
     }
+}
 
-    fn local_addr(&self) -> std::io::Result<L::Addr> {
-        let gone = || std::io::ErrorKind::NotConnected.into();
-        self.inner.as_ref().map_or_else(|| Err(gone()), L::local_addr)
+/// Where the connections of one server are answered.
+#[derive(Clone)]
+struct Desk {
+    router: Router,
+    room: Arc<Semaphore>,
+    is_over: watch::Receiver<bool>,
+}
+
+impl Desk {
+    async fn serve<L: axum::serve::Listener>(self, mut listener: UntilStopped<L>) {
+        loop {
+            let (stream, _) = listener.accept().await;
+            self.answer(stream, None).await;
+        }
+    }
+
+    async fn serve_tls(self, mut listener: Handshaking) {
+        loop {
+            let (stream, caller) = listener.accept().await;
+            self.answer(stream, Some(caller)).await;
+        }
+    }
+
+    /// Answers one connection, once there is room for it.
+    async fn answer<S>(&self, stream: S, caller: Option<Caller>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let Ok(place) = Arc::clone(&self.room).acquire_owned().await else {
+            return;
+        };
+        let routes = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(caller) = &caller {
+                request.extensions_mut().insert(caller.clone());
+            }
+            routes.call(request)
+        });
+        let mut is_over = self.is_over.clone();
+        tokio::task::spawn_local(async move {
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+            let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                _ = is_over.wait_for(|is_over| *is_over) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to a server of the process ended early");
+            }
+            drop(place);
+        });
     }
 }
 
@@ -146,7 +264,11 @@ pub(super) struct Server {
     listener: Listener,
     /// Whether the socket was passed on.
     is_taken: bool,
-    router: Option<Router>,
+    desk: Desk,
+    /// Whether it has begun to answer.
+    is_serving: bool,
+    /// What connections are met with, where they are to speak TLS.
+    keys: Option<watch::Receiver<Met>>,
     /// Ends the accepting.
     stop: Arc<Notify>,
 }
@@ -157,7 +279,7 @@ impl Server {
         what: &'static str,
         address: &AdminAddress,
         passed: Option<OwnedFd>,
-        router: Router,
+        desk: Desk,
     ) -> Result<Self, StartError> {
         let refused = |error| StartError::Server {
             what,
@@ -174,33 +296,31 @@ impl Server {
             address,
             listener,
             is_taken,
-            router: Some(router),
+            desk,
+            is_serving: false,
+            keys: None,
             stop: Arc::default(),
         })
     }
 
     /// Begins to answer.
     fn serve(&mut self) -> Result<(), StartError> {
-        let Some(router) = self.router.take() else {
+        if std::mem::replace(&mut self.is_serving, true) {
             return Ok(());
-        };
-        let what = self.what;
-        let ended = move |result: std::io::Result<()>| {
-            if let Err(error) = result {
-                tracing::error!(%error, "the {what} server ended");
-            }
-        };
-        let stop = Arc::clone(&self.stop);
+        }
+        let (desk, stop) = (self.desk.clone(), Arc::clone(&self.stop));
         match &self.listener {
             Listener::Tcp(tcp) => {
                 let inner = Some(tokio::net::TcpListener::from_std(tcp.try_clone()?)?);
                 let listener = UntilStopped { inner, stop };
-                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) });
+                match self.keys.take() {
+                    Some(keys) => tokio::task::spawn_local(desk.serve_tls(Handshaking::new(listener, keys))),
+                    None => tokio::task::spawn_local(desk.serve(listener)),
+                };
             }
             Listener::Unix(unix) => {
                 let inner = Some(tokio::net::UnixListener::from_std(unix.try_clone()?)?);
-                let listener = UntilStopped { inner, stop };
-                tokio::task::spawn_local(async move { ended(axum::serve(listener, router).await) });
+                tokio::task::spawn_local(desk.serve(UntilStopped { inner, stop }));
             }
         }
         Ok(())

@@ -36,7 +36,7 @@ const STATE_FILE: &str = ".last-good.json";
 /// What came by the admin API, in the same folder.
 const WRITTEN_FILE: &str = ".resources.yaml";
 /// How diagnostics name it.
-pub(super) const WRITTEN: &str = "/v1/resources";
+const WRITTEN: &str = "/v1/resources";
 
 /// What a load has brought.
 #[derive(Debug)]

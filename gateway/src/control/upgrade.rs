@@ -476,7 +476,7 @@ impl Control {
         }
         if order.binary.is_some() && self.servers.admin().tcp().is_some() {
             return Err(format!(
-                "a binary is named over a unix socket only (--admin unix:PATH), since anybody on this machine can speak \
+                "a binary is named over a unix socket only (--admin unix:PATH), since others than its owner can speak \
                  to {}: put the new one in the place of the old one instead",
                 self.servers.admin().address()
             ));

@@ -132,6 +132,30 @@ pub enum MaterialError {
     Refused(String),
 }
 
+impl MaterialError {
+    /// The file or credential to look at first, where it is one.
+    pub fn place(&self) -> Option<&str> {
+        match self {
+            Self::Absent { path } | Self::Unreadable { path, .. } | Self::TooLarge { path, .. } => Some(path),
+            Self::Missing { place, .. }
+            | Self::NoCertificate { place }
+            | Self::NoRevocationList { place }
+            | Self::NoPrivateKey { place }
+            | Self::EncryptedKey { place }
+            | Self::NotPem { place, .. }
+            | Self::NotX509 { place, .. }
+            | Self::BadRevocationList { place, .. }
+            | Self::UnsupportedKey { place }
+            | Self::KeyMismatch { key: place, .. } => Some(place),
+            Self::NotFound { .. }
+            | Self::NoSystemRoots { .. }
+            | Self::NoKey
+            | Self::NoAuthority
+            | Self::Refused(_) => None,
+        }
+    }
+}
+
 /// What is served nonetheless, and deserves the operator's eye.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

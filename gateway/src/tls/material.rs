@@ -10,7 +10,7 @@
 //! is a [`MaterialWarning`]: a certificate that has expired is better than a door that is shut, and clients will tell.
 
 use super::fault::{MaterialError, MaterialWarning};
-use super::peer::{SubjectNames, common_name};
+use super::peer::{SubjectNames, common_name, sha256};
 use super::verify::client_verifier;
 use isthmus_core::tls::{CaSource, CredentialName, KeySource};
 use rustls::RootCertStore;
@@ -81,6 +81,8 @@ pub struct CertificateInfo {
     pub not_after: SystemTime,
     /// The file or the credential that it came from.
     pub source: String,
+    /// SHA-256 of all of it.
+    pub hash: [u8; 32],
 }
 
 /// Bytes and the place that they were found in.
@@ -518,6 +520,7 @@ fn info(certificate: &X509Certificate<'_>, source: &str) -> CertificateInfo {
         not_before: system_time(certificate.validity().not_before).unwrap_or(SystemTime::UNIX_EPOCH),
         not_after: system_time(certificate.validity().not_after).unwrap_or(SystemTime::UNIX_EPOCH),
         source: source.to_owned(),
+        hash: sha256(certificate.as_raw()),
     }
 }
 

@@ -30,7 +30,7 @@ pub use judge::judge;
 pub use material::{Authorities, CertificateInfo, Credentials, Loaded};
 pub use peer::{PeerCertificate, describe_peer};
 pub use server::{ServerConfigBuilt, build_server};
-pub use store::{Refreshed, Store};
+pub use store::{Pinned, Refreshed, Store};
 
 use isthmus_core::tls::HandshakeFailure;
 use rustls::crypto::aws_lc_rs::Ticketer;

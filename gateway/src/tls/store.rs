@@ -78,6 +78,8 @@ pub struct Store {
     ticketer: Arc<dyn ProducesTickets>,
     servers: HashMap<Arc<ServerTls>, Entry<ServerConfig>>,
     clients: HashMap<Arc<ClientTls>, Entry<ClientConfigs>>,
+    /// The policy of a server that belongs to no snapshot.
+    pinned: Option<Arc<ServerTls>>,
 }
 
 /// One certificate that is served, shown or trusted.
@@ -89,6 +91,15 @@ pub struct Shown<'a> {
     pub is_authority: bool,
     /// What it says.
     pub info: &'a CertificateInfo,
+}
+
+/// A server that belongs to no snapshot.
+#[derive(Clone)]
+pub struct Pinned<'a> {
+    /// What its connections are met with.
+    pub config: Arc<ServerConfig>,
+    /// Whose clients it lets in.
+    pub authorities: &'a [CertificateInfo],
 }
 
 /// What a look at the files has brought.
@@ -115,7 +126,30 @@ impl Store {
             ticketer,
             servers: HashMap::new(),
             clients: HashMap::new(),
+            pinned: None,
         }
+    }
+
+    /// Loads the keys of a server that belongs to no snapshot, and looks after them whatever is loaded later; all that
+    /// is wrong with them if anything is.
+    pub fn pin(&mut self, policy: ServerTls, now: SystemTime) -> Result<(), Vec<MaterialError>> {
+        let entry = self.server(&policy, None, now);
+        if !entry.errors.is_empty() {
+            return Err(entry.errors);
+        }
+        let policy = Arc::new(policy);
+        self.servers.insert(Arc::clone(&policy), entry);
+        self.pinned = Some(policy);
+        Ok(())
+    }
+
+    /// The server that was pinned, as it is now.
+    pub fn pinned(&self) -> Option<Pinned<'_>> {
+        let entry = self.servers.get(self.pinned.as_ref()?)?;
+        Some(Pinned {
+            config: entry.config.clone()?,
+            authorities: &entry.authorities,
+        })
     }
 
     /// Loads what a snapshot asks for and is not there yet, and forgets what it does not ask for.
@@ -124,6 +158,11 @@ impl Store {
             std::mem::take(&mut self.servers),
             std::mem::take(&mut self.clients),
         );
+        if let Some(policy) = &self.pinned
+            && let Some(entry) = before.0.remove(policy)
+        {
+            self.servers.insert(Arc::clone(policy), entry);
+        }
         for listener in &snapshot.listeners {
             let Accepts::Tls(names) = &listener.accepts else {
                 continue;

@@ -818,11 +818,8 @@ async fn send(
             if let Poll::Ready(Err(_)) = conn.poll_flush(cx) {
                 return Poll::Ready(Err(End::ClientGone));
             }
-            // While the body streams, its own reads notice a client that is gone.
-            // Of HTTP/2 they do not while they have no room to go on, and a look costs no read.
-            let may_be_gone =
-                sending != Sending::Streaming || (request.version == Version::Http2 && conn.has_unread());
-            if may_be_gone && conn.poll_gone(cx).is_ready() {
+            let is_http2 = request.version == Version::Http2;
+            if sending.looks_for_client(conn, is_http2) && conn.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(End::ClientGone));
             }
             if conn.drain() == Drain::Cut {

@@ -30,6 +30,14 @@ pub(super) enum Sending {
     Stopped,
 }
 
+impl Sending {
+    /// Whether a look is due that notices a client which has gone. While the body streams, its own reads notice that; of
+    /// HTTP/2 they do not while they have no room to go on, and a look costs no read.
+    pub(super) fn looks_for_client(self, conn: &impl Downstream, is_http2: bool) -> bool {
+        self != Self::Streaming || (is_http2 && conn.has_unread())
+    }
+}
+
 /// Why no upstream answered.
 pub(super) enum End {
     Reply(LocalReply),

@@ -634,13 +634,9 @@ async fn pass_on(
             Poll::Ready(moved) => return Poll::Ready(moved),
             Poll::Pending => {}
         }
-        // While the body streams, its own reads notice a client that is gone. Of HTTP/2 they do not while they have no
-        // room to go on, and a look costs no read.
-        let may_be_gone = match sending {
-            Sending::Streaming => is_http2 && conn.has_unread(),
-            _ => !tunnel || is_http2,
-        };
-        if may_be_gone && conn.poll_gone(cx).is_ready() {
+        // A tunnel of HTTP/1.1 is read whatever its client may still say.
+        let looks = (!tunnel || is_http2) && sending.looks_for_client(conn, is_http2);
+        if looks && conn.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::ClientGone));
         }
         if conn.drain() == Drain::Cut {

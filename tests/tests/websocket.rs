@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441, 3).
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
@@ -499,44 +499,74 @@ fn a_drain_lets_a_websocket_go_on_and_says_goodbye_before_its_time_is_over() {
     }
 }
 
-/// How fast a slow upstream sends. A pace, not a synchronisation.
-const PACE: Duration = Duration::from_millis(20);
-
 #[test]
 fn a_goodbye_comes_between_two_frames() {
+    // Each is told at a moment of its own in the second half of the time: of so many, many by the middle of that.
+    const CLIENTS: usize = 24;
+    const TIMEOUT: Duration = Duration::from_secs(20);
+    const STEPS: u16 = 56;
+    const STEP: u16 = 5;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut gateway = before(listener.local_addr().unwrap(), false)
         .arg("--drain-timeout")
-        .arg("8s")
+        .arg(format!("{}s", TIMEOUT.as_secs()))
         .start();
-    let mut client = gateway.client();
-    client.send(wish("/slow"));
-    let (mut upstream, _) = listener.accept().unwrap();
-    let mut request = [0; 4096];
-    let _length = upstream.read(&mut request).unwrap();
     let agreed = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{AGREED}\r\n");
-    upstream.write_all(agreed.as_bytes()).unwrap();
-    assert_eq!(client.head().unwrap().1, 101);
+    let mut tunnels: Vec<(Client, TcpStream)> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = gateway.client();
+            client.send(wish("/slow"));
+            let (mut upstream, _) = listener.accept().unwrap();
+            let _length = upstream.read(&mut [0; 4096]).unwrap();
+            upstream.write_all(agreed.as_bytes()).unwrap();
+            assert_eq!(client.head().unwrap().1, 101);
+            (client, upstream)
+        })
+        .collect();
     gateway.signal(Signal::TERM);
-    // A message whose end comes when everybody has been told for long, and one behind it that comes too late.
-    const LENGTH: u16 = 285;
-    let [high, low] = LENGTH.to_be_bytes();
-    upstream.write_all(&[0x82, 126, high, low]).unwrap();
-    for _ in 1..LENGTH {
-        upstream.write_all(&[0x88]).unwrap();
-        thread::sleep(PACE);
+    let begun = Instant::now();
+    // A message whose end comes when many have been told for long, and one behind it.
+    let length = STEPS * STEP + 1;
+    let [high, low] = length.to_be_bytes();
+    for (_, upstream) in &mut tunnels {
+        upstream.write_all(&[0x82, 126, high, low]).unwrap();
     }
-    upstream.write_all(&[0x88, 0x81, 1, b'x']).unwrap();
-    assert_eq!(
-        client.exactly(4 + usize::from(LENGTH))[..4],
-        [0x82, 126, high, low]
-    );
-    assert_eq!(client.exactly(4), GOING_AWAY);
-    client.send(SO_IT_IS);
-    let mut answer = [0; 8];
-    upstream.read_exact(&mut answer).unwrap();
-    assert_eq!(answer, SO_IT_IS, "the client's word goes on to the upstream");
-    client.assert_closed();
-    drop(client);
+    for step in 1..=u32::from(STEPS) {
+        for (_, upstream) in &mut tunnels {
+            upstream.write_all(&[0x88; STEP as usize]).unwrap();
+        }
+        // A pace, not a synchronisation.
+        let due = TIMEOUT * 7 / 10 * step / u32::from(STEPS);
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    for (_, upstream) in &mut tunnels {
+        upstream.write_all(&[0x88, 0x81, 1, b'x']).unwrap();
+    }
+    let ends = tunnels.into_iter().map(|(mut client, mut upstream)| {
+        thread::spawn(move || {
+            let message = client.exactly(4 + usize::from(length));
+            assert_eq!(message[..4], [0x82, 126, high, low]);
+            assert!(message[4..].iter().all(|byte| *byte == 0x88), "{message:?}");
+            let mut next = client.exactly(3);
+            let waited = next != [0x81, 1, b'x'];
+            if !waited {
+                next = client.exactly(3);
+            }
+            next.extend(client.exactly(1));
+            assert_eq!(next, GOING_AWAY);
+            client.send(SO_IT_IS);
+            let mut answer = [0; 8];
+            upstream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, SO_IT_IS, "the client's word goes on to the upstream");
+            client.assert_closed();
+            waited
+        })
+    });
+    let ends: Vec<_> = ends.collect();
+    let waited = ends
+        .into_iter()
+        .filter_map(|end| end.join().unwrap().then_some(()))
+        .count();
+    assert!(waited > 0, "no goodbye had to wait for the end of a message");
     assert!(gateway.wait(SOON).success());
 }

@@ -400,10 +400,7 @@ impl Balancer {
         let others = || {
             let live = self.sets.get(..self.live).unwrap_or_default();
             let members = live.iter().flat_map(|set| &set.members);
-            let usable = |at: &usize| self.members.get(*at).is_some_and(|member| member.usable);
-            members
-                .map(|at| *at as usize)
-                .filter(move |at| usable(at) && !avoid(*at))
+            members.map(|at| *at as usize).filter(move |at| !avoid(*at))
         };
         let nth = random.below(others().count().max(1) as u64);
         Some(others().nth(nth as usize).unwrap_or(picked))
@@ -513,7 +510,6 @@ impl Balancer {
             ..
         } = self;
         let set = match *live {
-            0 => return None,
             1 => sets.first_mut()?,
             _ => {
                 let next = turns.next(|at| stride(parts.get(at).copied().unwrap_or(1), 1));
@@ -652,6 +648,8 @@ fn two(count: usize, random: &mut Random) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hash::{self, HashKey, TableKind};
+    use super::super::locality::Locality;
     use super::*;
 
     fn endpoints(weights: &[u32]) -> Vec<Endpoint> {
@@ -795,6 +793,246 @@ mod tests {
                 counts[2] + counts[4] == 4000 && (2600..3000).contains(&counts[2]),
                 "{counts:?}"
             );
+        }
+    }
+
+    #[test]
+    fn two_are_different_ones_and_every_pair_is_as_likely() {
+        for count in [2, 3, 5] {
+            let mut random = Random::from_seed(3);
+            let mut seen = vec![vec![0; count]; count];
+            for _ in 0..count * (count - 1) * 2_000 {
+                let (first, second) = two(count, &mut random);
+                seen[first][second] += 1;
+            }
+            for (first, row) in seen.iter().enumerate() {
+                for (second, times) in row.iter().enumerate() {
+                    let expected = if first == second { 0..1 } else { 1_750..2_250 };
+                    assert!(expected.contains(times), "{first} {second}: {seen:?}");
+                }
+            }
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn bench(kind: BalancerKind, weights: &[u32], latencies: &[u32], seed: u64) -> Bench {
+        let mut bench = Bench::new(kind, &endpoints(weights), seed);
+        for (at, latency) in latencies.iter().enumerate() {
+            bench.balancer.observe(at, Some(MS * *latency), bench.now);
+        }
+        bench
+    }
+
+    #[test]
+    fn peak_ewma_takes_the_quicker_of_two() {
+        let mut slow = bench(BalancerKind::PeakEwma, &[1; 4], &[100, 1, 1, 1], 1);
+        assert_eq!(slow.counts(1_000)[0], 0, "of two different ones, one is quick");
+        let mut busy = bench(BalancerKind::PeakEwma, &[1; 4], &[1; 4], 1);
+        busy.active = vec![0, 9, 0, 0];
+        assert_eq!(busy.counts(1_000)[1], 0);
+        // Half of all draws are the slow one's by its weight: it is taken when both are.
+        let mut heavy = bench(BalancerKind::PeakEwma, &[1, 1, 2], &[1, 1, 100], 1);
+        let counts = heavy.counts(4_000);
+        assert!((850..1_150).contains(&counts[2]), "{counts:?}");
+        assert!(counts[0].abs_diff(counts[1]) < 200, "{counts:?}");
+        // Others learn nothing.
+        for kind in KINDS {
+            let learns = matches!(kind, BalancerKind::PeakEwma | BalancerKind::Prequal);
+            assert_eq!(kind.learns(), learns);
+            let known = bench(kind, &[1], &[1], 1);
+            assert_eq!(
+                known.balancer.members[0].latency.value(known.now).is_some(),
+                learns
+            );
+        }
+    }
+
+    #[test]
+    fn prequal_takes_the_quickest_that_is_not_hot() {
+        // The first is the quickest and hot. The second is drawn, among five, in 35 of 100 picks.
+        let mut latencies = [10; 12];
+        latencies[..2].copy_from_slice(&[1, 5]);
+        let mut one_is_hot = bench(BalancerKind::Prequal, &[1; 12], &latencies, 1);
+        one_is_hot.active = vec![1; 12];
+        one_is_hot.active[0] = 50;
+        let counts = one_is_hot.counts(4_000);
+        assert!(counts[0] < 4, "{counts:?}");
+        assert!((1_290..1_540).contains(&counts[1]), "{counts:?}");
+        // Before anything is known of the others all are hot: the fewest in flight decide.
+        let mut counts = [0; 6];
+        for seed in 0..2_000 {
+            let mut all_hot = bench(BalancerKind::Prequal, &[1; 6], &[1, 1, 1, 1, 1, 99], seed);
+            all_hot.active = vec![9, 8, 7, 6, 5, 4];
+            counts[all_hot.pick(None).unwrap()] += 1;
+        }
+        assert!((1_100..1_290).contains(&counts[5]) && counts[0] < 4, "{counts:?}");
+        assert!(counts.is_sorted(), "{counts:?}");
+    }
+
+    fn keyed(kind: TableKind) -> BalancerSpec {
+        BalancerSpec {
+            hashing: Some(Hashing {
+                key: HashKey::Path,
+                table: kind,
+            }),
+            ..BalancerSpec::default()
+        }
+    }
+
+    const TABLES: [TableKind; 2] = [TableKind::Ring(1024), TableKind::Maglev(65_537)];
+
+    /// How many of some keys lead to each endpoint; each leads to the same one whenever it is asked.
+    fn homes(bench: &mut Bench) -> Vec<usize> {
+        let mut counts = vec![0; bench.active.len()];
+        for key in 0..10_000_u64 {
+            let key = Some(hash::hash(&key.to_le_bytes()));
+            let home = bench.pick(key).unwrap();
+            assert_eq!(bench.pick(key), Some(home));
+            counts[home] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn keys_stay_near_as_far_as_the_near_can_take_them() {
+        let mut all = endpoints(&[1; 4]);
+        for (endpoint, level) in all.iter_mut().zip([0, 0, 1, 1]) {
+            endpoint.level = level;
+        }
+        for kind in TABLES {
+            let mut bench = Bench::new(keyed(kind), &all, 1);
+            assert_eq!(homes(&mut bench)[2..], [0, 0]);
+            bench.rebuild(|at| at != 0);
+            // One of two takes 70 % of what comes to their level.
+            let counts = homes(&mut bench);
+            assert_eq!(counts[0], 0);
+            assert!((6_800..7_200).contains(&counts[1]), "{counts:?}");
+            assert!(counts[2] > 1_200 && counts[3] > 1_200, "{counts:?}");
+            let key = Some(hash::hash(b"any"));
+            bench.rebuild(|_| true);
+            let home = bench.pick(key).unwrap();
+            let Bench {
+                balancer,
+                random,
+                now,
+                active,
+            } = &mut bench;
+            let other = balancer.pick(key, &active[..], |at| at == home, *now, random);
+            assert_eq!(other, Some(1 - home), "who failed is avoided");
+            let none = balancer.pick(key, &active[..], |_| true, *now, random);
+            assert_eq!(none, Some(home), "as long as there is another");
+        }
+    }
+
+    #[test]
+    fn keys_find_the_few_that_are_left() {
+        for kind in [TableKind::Ring(8), TableKind::Maglev(65_537)] {
+            let mut bench = Bench::new(keyed(kind), &endpoints(&[1; 1_000]), 1);
+            bench.rebuild(|at| at == 700);
+            assert_eq!(homes(&mut bench)[700], 10_000);
+            bench.rebuild(|at| at == 3 || at == 700);
+            let counts = homes(&mut bench);
+            assert_eq!(counts[3] + counts[700], 10_000);
+            assert!(counts[3] > 2_500 && counts[700] > 2_500, "{kind:?}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn localities_get_their_shares_and_endpoints_theirs_of_them() {
+        let mut all = endpoints(&[1, 1, 1, 3, 1]);
+        for (endpoint, locality) in all.iter_mut().zip(["r1", "r1", "r2", "r2", "r3"]) {
+            endpoint.locality = locality.into();
+        }
+        let shares = [("r1", 80), ("r2", 20)].map(|(to, share)| (Locality::parse(to), share));
+        let spread = Spread::Shares(shares.into());
+        let expected = [4_000, 4_000, 500, 1_500, 0];
+        let close = |counts: &[usize], expected: &[usize; 5], by: usize| {
+            let mut all = counts.iter().zip(expected);
+            assert!(
+                all.all(|(count, expected)| count.abs_diff(*expected) <= by),
+                "{counts:?}, not {expected:?}"
+            );
+        };
+        for kind in KINDS {
+            let spec = BalancerSpec {
+                spread: spread.clone(),
+                ..kind.into()
+            };
+            let mut bench = Bench::new(spec, &all, 1);
+            let is_exact = kind == BalancerKind::RoundRobin;
+            close(&bench.counts(10_000), &expected, if is_exact { 2 } else { 300 });
+            bench.rebuild(|at| at >= 2);
+            close(
+                &bench.counts(10_000),
+                &[0, 0, 2_500, 7_500, 0],
+                if is_exact { 2 } else { 300 },
+            );
+        }
+        for kind in TABLES {
+            let spec = BalancerSpec {
+                spread: spread.clone(),
+                ..keyed(kind)
+            };
+            close(&homes(&mut Bench::new(spec, &all, 1)), &expected, 500);
+        }
+    }
+
+    #[test]
+    fn tables_are_laid_out_before_they_are_asked_for() {
+        let all = endpoints(&[1, 2]);
+        for kind in TABLES {
+            let spec = keyed(kind);
+            spec.prepare(&all);
+            let tables = spec.tables.0.get().expect("laid out");
+            assert!(Arc::ptr_eq(tables, &spec.tables(&all).unwrap()), "once");
+            let copy = spec.clone();
+            assert!(copy.tables.0.get().is_none() && copy == spec);
+        }
+        let plain = BalancerSpec::default();
+        plain.prepare(&all);
+        assert!(plain.tables.0.get().is_none());
+    }
+
+    #[test]
+    fn who_is_back_warms_up_and_the_others_stay_warm() {
+        let length = Duration::from_secs(100);
+        for (kind, warms) in [
+            (BalancerKind::RoundRobin, true),
+            (BalancerKind::LeastRequest, true),
+            (BalancerKind::Random, false),
+        ] {
+            let spec = BalancerSpec {
+                warmup: Some(Warmup::new(length, 10.0, 1.0)),
+                ..kind.into()
+            };
+            let mut bench = Bench::new(spec, &endpoints(&[1; 3]), 1);
+            bench.now += length;
+            bench.rebuild(|at| at != 2);
+            bench.rebuild(|_| true);
+            let ask = |bench: &mut Bench, rounds: usize, expected: [usize; 3]| {
+                let even = [rounds / 3; 3];
+                let expected = if warms { expected } else { even };
+                let counts = bench.counts(rounds);
+                let mut all = counts.iter().zip(expected);
+                let by = if warms { 2 } else { 150 };
+                assert!(
+                    all.all(|(count, expected)| count.abs_diff(expected) <= by),
+                    "{kind:?}: {counts:?}, not {expected:?}"
+                );
+            };
+            ask(&mut bench, 2_100, [1_000, 1_000, 100]);
+            bench.now += length / 2;
+            bench.rebuild(|_| true);
+            ask(&mut bench, 2_500, [1_000, 1_000, 500]);
+            bench.now += length / 2;
+            if kind == BalancerKind::LeastRequest {
+                // By two draws from here on.
+                bench.active = vec![0, 0, 9];
+                assert_eq!(bench.counts(100)[2], 0);
+            } else {
+                ask(&mut bench, 2_100, [700, 700, 700]);
+            }
         }
     }
 

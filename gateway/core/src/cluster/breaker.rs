@@ -344,6 +344,45 @@ mod tests {
         assert!(cluster.picked.is_some());
         cluster.leave(first);
         assert!(cluster.picked.is_none());
+        assert!(open(cluster, &mut random).is_none());
+        assert!(cluster.picked.is_some());
+        cluster.forget_pick();
+        assert!(cluster.picked.is_none(), "nobody else is to have it");
+    }
+
+    #[test]
+    fn who_had_a_turn_and_found_nothing_waits_on() {
+        let (mut all, mut random) = shards(connections(1), 1);
+        let cluster = &mut all[0];
+        let (endpoint, held) = open(cluster, &mut random).unwrap();
+        assert!(open(cluster, &mut random).is_none());
+        let (first, second) = (cluster.wait().unwrap(), cluster.wait().unwrap());
+        cluster.call_first();
+        assert_eq!(cluster.shared().pending.held(), 1);
+        for _ in 0..2 {
+            cluster.wait_on(first);
+            assert_eq!(cluster.shared().pending.held(), 2, "one claim for each");
+            assert!(cluster.is_turn(Some(first)) && !cluster.has_granted());
+        }
+        drop(held);
+        cluster.release(endpoint, None, Instant::now());
+        cluster.take_grants();
+        assert!(cluster.has_granted());
+        let (_, held) = open(cluster, &mut random).unwrap();
+        cluster.leave(first);
+        // The second is called for a connection that ends before it looks: there is a permit at once.
+        cluster.call_first();
+        drop(held);
+        assert!(!cluster.has_granted());
+        cluster.wait_on(second);
+        assert!(cluster.has_granted() && cluster.shared().pending.held() == 0);
+        cluster.leave(second);
+        assert_eq!(cluster.shared().connections.held(), 0);
+        cluster.wait_on(second);
+        assert!(
+            !cluster.has_granted() && cluster.shared().pending.held() == 0,
+            "it has left"
+        );
     }
 
     #[test]

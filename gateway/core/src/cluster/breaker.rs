@@ -302,7 +302,16 @@ mod tests {
             cluster.acquire(any(), false, &mut random),
             Acquired::Use { conn: ConnId(3), .. }
         ));
+        assert_eq!(cluster.first_waiter(), Some(a));
+        let late = [cluster.wait().unwrap(), cluster.wait().unwrap()];
+        late.into_iter().for_each(|place| cluster.leave(place));
+        cluster.leave(late[0]);
+        assert!(
+            cluster.is_turn(Some(a)),
+            "who gives up further behind takes nobody's place"
+        );
         cluster.leave(a);
+        assert_eq!(cluster.first_waiter(), Some(b));
         assert!(cluster.is_turn(Some(b)) && !cluster.is_turn(None));
         cluster.leave(b);
         assert!(cluster.is_turn(None));
@@ -331,6 +340,24 @@ mod tests {
         let _held = open(&mut all[0], &mut random).unwrap();
         all[0].leave(next);
         assert!(all[1].wait().is_ok());
+    }
+
+    #[test]
+    fn a_permit_is_late_once() {
+        let (mut all, mut random) = shards(connections(1), 2);
+        let (endpoint, held) = open(&mut all[1], &mut random).unwrap();
+        let gone = all[0].wait().unwrap();
+        drop(held);
+        all[1].release(endpoint, None, Instant::now());
+        all[0].leave(gone);
+        let mut waiting = [(); 3].map(|()| all[0].wait().unwrap()).into_iter();
+        for left in [2, 1, 0] {
+            all[0].take_grants();
+            assert_eq!(all[0].shared().pending.held(), left, "the others wait on");
+            let (_, held) = open(&mut all[0], &mut random).unwrap();
+            all[0].leave(waiting.next().unwrap());
+            drop(held);
+        }
     }
 
     #[test]

@@ -522,6 +522,18 @@ mod tests {
         let mut one = Attempts::new(&off, Some(&asked), &Method::GET, false);
         assert!(matches!(judge(&mut one, 500, &[], 1000), Judged::Retry(_)));
         assert_eq!(judge(&mut one, 500, &[], 1000), Judged::PassOn(Flags::URX));
+        let number = Overrides {
+            retries: Some(3),
+            ..Overrides::default()
+        };
+        let mut without = Attempts::new(&off, Some(&number), &Method::GET, false);
+        let verdict = without.failed(
+            Failure::Connect(Cause::ConnectFailed),
+            UNSENT,
+            &mut Random::from_seed(1),
+            || true,
+        );
+        assert!(matches!(verdict, Verdict::GiveUp(_)), "a number is no condition");
         let default = RetryPolicy::default();
         let none = Overrides {
             retries: Some(0),

@@ -5,7 +5,8 @@
 //! The load of a level may be divided into groups, by localities. In a group an endpoint is picked as
 //! [`BalancerKind`] says, or, when the request has a key, by [`hash`]. Which endpoints are available is somebody else's
 //! decision: [`Balancer::rebuild`] is told when it changes, and lays out everything that a pick needs, so that
-//! [`Balancer::pick`] costs O(1), or O(log n) where weights differ, and allocates nothing.
+//! [`Balancer::pick`] costs O(1), or O(log n) where weights differ, and allocates nothing. While endpoints warm up a pick
+//! lays out what has grown since, a few times in all.
 
 use super::hash::{Hashing, Tables};
 use super::latency::{Estimate, Heat};
@@ -38,6 +39,8 @@ pub enum BalancerKind {
 
 /// Endpoints that PREQUAL draws.
 const PREQUAL_DRAWS: usize = 5;
+/// Into so many parts a slow start is divided, after each of which shares are looked at anew.
+const WARMUP_LOOKS: u32 = 16;
 /// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
 /// as Istio sets it).
 const RESELECTIONS_MAX: usize = 5;
@@ -160,8 +163,8 @@ struct Set {
     /// All weights are the same.
     uniform: bool,
     next: usize,
-    /// When the last of those that warm up has its whole share.
-    warm_at: Option<Instant>,
+    /// When the shares of those that warm up are to be looked at again; None when all have their whole ones.
+    look_at: Option<Instant>,
     turns: Turns,
     chances: Chances,
 }
@@ -348,22 +351,10 @@ impl Balancer {
         set.uniform = weights
             .clone()
             .all(|weight| Some(weight) == weights.clone().next());
-        set.warm_at = self.warmup.and_then(|warmup| {
-            let ends = set.members.iter().filter_map(|at| members.get(*at as usize));
-            let last = ends.map(|member| warmup.ends(member.since)).max();
-            last.filter(|last| *last > now)
-        });
+        set.look_at = None;
         match self.kind {
             BalancerKind::RoundRobin | BalancerKind::LeastRequest => {
-                if !set.uniform || set.warm_at.is_some() {
-                    let warmup = self.warmup;
-                    let chosen = &set.members;
-                    let stride_of = |at: usize| {
-                        let member = chosen.get(at).and_then(|at| members.get(*at as usize));
-                        member.map_or(1, |member| stride(grown(member, warmup, now), 1))
-                    };
-                    set.turns.fill(chosen.len(), stride_of, random);
-                }
+                set.lay_turns(&self.members, self.warmup, now, random);
             }
             BalancerKind::Random | BalancerKind::PeakEwma | BalancerKind::Prequal => {
                 if !set.uniform {
@@ -519,11 +510,8 @@ impl Balancer {
         if set.members.len() <= 1 {
             return set.members.first().map(|at| *at as usize);
         }
-        if set.warm_at.is_some_and(|warm_at| warm_at <= now) {
-            set.warm_at = None;
-            if set.uniform {
-                set.turns.clear();
-            }
+        if set.look_at.is_some_and(|look_at| look_at <= now) {
+            set.lay_turns(members, *warmup, now, random);
         }
         let picked = match kind {
             BalancerKind::RoundRobin if set.turns.is_empty() => {
@@ -550,10 +538,10 @@ impl Balancer {
                 let Set {
                     members: chosen,
                     turns,
-                    warm_at,
+                    look_at,
                     ..
                 } = set;
-                let warmup = warmup.filter(|_| warm_at.is_some());
+                let warmup = warmup.filter(|_| look_at.is_some());
                 turns.next(|at| {
                     let Some(at) = chosen.get(at).map(|at| *at as usize) else {
                         return 1;
@@ -617,6 +605,30 @@ impl BalancerKind {
 }
 
 impl Set {
+    /// Lays the turns out by what each member's share is at the moment. A turn is as far away as the share is small that it
+    /// follows from, so those that warm up would wait for one that belongs to the share which they had.
+    fn lay_turns(&mut self, members: &[Member], warmup: Option<Warmup>, now: Instant, random: &mut Random) {
+        let chosen = &self.members;
+        let member = |at: u32| members.get(at as usize);
+        self.look_at = warmup.and_then(|warmup| {
+            let ends = chosen
+                .iter()
+                .filter_map(|at| Some(warmup.ends(member(*at)?.since)));
+            let last = ends.max().filter(|last| *last > now)?;
+            let next = now.checked_add(warmup.duration() / WARMUP_LOOKS);
+            Some(next.map_or(last, |next| next.min(last)))
+        });
+        if self.uniform && self.look_at.is_none() {
+            self.turns.clear();
+            return;
+        }
+        let stride_of = |at: usize| {
+            let member = chosen.get(at).and_then(|at| member(*at));
+            member.map_or(1, |member| stride(grown(member, warmup, now), 1))
+        };
+        self.turns.fill(chosen.len(), stride_of, random);
+    }
+
     fn draw(&self, random: &mut Random) -> usize {
         match self.chances.draw(random) {
             Some(at) => at,
@@ -1032,6 +1044,42 @@ mod tests {
                 assert_eq!(bench.counts(100)[2], 0);
             } else {
                 ask(&mut bench, 2_100, [700, 700, 700]);
+            }
+        }
+    }
+
+    #[test]
+    fn who_warms_up_from_nothing_has_its_share_all_the_while() {
+        let length = Duration::from_secs(100);
+        for kind in [BalancerKind::RoundRobin, BalancerKind::LeastRequest] {
+            for weights in [[1, 1], [1, 3]] {
+                let spec = BalancerSpec {
+                    warmup: Some(Warmup::new(length, 0.0, 1.0)),
+                    ..kind.into()
+                };
+                let mut bench = Bench::new(spec, &endpoints(&weights), 1);
+                bench.now += length;
+                bench.rebuild(|at| at == 0);
+                bench.rebuild(|_| true);
+                for quarter in 0..4 {
+                    let mut got = 0.0;
+                    for _second in 0..25 {
+                        got += bench.counts(40)[1] as f64;
+                        bench.now += length / 100;
+                    }
+                    let weight = f64::from(weights[1]) * (f64::from(quarter) + 0.5) / 4.0;
+                    let share = 1_000.0 * weight / (1.0 + weight);
+                    let what =
+                        format!("{kind:?} {weights:?}: {got} in quarter {quarter}, its share is {share}");
+                    assert!((got - share).abs() < 60.0, "{what}");
+                }
+                if kind == BalancerKind::RoundRobin {
+                    let share = 40 * weights[1] as usize / (1 + weights[1] as usize);
+                    assert!(
+                        bench.counts(40)[1].abs_diff(share) <= 1,
+                        "its whole share from then on"
+                    );
+                }
             }
         }
     }

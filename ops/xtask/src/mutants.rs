@@ -6,6 +6,7 @@
 
 use crate::run::{cargo, root, works};
 use anyhow::{Context, Result, bail};
+use std::fs;
 use std::path::Path;
 
 /// What decides about endpoints, connections and attempts, below `gateway/core/src`.
@@ -28,6 +29,7 @@ pub(crate) fn mutants(files: &[String]) -> Result<()> {
         files => files.to_vec(),
     };
     let output = root()?.join("target/mutants");
+    fs::create_dir_all(&output)?;
     if judge(&files, "--lib", false, &output)? || judge(&files, "--test=sim", true, &output)? {
         return Ok(());
     }

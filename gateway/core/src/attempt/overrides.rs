@@ -69,8 +69,9 @@ impl Overrides {
     /// Cuts what is asked for to what may be.
     pub fn limit(&mut self, limits: OverrideLimits) {
         let cut = |asked: Duration| match limits.timeout {
-            Some(most) if asked.is_zero() || asked > most => most,
-            _ => asked,
+            Some(most) if asked.is_zero() => most,
+            Some(most) => asked.min(most),
+            None => asked,
         };
         self.timeout = self.timeout.map(cut);
         self.retries = self.retries.map(|asked| asked.min(limits.retries));

@@ -322,7 +322,7 @@ impl Balancer {
             }
         }
         self.turns.clear();
-        if self.live > 1 {
+        if self.live >= 2 {
             let parts = &self.parts;
             let stride_of = |at: usize| stride(parts.get(at).copied().unwrap_or(1), 1);
             self.turns.fill(self.live, stride_of, random);
@@ -938,6 +938,69 @@ mod tests {
     }
 
     #[test]
+    fn keys_lead_past_levels_that_are_left_out() {
+        let mut all = endpoints(&[1; 4]);
+        for (endpoint, level) in all.iter_mut().zip([0, 0, 1, 1]) {
+            endpoint.level = level;
+        }
+        let near = Levels::NONE.with(0);
+        for kind in TABLES {
+            let Bench {
+                balancer, mut random, ..
+            } = Bench::new(keyed(kind), &all, 1);
+            for key in 0..100_u64 {
+                let key = Some(hash::hash(&key.to_le_bytes()));
+                let mut pick =
+                    |avoid: &dyn Fn(usize) -> bool| balancer.pick_without(near, key, avoid, &mut random);
+                let home = pick(&|_| false).unwrap();
+                assert!(home >= 2 && pick(&|_| false) == Some(home));
+                assert_eq!(pick(&|at| at == home), Some(5 - home), "who failed is avoided");
+                assert_eq!(pick(&|_| true), Some(home), "as long as there is another");
+            }
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_available_levels_get_their_parts_by_number() {
+        let mut all = endpoints(&[1; 3]);
+        for (endpoint, level) in all.iter_mut().zip(0..) {
+            endpoint.level = level;
+        }
+        let spec = BalancerSpec {
+            panic_percent: 100,
+            ..BalancerKind::RoundRobin.into()
+        };
+        let mut bench = Bench::new(spec, &all, 1);
+        bench.rebuild(|_| false);
+        assert_eq!(bench.counts(300), [100; 3]);
+        let mut counts = [0_u32; 3];
+        for _ in 0..1_000 {
+            let near = Levels::NONE.with(0);
+            let picked = bench
+                .balancer
+                .pick_without(near, None, |_| false, &mut bench.random);
+            counts[picked.unwrap()] += 1;
+        }
+        assert!(
+            counts[0] == 0 && counts[1].abs_diff(counts[2]) < 150,
+            "{counts:?}"
+        );
+        for kind in TABLES {
+            let spec = BalancerSpec {
+                panic_percent: 100,
+                ..keyed(kind)
+            };
+            let mut bench = Bench::new(spec, &all, 1);
+            bench.rebuild(|_| false);
+            let counts = homes(&mut bench);
+            assert!(
+                counts.iter().all(|count| (3_200..3_470).contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
     fn keys_find_the_few_that_are_left() {
         for kind in [TableKind::Ring(8), TableKind::Maglev(65_537)] {
             let mut bench = Bench::new(keyed(kind), &endpoints(&[1; 1_000]), 1);
@@ -975,6 +1038,7 @@ mod tests {
             let is_exact = kind == BalancerKind::RoundRobin;
             close(&bench.counts(10_000), &expected, if is_exact { 2 } else { 300 });
             bench.rebuild(|at| at >= 2);
+            assert_eq!(bench.balancer.live, 1, "a locality that has nothing has no turn");
             close(
                 &bench.counts(10_000),
                 &[0, 0, 2_500, 7_500, 0],

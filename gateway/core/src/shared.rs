@@ -795,6 +795,153 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_wakes_the_others_and_nobody_is_woken_for_nothing() {
+        let bell = Arc::new(Rings::default());
+        let rung = || std::mem::take(&mut *bell.0.lock().unwrap());
+        let budget = Budget::for_shards(2, 3, &Budget::new(9), Arc::clone(&bell) as Arc<dyn Bell>);
+        let held = [budget.acquire(), budget.acquire()];
+        assert_eq!(rung(), []);
+        assert!(matches!(budget.wait(1), Waiting::Yes));
+        assert_eq!(rung(), [0, 2], "who may have connections that idle");
+        assert!(budget.leave(1) && !budget.leave(1));
+        budget.set_limit(1);
+        drop(held);
+        assert_eq!(rung(), [], "nobody waits");
+    }
+
+    #[test]
+    fn a_limit_is_said_as_it_is() {
+        let budget = Budget::new(7);
+        assert!(budget.limit() == 7 && budget.is_limited());
+        budget.set_limit(u32::MAX);
+        assert!(budget.limit() == u32::MAX && !budget.is_limited());
+        let labels = Limit::ALL.map(Limit::label);
+        assert_eq!(labels, ["connections", "pending", "requests"]);
+        let limits = Limits {
+            connections: 1,
+            pending: 2,
+            requests: 3,
+        };
+        let shared = ClusterShared::new(9);
+        shared.set_limits(limits);
+        assert_eq!(Limit::ALL.map(|limit| shared.budget(limit).limit()), [1, 2, 3]);
+    }
+
+    fn two_endpoints(now: Instant) -> (ClusterShared, [Arc<EndpointShared>; 2]) {
+        let addresses = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let shared = ClusterShared::for_shards(Limits::default(), 1, Arc::new(Rings::default()), now);
+        let shared = shared.with_endpoints(addresses.into_iter());
+        let known = addresses.map(|address| Arc::clone(&shared.endpoints[&address]));
+        (shared, known)
+    }
+
+    /// How long the ejection is that begins now, for a base time of one second.
+    fn eject(shared: &ClusterShared, endpoint: &EndpointShared, now: Instant) -> Option<u64> {
+        let time = |times: u32| Duration::from_secs(times.into());
+        let ejected = shared.ejections.eject(endpoint, 1, now, time);
+        ejected.map(|time| time.as_secs())
+    }
+
+    #[test]
+    fn an_ejection_ends_in_its_time_and_is_forgiven_one_by_one() {
+        let start = Instant::now();
+        let (shared, [one, other]) = two_endpoints(start);
+        let (at, second) = (|secs| start + Duration::from_secs(secs), Duration::from_secs(1));
+        let before = shared.ejections.epoch();
+        assert_eq!(eject(&shared, &one, at(0)), Some(1));
+        assert_eq!(
+            (shared.ejections.count(), shared.ejections.epoch()),
+            (1, before + 1)
+        );
+        assert!(one.is_ejected() && !one.is_available() && other.is_available());
+        assert_eq!(eject(&shared, &one, at(0)), None, "it is ejected already");
+        assert_eq!(eject(&shared, &other, at(0)), None, "as many are as may be");
+        let early = at(1) - Duration::from_millis(1);
+        assert!(!shared.ejections.look(&one, early, second) && one.is_ejected());
+        assert!(shared.ejections.look(&one, at(1), second) && !one.is_ejected());
+        assert_eq!(
+            (shared.ejections.count(), shared.ejections.epoch()),
+            (0, before + 2)
+        );
+        assert_eq!(eject(&shared, &one, at(1)), Some(2), "the second in a row");
+        assert!(shared.ejections.look(&one, at(3), second));
+        // Two are forgiven, each after an interval; then there is nothing to forgive.
+        assert!(!shared.ejections.look(&one, at(3), second));
+        for looked in 4..8 {
+            assert!(!shared.ejections.look(&one, at(looked), second));
+            assert!(!shared.ejections.look(&one, at(looked), second));
+            let left = one.times.load(Ordering::Acquire);
+            assert_eq!(u64::from(left), 5_u64.saturating_sub(looked));
+        }
+        assert_eq!(eject(&shared, &one, at(8)), Some(1));
+    }
+
+    #[test]
+    fn an_ejection_may_end_before_its_time() {
+        let now = Instant::now();
+        let (shared, [one, other]) = two_endpoints(now);
+        assert!(!shared.ejections.pardon(&one, now), "it is not ejected");
+        assert_eq!(eject(&shared, &one, now), Some(1));
+        assert!(shared.ejections.pardon(&one, now) && !one.is_ejected());
+        assert!(!shared.ejections.pardon(&one, now));
+        assert_eq!(shared.ejections.count(), 0);
+        assert_eq!(eject(&shared, &one, now), Some(2), "it counts all the same");
+        shared.forgive(now);
+        assert!(!one.is_ejected() && shared.ejections.count() == 0);
+        assert_eq!(eject(&shared, &one, now), Some(1), "all is forgiven");
+        let one_is_gone = shared.with_endpoints([SocketAddr::from(([127, 0, 0, 1], 2))].into_iter());
+        assert!(!shared.ejections.pardon(&one, now) && !shared.ejections.look(&one, now, Duration::ZERO));
+        shared.forgive(now);
+        assert_eq!(one_is_gone.ejections.count(), 0);
+        assert_eq!(eject(&shared, &one, now), None, "nobody has it any more");
+        assert_eq!(eject(&shared, &other, now), Some(1));
+        assert_eq!(shared.ejections.count(), 1);
+    }
+
+    #[test]
+    fn endpoints_that_come_begin_as_the_policy_says() {
+        let (shared, [one, _]) = two_endpoints(Instant::now());
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        shared.ejections.set_start(false);
+        let more = shared.with_endpoints([1, 3].map(address).into_iter());
+        let new = &more.endpoints[&address(3)];
+        assert_eq!(new.health(), Health::Unhealthy(Failure::NotChecked));
+        assert!(new.is_unhealthy() && !new.is_available() && !new.is_ejected());
+        assert!(one.is_available(), "who was there goes on");
+        assert_eq!((more.ejections.unhealthy(), more.ejections.count()), (1, 0));
+        more.ejections.set_start(true);
+        let all = more.with_endpoints([1, 3, 4].map(address).into_iter());
+        assert!(all.endpoints[&address(4)].is_available() && new.is_unhealthy());
+    }
+
+    #[test]
+    fn shards_notice_verdicts_that_change_who_is_available() {
+        let (shared, [one, _]) = two_endpoints(Instant::now());
+        let ejections = &shared.ejections;
+        let judge = |health| {
+            let before = ejections.epoch();
+            let said = ejections.judge(&one, health);
+            assert_eq!(ejections.epoch(), before + u32::from(said));
+            (said, ejections.unhealthy())
+        };
+        assert_eq!(judge(Health::Healthy), (false, 0));
+        assert_eq!(judge(Health::Unhealthy(Failure::TooLate)), (true, 1));
+        assert_eq!(judge(Health::Unhealthy(Failure::TooLate)), (false, 1));
+        assert_eq!(judge(Health::Unhealthy(Failure::NoAnswer)), (false, 1));
+        assert_eq!(
+            one.health(),
+            Health::Unhealthy(Failure::NoAnswer),
+            "the last reason"
+        );
+        assert_eq!(judge(Health::Healthy), (true, 0));
+        assert_eq!(judge(Health::Unhealthy(Failure::Status(503))), (true, 1));
+        let _without = shared.with_endpoints(std::iter::empty());
+        assert_eq!(ejections.unhealthy(), 0);
+        assert_eq!(judge(Health::Healthy), (false, 0), "nobody has it any more");
+        assert!(!one.is_unhealthy());
+    }
+
+    #[test]
     fn who_leaves_too_late_leaves_a_permit_that_can_be_given_back() {
         let budget = Budget::for_shards(1, 2, &Budget::new(9), Arc::new(Rings::default()));
         let held = budget.acquire();

@@ -305,6 +305,17 @@ impl Metrics {
         });
     }
 
+    /// Notes how often a shard has slept until the bound, because nothing else woke it.
+    pub(super) fn set_oversleeps(&self, count: u64) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::describe_counter!(
+                "isthmus_shard_oversleeps_total",
+                "Sleeps of shards that nothing but their bound has ended."
+            );
+            metrics::counter!("isthmus_shard_oversleeps_total").absolute(count);
+        });
+    }
+
     /// Counts a look at the configuration by what came of it.
     pub(super) fn count_reload(&self, result: &'static str) {
         metrics::with_local_recorder(&self.recorder, || {
@@ -629,6 +640,8 @@ mod tests {
         stats.counters.retries = 2;
         metrics.add(&stats);
         metrics.add(&stats);
+        metrics.set_oversleeps(3);
+        metrics.set_oversleeps(5);
         let text = metrics.render(&Gauges::default(), 4, 1, 2, (0, 0));
         let has = |parts: &[&str]| {
             text.lines()
@@ -690,5 +703,6 @@ mod tests {
         );
         assert!(has(&["isthmus_upstream_retries_total 4"]), "{text}");
         assert!(has(&["isthmus_permits_held 4"]), "{text}");
+        assert!(has(&["isthmus_shard_oversleeps_total 5"]), "{text}");
     }
 }

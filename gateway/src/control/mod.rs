@@ -878,6 +878,7 @@ impl Control {
         let held = self.publisher.permits_held();
         self.metrics.set_certificates(self.keys.store());
         self.metrics.set_names(self.discovery.names());
+        self.metrics.set_oversleeps(crate::io::uring::overslept());
         self.metrics.set_instances(self.discovery.registration.len());
         let (documents, ports) = self.configuration.left_behind();
         self.metrics.set_left_behind(documents, ports);

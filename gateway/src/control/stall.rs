@@ -37,7 +37,7 @@ pub(super) fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Met
     if ticks != shard.seen.ticks {
         if shard.stalled {
             let ms = (now - shard.seen.at).as_millis();
-            let (ran_ms, waited_ms) = worked(shard);
+            let (ran_ms, waited_ms) = worked(shard.seen.work, shard.heartbeat.work()).unzip();
             tracing::warn!(shard = index, ms, ran_ms, waited_ms, "the shard runs again");
         }
         shard.seen = Seen {
@@ -54,17 +54,37 @@ pub(super) fn watch(index: usize, shard: &mut Shard, now: Instant, metrics: &Met
     if !shard.stalled && now.saturating_duration_since(shard.seen.at) >= STALL {
         shard.stalled = true;
         metrics.count_stall();
-        let (ran_ms, waited_ms) = worked(shard);
+        let (ran_ms, waited_ms) = worked(shard.seen.work, shard.heartbeat.work()).unzip();
         tracing::error!(shard = index, ran_ms, waited_ms, "the shard stands still");
     }
 }
 
-/// How many milliseconds the thread has run since its ticker was seen to stand still, and how many it had no core.
-fn worked(shard: &Shard) -> (u128, u128) {
-    let (Some(before), Some(now)) = (shard.seen.work, shard.heartbeat.work()) else {
-        return (0, 0);
-    };
+/// How many milliseconds the thread has run since its ticker was seen to stand still, and how many it had no core; None,
+/// which the log leaves out, where the kernel does not say.
+fn worked(before: Option<Work>, now: Option<Work>) -> Option<(u64, u64)> {
+    let (before, now) = (before?, now?);
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let ran = now.ran.saturating_sub(before.ran);
     let waited = now.waited.saturating_sub(before.waited);
-    (ran.as_millis(), waited.as_millis())
+    Some((ms(ran), ms(waited)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_does_not_say_is_left_out() {
+        let work = |ran, waited| {
+            Some(Work {
+                ran: Duration::from_millis(ran),
+                waited: Duration::from_millis(waited),
+            })
+        };
+        assert_eq!(worked(work(5, 70), work(1_005, 90)), Some((1_000, 20)));
+        assert_eq!(worked(work(5, 70), work(5, 70)), Some((0, 0)), "it sleeps");
+        for (before, now) in [(None, work(1, 2)), (work(1, 2), None), (None, None)] {
+            assert_eq!(worked(before, now), None);
+        }
+    }
 }

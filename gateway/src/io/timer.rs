@@ -4,7 +4,6 @@
 //! stays in the slot where it was first put and is put anew only when the wheel comes by. Deadlines are met within a
 //! tick.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -29,8 +28,6 @@ struct State {
     tick: Duration,
     entries: slab::Slab<Entry>,
     slots: Vec<Vec<u32>>,
-    /// What is dropped with the next tick, and with the one after that.
-    later: [Vec<Box<dyn Any>>; 2],
 }
 
 /// A shard's wheel.
@@ -84,7 +81,6 @@ impl Wheel {
             tick,
             entries: slab::Slab::new(),
             slots,
-            later: Default::default(),
         };
         Self {
             state: Rc::new(RefCell::new(state)),
@@ -94,11 +90,8 @@ impl Wheel {
     /// Turns the wheel to `now` and wakes what is due.
     pub fn advance(&self, now: Instant) {
         let mut wakers = Vec::new();
-        let over;
         {
             let mut state = self.state.borrow_mut();
-            let [next, after] = &mut state.later;
-            over = std::mem::replace(next, std::mem::take(after));
             let elapsed =
                 now.saturating_duration_since(state.start).as_nanos() / state.tick.as_nanos().max(1);
             let target = u64::try_from(elapsed).unwrap_or(u64::MAX);
@@ -122,8 +115,7 @@ impl Wheel {
                 }
             }
         }
-        // Dropped and woken without the borrow: both may run code of their own.
-        drop(over);
+        // Woken without the borrow: that may run code of its own.
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -153,12 +145,6 @@ impl Wheel {
             wheel: self.clone(),
             key: key as u32,
         }
-    }
-
-    /// Drops a value when the ring has been entered at least once from now: with the tick after the next.
-    pub fn drop_later(&self, value: impl Any) {
-        let [_, after] = &mut self.state.borrow_mut().later;
-        after.push(Box::new(value));
     }
 
     /// Waits for `duration`.
@@ -336,21 +322,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn what_is_dropped_later_lives_for_a_whole_tick() {
-        let (wheel, start) = wheel();
-        let value = Rc::new(());
-        wheel.advance(start + TICK);
-        wheel.drop_later(Rc::clone(&value));
-        wheel.advance(start + 2 * TICK);
-        assert_eq!(Rc::strong_count(&value), 2);
-        wheel.advance(start + 3 * TICK);
-        assert_eq!(Rc::strong_count(&value), 1);
-        wheel.drop_later(Rc::clone(&value));
-        drop(wheel);
-        assert_eq!(Rc::strong_count(&value), 1);
     }
 
     #[test]

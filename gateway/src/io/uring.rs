@@ -32,7 +32,9 @@ pub const MEMLOCK_BYTES: u64 = 512 * 1024;
 static RINGS: AtomicU32 = AtomicU32::new(0);
 static FLAGGED: AtomicU32 = AtomicU32::new(0);
 static OVERSLEPT: AtomicU64 = AtomicU64::new(0);
-/// Whether the kernel has refused IORING_ENTER_EXT_ARG.
+/// What a kernel says that knows IORING_ENTER_EXT_ARG, in the features of a ring.
+const IORING_FEAT_EXT_ARG: u32 = 1 << 8;
+/// Whether the kernel does not know IORING_ENTER_EXT_ARG: the last ring that was made has said so.
 static UNBOUNDED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -63,7 +65,10 @@ pub struct Params {
     sq_entries: u32,
     cq_entries: u32,
     flags: u32,
-    rest: [u32; 27],
+    sq_thread: [u32; 2],
+    /// What the kernel knows, once the ring is made.
+    features: u32,
+    rest: [u32; 24],
 }
 
 const _: () = assert!(std::mem::size_of::<Params>() == 120);
@@ -97,6 +102,7 @@ pub unsafe extern "C" fn __sys_io_uring_setup(entries: libc::c_uint, params: *mu
         let ring = plain(wanted);
         if ring >= 0 {
             FLAGGED.fetch_add(1, Relaxed);
+            note_features(wanted.features);
             return ring;
         }
         if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
@@ -104,7 +110,16 @@ pub unsafe extern "C" fn __sys_io_uring_setup(entries: libc::c_uint, params: *mu
         }
     }
     wanted.flags = original;
-    plain(wanted)
+    let ring = plain(wanted);
+    if ring >= 0 {
+        note_features(wanted.features);
+    }
+    ring
+}
+
+/// Sleeps are bounded as far as the kernel can.
+fn note_features(features: u32) {
+    UNBOUNDED.store(features & IORING_FEAT_EXT_ARG == 0, Relaxed);
 }
 
 /// Submits and waits.
@@ -156,19 +171,12 @@ pub unsafe extern "C" fn __sys_io_uring_enter2(
     }
     // SAFETY: the C library gives the address of this thread's own variable.
     let errno = unsafe { &mut *libc::__errno_location() };
-    match *errno {
-        libc::ETIME => {
-            OVERSLEPT.fetch_add(1, Relaxed);
-            // An end that glommio knows: as if a signal had come.
-            *errno = libc::EINTR;
-            entered
-        }
-        libc::EINVAL => {
-            UNBOUNDED.store(true, Relaxed);
-            plain()
-        }
-        _ => entered,
+    if *errno == libc::ETIME {
+        OVERSLEPT.fetch_add(1, Relaxed);
+        // An end that glommio knows: as if a signal had come.
+        *errno = libc::EINTR;
     }
+    entered
 }
 
 /// Submits and waits, with the kernel's size of a signal set.
@@ -247,7 +255,9 @@ pub fn probe() -> Result<(), Unavailable> {
         sq_entries: 0,
         cq_entries: 0,
         flags: 0,
-        rest: [0; 27],
+        sq_thread: [0; 2],
+        features: 0,
+        rest: [0; 24],
     };
     // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, PROBE_ENTRIES, &raw mut params) };
@@ -272,4 +282,52 @@ pub fn probe() -> Result<(), Unavailable> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ptr::null_mut;
+
+    #[test]
+    fn a_wait_that_is_refused_leaves_the_next_one_bounded() {
+        let mut params = Params {
+            sq_entries: 0,
+            cq_entries: 0,
+            flags: 0,
+            sq_thread: [0; 2],
+            features: 0,
+            rest: [0; 24],
+        };
+        // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
+        let ring = unsafe { __sys_io_uring_setup(2 * PROBE_ENTRIES, &raw mut params) };
+        assert!(ring >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the call above made this descriptor, and nothing else knows it.
+        let _ring = unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(ring) };
+        assert!(params.features & IORING_FEAT_EXT_ARG != 0 && !UNBOUNDED.load(Relaxed));
+        bound_sleeps(Duration::from_millis(5));
+        let wait = |flags| {
+            // SAFETY: the ring has nothing to submit, and no memory is given.
+            let entered = unsafe {
+                __sys_io_uring_enter(
+                    ring as libc::c_uint,
+                    0,
+                    1,
+                    IORING_ENTER_GETEVENTS | flags,
+                    null_mut(),
+                )
+            };
+            assert_eq!(entered, -1);
+            io::Error::last_os_error().raw_os_error()
+        };
+        const NO_SUCH_FLAG: u32 = 1 << 30;
+        assert_eq!(wait(NO_SUCH_FLAG), Some(libc::EINVAL));
+        let before = overslept();
+        assert_eq!(
+            wait(0),
+            Some(libc::EINTR),
+            "nothing comes, and it does not wait for ever"
+        );
+        assert!(overslept() > before);
+    }
 }

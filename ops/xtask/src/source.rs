@@ -44,7 +44,7 @@ impl Source {
                 return false;
             };
             let is_test = words(&attributes[..end]).any(|(_, word)| word == "test")
-                && !attributes[..end].contains("not(");
+                && !attributes[..end].contains("not(test)");
             is_test && next_item_is_module(&attributes[end + 1..])
         })
     }
@@ -237,6 +237,8 @@ mod tests {
         );
         assert_eq!(before("#[cfg(test)]\nmod tests;\nfn b() {}\n"), 6);
         assert_eq!(before("#[cfg(not(test))]\nmod real { fn b() {} }\n"), 7);
+        let without_loom = "fn a() {}\n#[cfg(all(test, not(loom)))]\nmod tests { fn b() {} }\n";
+        assert_eq!(before(without_loom), 2);
         assert_eq!(before("// #[cfg(test)] mod tests {\nfn b() {}\n"), 2);
     }
 }

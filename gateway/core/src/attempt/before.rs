@@ -80,4 +80,25 @@ mod tests {
         assert_eq!(seen, [0, 0, 2, 2, 4]);
         assert_eq!(before.endpoints().len(), 5);
     }
+
+    #[test]
+    fn endpoints_are_avoided_unless_a_key_or_the_policy_says_where_to_go() {
+        let policy = |ignore_previous_hosts| RetryPolicy {
+            ignore_previous_hosts,
+            ..RetryPolicy::default()
+        };
+        for (written, is_keyed, expected) in [
+            (None, false, true),
+            (None, true, false),
+            (Some(true), true, true),
+            (Some(false), false, false),
+        ] {
+            let mut before = Before::new(&policy(written), is_keyed);
+            before.note(EndpointId(7), 0);
+            before.begin(3);
+            assert_eq!(before.avoids(), expected);
+            assert_eq!(before.endpoints().contains(&EndpointId(7)), expected);
+            assert!(before.without().is_empty(), "localities are not left out");
+        }
+    }
 }

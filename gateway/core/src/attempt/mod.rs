@@ -467,8 +467,15 @@ mod tests {
             let (least, most) = (Duration::from_secs(3), Duration::from_millis(3025));
             assert!((least..most).contains(&wait), "{fields:?}: {wait:?}");
         }
+        let moment = ("date", "Sun, 09 Sep 2001 01:46:37 GMT");
+        let Judged::Retry(told) = wait(&[moment, ("x-ratelimit-reset", "1000000000")], 60_000) else {
+            panic!("so large a number is a moment")
+        };
+        assert_eq!(told.as_secs(), 3);
         let pass_on = Judged::PassOn(Flags::NONE);
         assert_eq!(wait(&[("retry-after", "3")], 2_900), pass_on, "no time for it");
+        assert!(matches!(wait(&[("retry-after", "10")], 60_000), Judged::Retry(_)));
+        assert_eq!(wait(&[("retry-after", "10")], 10_000), pass_on);
         assert_eq!(
             wait(&[("retry-after", "11")], 60_000),
             pass_on,
@@ -515,6 +522,18 @@ mod tests {
         let mut one = Attempts::new(&off, Some(&asked), &Method::GET, false);
         assert!(matches!(judge(&mut one, 500, &[], 1000), Judged::Retry(_)));
         assert_eq!(judge(&mut one, 500, &[], 1000), Judged::PassOn(Flags::URX));
+        let number = Overrides {
+            retries: Some(3),
+            ..Overrides::default()
+        };
+        let mut without = Attempts::new(&off, Some(&number), &Method::GET, false);
+        let verdict = without.failed(
+            Failure::Connect(Cause::ConnectFailed),
+            UNSENT,
+            &mut Random::from_seed(1),
+            || true,
+        );
+        assert!(matches!(verdict, Verdict::GiveUp(_)), "a number is no condition");
         let default = RetryPolicy::default();
         let none = Overrides {
             retries: Some(0),
@@ -616,11 +635,211 @@ mod tests {
         }
     }
 
+    /// Whether a POST is sent again after this failure under conditions.
+    fn is_sent_again(words: &str, failure: Failure, progress: BodyProgress) -> bool {
+        let policy = on(words);
+        let mut post = attempts(&policy, &Method::POST);
+        let verdict = post.failed(failure, progress, &mut Random::from_seed(1), || true);
+        matches!(verdict, Verdict::Retry(_))
+    }
+
+    #[test]
+    fn failures_are_judged_by_the_conditions() {
+        let connect = Failure::Connect(Cause::ConnectFailed);
+        let reset = Failure::Reset { reused: false };
+        let early = Failure::TryTimeout { connected: false };
+        let late = Failure::TryTimeout { connected: true };
+        let last = Failure::Final(Cause::UpstreamReset);
+        for (words, retried) in [
+            ("5xx", &[connect, reset, Failure::Refused, early, late][..]),
+            ("gateway-error", &[connect, reset, Failure::Refused, early, late]),
+            ("reset", &[connect, reset, Failure::Refused, early, late]),
+            ("connect-failure", &[connect, early]),
+            ("refused-stream", &[Failure::Refused]),
+            ("reset-before-request", &[connect, early]),
+            ("retriable-4xx,503,envoy-ratelimited,unavailable", &[]),
+        ] {
+            for failure in [connect, reset, Failure::Refused, early, late, last] {
+                let expected = retried.contains(&failure);
+                assert_eq!(
+                    is_sent_again(words, failure, SENT),
+                    expected,
+                    "{words}: {failure:?}"
+                );
+                assert!(!is_sent_again(words, failure, STREAMED), "{words}: {failure:?}");
+            }
+        }
+        // What was not handed to the connection yet cannot have been worked on.
+        for failure in [reset, Failure::Refused] {
+            assert!(
+                is_sent_again("reset-before-request", failure, UNSENT),
+                "{failure:?}"
+            );
+            assert!(!is_sent_again("connect-failure", failure, UNSENT), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_ten_times_the_first() {
+        let policy = RetryPolicy {
+            retries: 40,
+            ..on("connect-failure")
+        };
+        let mut longest = [Duration::ZERO; 40];
+        for seed in 0..2_000 {
+            let mut random = Random::from_seed(seed);
+            let mut get = attempts(&policy, &Method::GET);
+            for longest in &mut longest {
+                let failure = Failure::Connect(Cause::ConnectFailed);
+                match get.failed(failure, UNSENT, &mut random, || true) {
+                    Verdict::Retry(wait) => *longest = wait.max(*longest),
+                    verdict => panic!("{verdict:?}"),
+                }
+            }
+        }
+        let caps = [25, 50, 100, 200].into_iter().chain(std::iter::repeat(250));
+        for (number, (longest, cap)) in longest.into_iter().zip(caps).enumerate() {
+            let cap = Duration::from_millis(cap);
+            assert!(
+                longest < cap && longest > cap * 95 / 100,
+                "retry {number}: {longest:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn most_answers_are_not_even_looked_at() {
+        let interested = |policy: &RetryPolicy, is_call, status| {
+            let attempts = Attempts::new(policy, None, &Method::GET, is_call);
+            attempts.is_interested(StatusCode::from_u16(status).unwrap())
+        };
+        let default = RetryPolicy::default();
+        assert!(!interested(&default, false, 200) && !interested(&default, false, 399));
+        assert!(interested(&default, false, 400) && interested(&default, false, 503));
+        assert!(interested(&default, true, 200), "a call's status is a field");
+        for words in ["200", "envoy-ratelimited", "retriable-headers"] {
+            assert!(interested(&on(words), false, 200), "{words}");
+        }
+        for is_call in [false, true] {
+            assert!(
+                !interested(&RetryPolicy::off(), is_call, 503),
+                "there are no retries"
+            );
+        }
+    }
+
+    #[test]
+    fn an_answer_is_kept_whose_request_cannot_be_sent_again() {
+        let policy = on("503");
+        let headers = HeaderList::default();
+        let answer = |replayable, left, wait_max| Answer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            headers: &headers,
+            replayable,
+            left,
+            wait_max,
+        };
+        let ask = |answer| {
+            let mut get = attempts(&policy, &Method::GET);
+            get.answered(answer, &mut Random::from_seed(1), || true)
+        };
+        let gone = answer(false, None, Duration::ZERO);
+        assert_eq!(ask(gone), Judged::PassOn(Flags::NONE));
+        assert!(matches!(
+            ask(answer(true, None, Duration::ZERO)),
+            Judged::Retry(_)
+        ));
+        let over = answer(true, Some(Duration::ZERO), Duration::from_secs(10));
+        assert_eq!(ask(over), Judged::PassOn(Flags::NONE), "no time is left");
+        let mut late = attempts(&policy, &Method::GET);
+        let refused = late.answered(
+            answer(true, None, Duration::ZERO),
+            &mut Random::from_seed(1),
+            || false,
+        );
+        assert_eq!(refused, Judged::PassOn(Flags::UO), "beyond the budget");
+    }
+
+    #[test]
+    fn a_callers_statuses_count_beside_those_of_the_route_and_a_calls_in_calls_only() {
+        let asked = Overrides {
+            on: RetryOn::STATUS_CODES,
+            status_codes: vec![418],
+            ..Overrides::default()
+        };
+        let policy = on("404");
+        let judged = |status| {
+            let get = Attempts::new(&policy, Some(&asked), &Method::GET, false);
+            get.is_good(StatusCode::from_u16(status).unwrap(), &HeaderList::default())
+        };
+        assert!(!judged(418) && !judged(404) && judged(503) && judged(200));
+        let mut headers = HeaderList::default();
+        headers.append(b"grpc-status", b"14");
+        let policy = on("unavailable");
+        for is_call in [false, true] {
+            let get = Attempts::new(&policy, None, &Method::GET, is_call);
+            assert_eq!(get.is_good(StatusCode::OK, &headers), !is_call);
+        }
+    }
+
+    #[test]
+    fn a_body_is_kept_for_what_a_caller_asks_for_too() {
+        let asked = Overrides {
+            on: RetryOn::SERVER_ERROR,
+            ..Overrides::default()
+        };
+        let off = RetryPolicy::off();
+        assert!(!Attempts::new(&off, None, &Method::POST, false).replays_bodies(true));
+        assert!(Attempts::new(&off, Some(&asked), &Method::POST, false).replays_bodies(false));
+    }
+
+    #[test]
+    fn what_is_resent_at_no_cost_is_resent_once_and_only_when_it_is_safe() {
+        let mut random = Random::from_seed(1);
+        let reused = Failure::Reset { reused: true };
+        let mut free = |policy: &RetryPolicy, method, progress| {
+            let mut attempts = attempts(policy, &method);
+            let verdict = attempts.failed(reused, progress, &mut random, || panic!("a retry"));
+            (
+                verdict == Verdict::Retry(Duration::ZERO),
+                attempts.needs_fresh_connection(),
+            )
+        };
+        let (default, off) = (RetryPolicy::default(), RetryPolicy::off());
+        assert_eq!(
+            free(&off, Method::POST, UNSENT),
+            (true, true),
+            "nothing of it was sent"
+        );
+        assert_eq!(
+            free(&off, Method::GET, SENT),
+            (false, false),
+            "retries are turned off"
+        );
+        assert_eq!(free(&default, Method::GET, SENT), (true, true));
+        let policy = on("reset");
+        let mut get = attempts(&policy, &Method::GET);
+        assert_eq!(
+            get.failed(reused, SENT, &mut random, || panic!("a retry")),
+            Verdict::Retry(Duration::ZERO)
+        );
+        let mut asked = 0;
+        let second = get.failed(reused, SENT, &mut random, || {
+            asked += 1;
+            true
+        });
+        assert!(
+            matches!(second, Verdict::Retry(_)) && asked == 1,
+            "the second one is a retry"
+        );
+    }
+
     #[test]
     fn a_get_on_a_dead_pooled_connection_is_sent_again_once_on_a_fresh_one() {
         let mut random = Random::from_seed(1);
         let policy = RetryPolicy::default();
         let mut get = attempts(&policy, &Method::GET);
+        assert!(!get.needs_fresh_connection());
         assert_eq!(
             get.failed(Failure::Reset { reused: true }, SENT, &mut random, || true),
             Verdict::Retry(Duration::ZERO)

@@ -69,8 +69,9 @@ impl Overrides {
     /// Cuts what is asked for to what may be.
     pub fn limit(&mut self, limits: OverrideLimits) {
         let cut = |asked: Duration| match limits.timeout {
-            Some(most) if asked.is_zero() || asked > most => most,
-            _ => asked,
+            Some(most) if asked.is_zero() => most,
+            Some(most) => asked.min(most),
+            None => asked,
         };
         self.timeout = self.timeout.map(cut);
         self.retries = self.retries.map(|asked| asked.min(limits.retries));
@@ -161,6 +162,27 @@ mod tests {
         let many = vec!["500"; 100].join(",");
         asked.read(b"x-envoy-retriable-status-codes", many.as_bytes());
         assert_eq!(asked.status_codes.len(), LISTED_MAX);
+        let many = vec!["x-again"; 100].join(",");
+        asked.read(b"x-envoy-retriable-header-names", many.as_bytes());
+        assert_eq!(asked.header_names.len(), LISTED_MAX);
+    }
+
+    #[test]
+    fn a_time_that_may_be_asked_for_stays_and_a_longer_one_is_cut() {
+        let limited = |asked: u64, most: Option<u64>| {
+            let mut overrides = Overrides {
+                timeout: Some(ms(asked)),
+                ..Overrides::default()
+            };
+            overrides.limit(OverrideLimits {
+                timeout: most.map(ms),
+                retries: 1,
+            });
+            overrides.timeout
+        };
+        assert_eq!(limited(1000, Some(5000)), Some(ms(1000)));
+        assert_eq!(limited(5001, Some(5000)), Some(ms(5000)));
+        assert_eq!(limited(0, None), Some(ms(0)), "nothing is cut");
     }
 
     #[test]
@@ -180,6 +202,14 @@ mod tests {
         assert_eq!((timeouts.total, timeouts.per_try), (None, Some(ms(100))));
         let call = Timeouts::new(None, Some(ms(100)), None, Some(ms(50)));
         assert_eq!((call.total, call.per_try), (Some(ms(50)), None));
+        let shorter = Timeouts::new(Some(ms(40)), Some(ms(10)), None, Some(ms(50)));
+        assert_eq!((shorter.total, shorter.per_try), (Some(ms(40)), Some(ms(10))));
+        let endless = Overrides {
+            per_try_timeout: Some(Duration::ZERO),
+            ..Overrides::default()
+        };
+        let endless = Timeouts::new(Some(ms(40)), Some(ms(10)), Some(&endless), None);
+        assert_eq!((endless.total, endless.per_try), (Some(ms(40)), None));
     }
 
     #[test]

@@ -228,6 +228,8 @@ mod tests {
         assert!(default.replays_bodies(false, true), "refused-stream");
         assert!(!RetryPolicy::off().replays_bodies(true, true));
         let on = RetryOn::parse("503").0;
-        assert!(RetryPolicy { on, ..default }.replays_bodies(false, false));
+        let kept = RetryPolicy { on, ..default };
+        assert!(kept.replays_bodies(false, false));
+        assert!(!RetryPolicy { retries: 0, ..kept }.replays_bodies(true, true));
     }
 }

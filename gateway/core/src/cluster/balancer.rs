@@ -5,7 +5,8 @@
 //! The load of a level may be divided into groups, by localities. In a group an endpoint is picked as
 //! [`BalancerKind`] says, or, when the request has a key, by [`hash`]. Which endpoints are available is somebody else's
 //! decision: [`Balancer::rebuild`] is told when it changes, and lays out everything that a pick needs, so that
-//! [`Balancer::pick`] costs O(1), or O(log n) where weights differ, and allocates nothing.
+//! [`Balancer::pick`] costs O(1), or O(log n) where weights differ, and allocates nothing. While endpoints warm up a pick
+//! lays out what has grown since, a few times in all.
 
 use super::hash::{Hashing, Tables};
 use super::latency::{Estimate, Heat};
@@ -38,6 +39,8 @@ pub enum BalancerKind {
 
 /// Endpoints that PREQUAL draws.
 const PREQUAL_DRAWS: usize = 5;
+/// Into so many parts a slow start is divided, after each of which shares are looked at anew.
+const WARMUP_LOOKS: u32 = 16;
 /// How often another endpoint is picked to avoid one that failed this request (Envoy `host_selection_retry_max_attempts`
 /// as Istio sets it).
 const RESELECTIONS_MAX: usize = 5;
@@ -160,8 +163,8 @@ struct Set {
     /// All weights are the same.
     uniform: bool,
     next: usize,
-    /// When the last of those that warm up has its whole share.
-    warm_at: Option<Instant>,
+    /// When the shares of those that warm up are to be looked at again; None when all have their whole ones.
+    look_at: Option<Instant>,
     turns: Turns,
     chances: Chances,
 }
@@ -319,7 +322,7 @@ impl Balancer {
             }
         }
         self.turns.clear();
-        if self.live > 1 {
+        if self.live >= 2 {
             let parts = &self.parts;
             let stride_of = |at: usize| stride(parts.get(at).copied().unwrap_or(1), 1);
             self.turns.fill(self.live, stride_of, random);
@@ -348,22 +351,10 @@ impl Balancer {
         set.uniform = weights
             .clone()
             .all(|weight| Some(weight) == weights.clone().next());
-        set.warm_at = self.warmup.and_then(|warmup| {
-            let ends = set.members.iter().filter_map(|at| members.get(*at as usize));
-            let last = ends.map(|member| warmup.ends(member.since)).max();
-            last.filter(|last| *last > now)
-        });
+        set.look_at = None;
         match self.kind {
             BalancerKind::RoundRobin | BalancerKind::LeastRequest => {
-                if !set.uniform || set.warm_at.is_some() {
-                    let warmup = self.warmup;
-                    let chosen = &set.members;
-                    let stride_of = |at: usize| {
-                        let member = chosen.get(at).and_then(|at| members.get(*at as usize));
-                        member.map_or(1, |member| stride(grown(member, warmup, now), 1))
-                    };
-                    set.turns.fill(chosen.len(), stride_of, random);
-                }
+                set.lay_turns(&self.members, self.warmup, now, random);
             }
             BalancerKind::Random | BalancerKind::PeakEwma | BalancerKind::Prequal => {
                 if !set.uniform {
@@ -400,10 +391,7 @@ impl Balancer {
         let others = || {
             let live = self.sets.get(..self.live).unwrap_or_default();
             let members = live.iter().flat_map(|set| &set.members);
-            let usable = |at: &usize| self.members.get(*at).is_some_and(|member| member.usable);
-            members
-                .map(|at| *at as usize)
-                .filter(move |at| usable(at) && !avoid(*at))
+            members.map(|at| *at as usize).filter(move |at| !avoid(*at))
         };
         let nth = random.below(others().count().max(1) as u64);
         Some(others().nth(nth as usize).unwrap_or(picked))
@@ -513,7 +501,6 @@ impl Balancer {
             ..
         } = self;
         let set = match *live {
-            0 => return None,
             1 => sets.first_mut()?,
             _ => {
                 let next = turns.next(|at| stride(parts.get(at).copied().unwrap_or(1), 1));
@@ -523,11 +510,8 @@ impl Balancer {
         if set.members.len() <= 1 {
             return set.members.first().map(|at| *at as usize);
         }
-        if set.warm_at.is_some_and(|warm_at| warm_at <= now) {
-            set.warm_at = None;
-            if set.uniform {
-                set.turns.clear();
-            }
+        if set.look_at.is_some_and(|look_at| look_at <= now) {
+            set.lay_turns(members, *warmup, now, random);
         }
         let picked = match kind {
             BalancerKind::RoundRobin if set.turns.is_empty() => {
@@ -554,10 +538,10 @@ impl Balancer {
                 let Set {
                     members: chosen,
                     turns,
-                    warm_at,
+                    look_at,
                     ..
                 } = set;
-                let warmup = warmup.filter(|_| warm_at.is_some());
+                let warmup = warmup.filter(|_| look_at.is_some());
                 turns.next(|at| {
                     let Some(at) = chosen.get(at).map(|at| *at as usize) else {
                         return 1;
@@ -621,6 +605,30 @@ impl BalancerKind {
 }
 
 impl Set {
+    /// Lays the turns out by what each member's share is at the moment. A turn is as far away as the share is small that it
+    /// follows from, so those that warm up would wait for one that belongs to the share which they had.
+    fn lay_turns(&mut self, members: &[Member], warmup: Option<Warmup>, now: Instant, random: &mut Random) {
+        let chosen = &self.members;
+        let member = |at: u32| members.get(at as usize);
+        self.look_at = warmup.and_then(|warmup| {
+            let ends = chosen
+                .iter()
+                .filter_map(|at| Some(warmup.ends(member(*at)?.since)));
+            let last = ends.max().filter(|last| *last > now)?;
+            let next = now.checked_add(warmup.duration() / WARMUP_LOOKS);
+            Some(next.map_or(last, |next| next.min(last)))
+        });
+        if self.uniform && self.look_at.is_none() {
+            self.turns.clear();
+            return;
+        }
+        let stride_of = |at: usize| {
+            let member = chosen.get(at).and_then(|at| member(*at));
+            member.map_or(1, |member| stride(grown(member, warmup, now), 1))
+        };
+        self.turns.fill(chosen.len(), stride_of, random);
+    }
+
     fn draw(&self, random: &mut Random) -> usize {
         match self.chances.draw(random) {
             Some(at) => at,
@@ -652,6 +660,8 @@ fn two(count: usize, random: &mut Random) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hash::{self, HashKey, TableKind};
+    use super::super::locality::Locality;
     use super::*;
 
     fn endpoints(weights: &[u32]) -> Vec<Endpoint> {
@@ -795,6 +805,346 @@ mod tests {
                 counts[2] + counts[4] == 4000 && (2600..3000).contains(&counts[2]),
                 "{counts:?}"
             );
+        }
+    }
+
+    #[test]
+    fn two_are_different_ones_and_every_pair_is_as_likely() {
+        for count in [2, 3, 5] {
+            let mut random = Random::from_seed(3);
+            let mut seen = vec![vec![0; count]; count];
+            for _ in 0..count * (count - 1) * 2_000 {
+                let (first, second) = two(count, &mut random);
+                seen[first][second] += 1;
+            }
+            for (first, row) in seen.iter().enumerate() {
+                for (second, times) in row.iter().enumerate() {
+                    let expected = if first == second { 0..1 } else { 1_750..2_250 };
+                    assert!(expected.contains(times), "{first} {second}: {seen:?}");
+                }
+            }
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn bench(kind: BalancerKind, weights: &[u32], latencies: &[u32], seed: u64) -> Bench {
+        let mut bench = Bench::new(kind, &endpoints(weights), seed);
+        for (at, latency) in latencies.iter().enumerate() {
+            bench.balancer.observe(at, Some(MS * *latency), bench.now);
+        }
+        bench
+    }
+
+    #[test]
+    fn peak_ewma_takes_the_quicker_of_two() {
+        let mut slow = bench(BalancerKind::PeakEwma, &[1; 4], &[100, 1, 1, 1], 1);
+        assert_eq!(slow.counts(1_000)[0], 0, "of two different ones, one is quick");
+        let mut busy = bench(BalancerKind::PeakEwma, &[1; 4], &[1; 4], 1);
+        busy.active = vec![0, 9, 0, 0];
+        assert_eq!(busy.counts(1_000)[1], 0);
+        // Half of all draws are the slow one's by its weight: it is taken when both are.
+        let mut heavy = bench(BalancerKind::PeakEwma, &[1, 1, 2], &[1, 1, 100], 1);
+        let counts = heavy.counts(4_000);
+        assert!((850..1_150).contains(&counts[2]), "{counts:?}");
+        assert!(counts[0].abs_diff(counts[1]) < 200, "{counts:?}");
+        // Others learn nothing.
+        for kind in KINDS {
+            let learns = matches!(kind, BalancerKind::PeakEwma | BalancerKind::Prequal);
+            assert_eq!(kind.learns(), learns);
+            let known = bench(kind, &[1], &[1], 1);
+            assert_eq!(
+                known.balancer.members[0].latency.value(known.now).is_some(),
+                learns
+            );
+        }
+    }
+
+    #[test]
+    fn prequal_takes_the_quickest_that_is_not_hot() {
+        // The first is the quickest and hot. The second is drawn, among five, in 35 of 100 picks.
+        let mut latencies = [10; 12];
+        latencies[..2].copy_from_slice(&[1, 5]);
+        let mut one_is_hot = bench(BalancerKind::Prequal, &[1; 12], &latencies, 1);
+        one_is_hot.active = vec![1; 12];
+        one_is_hot.active[0] = 50;
+        let counts = one_is_hot.counts(4_000);
+        assert!(counts[0] < 4, "{counts:?}");
+        assert!((1_290..1_540).contains(&counts[1]), "{counts:?}");
+        // Before anything is known of the others all are hot: the fewest in flight decide.
+        let mut counts = [0; 6];
+        for seed in 0..2_000 {
+            let mut all_hot = bench(BalancerKind::Prequal, &[1; 6], &[1, 1, 1, 1, 1, 99], seed);
+            all_hot.active = vec![9, 8, 7, 6, 5, 4];
+            counts[all_hot.pick(None).unwrap()] += 1;
+        }
+        assert!((1_100..1_290).contains(&counts[5]) && counts[0] < 4, "{counts:?}");
+        assert!(counts.is_sorted(), "{counts:?}");
+    }
+
+    fn keyed(kind: TableKind) -> BalancerSpec {
+        BalancerSpec {
+            hashing: Some(Hashing {
+                key: HashKey::Path,
+                table: kind,
+            }),
+            ..BalancerSpec::default()
+        }
+    }
+
+    const TABLES: [TableKind; 2] = [TableKind::Ring(1024), TableKind::Maglev(65_537)];
+
+    /// How many of some keys lead to each endpoint; each leads to the same one whenever it is asked.
+    fn homes(bench: &mut Bench) -> Vec<usize> {
+        let mut counts = vec![0; bench.active.len()];
+        for key in 0..10_000_u64 {
+            let key = Some(hash::hash(&key.to_le_bytes()));
+            let home = bench.pick(key).unwrap();
+            assert_eq!(bench.pick(key), Some(home));
+            counts[home] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn keys_stay_near_as_far_as_the_near_can_take_them() {
+        let mut all = endpoints(&[1; 4]);
+        for (endpoint, level) in all.iter_mut().zip([0, 0, 1, 1]) {
+            endpoint.level = level;
+        }
+        for kind in TABLES {
+            let mut bench = Bench::new(keyed(kind), &all, 1);
+            assert_eq!(homes(&mut bench)[2..], [0, 0]);
+            bench.rebuild(|at| at != 0);
+            // One of two takes 70 % of what comes to their level.
+            let counts = homes(&mut bench);
+            assert_eq!(counts[0], 0);
+            assert!((6_800..7_200).contains(&counts[1]), "{counts:?}");
+            assert!(counts[2] > 1_200 && counts[3] > 1_200, "{counts:?}");
+            let key = Some(hash::hash(b"any"));
+            bench.rebuild(|_| true);
+            let home = bench.pick(key).unwrap();
+            let Bench {
+                balancer,
+                random,
+                now,
+                active,
+            } = &mut bench;
+            let other = balancer.pick(key, &active[..], |at| at == home, *now, random);
+            assert_eq!(other, Some(1 - home), "who failed is avoided");
+            let none = balancer.pick(key, &active[..], |_| true, *now, random);
+            assert_eq!(none, Some(home), "as long as there is another");
+        }
+    }
+
+    #[test]
+    fn keys_lead_past_levels_that_are_left_out() {
+        let mut all = endpoints(&[1; 4]);
+        for (endpoint, level) in all.iter_mut().zip([0, 0, 1, 1]) {
+            endpoint.level = level;
+        }
+        let near = Levels::NONE.with(0);
+        for kind in TABLES {
+            let Bench {
+                balancer, mut random, ..
+            } = Bench::new(keyed(kind), &all, 1);
+            for key in 0..100_u64 {
+                let key = Some(hash::hash(&key.to_le_bytes()));
+                let mut pick =
+                    |avoid: &dyn Fn(usize) -> bool| balancer.pick_without(near, key, avoid, &mut random);
+                let home = pick(&|_| false).unwrap();
+                assert!(home >= 2 && pick(&|_| false) == Some(home));
+                assert_eq!(pick(&|at| at == home), Some(5 - home), "who failed is avoided");
+                assert_eq!(pick(&|_| true), Some(home), "as long as there is another");
+            }
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_available_levels_get_their_parts_by_number() {
+        let mut all = endpoints(&[1; 3]);
+        for (endpoint, level) in all.iter_mut().zip(0..) {
+            endpoint.level = level;
+        }
+        let spec = BalancerSpec {
+            panic_percent: 100,
+            ..BalancerKind::RoundRobin.into()
+        };
+        let mut bench = Bench::new(spec, &all, 1);
+        bench.rebuild(|_| false);
+        assert_eq!(bench.counts(300), [100; 3]);
+        let mut counts = [0_u32; 3];
+        for _ in 0..1_000 {
+            let near = Levels::NONE.with(0);
+            let picked = bench
+                .balancer
+                .pick_without(near, None, |_| false, &mut bench.random);
+            counts[picked.unwrap()] += 1;
+        }
+        assert!(
+            counts[0] == 0 && counts[1].abs_diff(counts[2]) < 150,
+            "{counts:?}"
+        );
+        for kind in TABLES {
+            let spec = BalancerSpec {
+                panic_percent: 100,
+                ..keyed(kind)
+            };
+            let mut bench = Bench::new(spec, &all, 1);
+            bench.rebuild(|_| false);
+            let counts = homes(&mut bench);
+            assert!(
+                counts.iter().all(|count| (3_200..3_470).contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_find_the_few_that_are_left() {
+        for kind in [TableKind::Ring(8), TableKind::Maglev(65_537)] {
+            let mut bench = Bench::new(keyed(kind), &endpoints(&[1; 1_000]), 1);
+            bench.rebuild(|at| at == 700);
+            assert_eq!(homes(&mut bench)[700], 10_000);
+            bench.rebuild(|at| at == 3 || at == 700);
+            let counts = homes(&mut bench);
+            assert_eq!(counts[3] + counts[700], 10_000);
+            assert!(counts[3] > 2_500 && counts[700] > 2_500, "{kind:?}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn localities_get_their_shares_and_endpoints_theirs_of_them() {
+        let mut all = endpoints(&[1, 1, 1, 3, 1]);
+        for (endpoint, locality) in all.iter_mut().zip(["r1", "r1", "r2", "r2", "r3"]) {
+            endpoint.locality = locality.into();
+        }
+        let shares = [("r1", 80), ("r2", 20)].map(|(to, share)| (Locality::parse(to), share));
+        let spread = Spread::Shares(shares.into());
+        let expected = [4_000, 4_000, 500, 1_500, 0];
+        let close = |counts: &[usize], expected: &[usize; 5], by: usize| {
+            let mut all = counts.iter().zip(expected);
+            assert!(
+                all.all(|(count, expected)| count.abs_diff(*expected) <= by),
+                "{counts:?}, not {expected:?}"
+            );
+        };
+        for kind in KINDS {
+            let spec = BalancerSpec {
+                spread: spread.clone(),
+                ..kind.into()
+            };
+            let mut bench = Bench::new(spec, &all, 1);
+            let is_exact = kind == BalancerKind::RoundRobin;
+            close(&bench.counts(10_000), &expected, if is_exact { 2 } else { 300 });
+            bench.rebuild(|at| at >= 2);
+            assert_eq!(bench.balancer.live, 1, "a locality that has nothing has no turn");
+            close(
+                &bench.counts(10_000),
+                &[0, 0, 2_500, 7_500, 0],
+                if is_exact { 2 } else { 300 },
+            );
+        }
+        for kind in TABLES {
+            let spec = BalancerSpec {
+                spread: spread.clone(),
+                ..keyed(kind)
+            };
+            close(&homes(&mut Bench::new(spec, &all, 1)), &expected, 500);
+        }
+    }
+
+    #[test]
+    fn tables_are_laid_out_before_they_are_asked_for() {
+        let all = endpoints(&[1, 2]);
+        for kind in TABLES {
+            let spec = keyed(kind);
+            spec.prepare(&all);
+            let tables = spec.tables.0.get().expect("laid out");
+            assert!(Arc::ptr_eq(tables, &spec.tables(&all).unwrap()), "once");
+            let copy = spec.clone();
+            assert!(copy.tables.0.get().is_none() && copy == spec);
+        }
+        let plain = BalancerSpec::default();
+        plain.prepare(&all);
+        assert!(plain.tables.0.get().is_none());
+    }
+
+    #[test]
+    fn who_is_back_warms_up_and_the_others_stay_warm() {
+        let length = Duration::from_secs(100);
+        for (kind, warms) in [
+            (BalancerKind::RoundRobin, true),
+            (BalancerKind::LeastRequest, true),
+            (BalancerKind::Random, false),
+        ] {
+            let spec = BalancerSpec {
+                warmup: Some(Warmup::new(length, 10.0, 1.0)),
+                ..kind.into()
+            };
+            let mut bench = Bench::new(spec, &endpoints(&[1; 3]), 1);
+            bench.now += length;
+            bench.rebuild(|at| at != 2);
+            bench.rebuild(|_| true);
+            let ask = |bench: &mut Bench, rounds: usize, expected: [usize; 3]| {
+                let even = [rounds / 3; 3];
+                let expected = if warms { expected } else { even };
+                let counts = bench.counts(rounds);
+                let mut all = counts.iter().zip(expected);
+                let by = if warms { 2 } else { 150 };
+                assert!(
+                    all.all(|(count, expected)| count.abs_diff(expected) <= by),
+                    "{kind:?}: {counts:?}, not {expected:?}"
+                );
+            };
+            ask(&mut bench, 2_100, [1_000, 1_000, 100]);
+            bench.now += length / 2;
+            bench.rebuild(|_| true);
+            ask(&mut bench, 2_500, [1_000, 1_000, 500]);
+            bench.now += length / 2;
+            if kind == BalancerKind::LeastRequest {
+                // By two draws from here on.
+                bench.active = vec![0, 0, 9];
+                assert_eq!(bench.counts(100)[2], 0);
+            } else {
+                ask(&mut bench, 2_100, [700, 700, 700]);
+            }
+        }
+    }
+
+    #[test]
+    fn who_warms_up_from_nothing_has_its_share_all_the_while() {
+        let length = Duration::from_secs(100);
+        for kind in [BalancerKind::RoundRobin, BalancerKind::LeastRequest] {
+            for weights in [[1, 1], [1, 3]] {
+                let spec = BalancerSpec {
+                    warmup: Some(Warmup::new(length, 0.0, 1.0)),
+                    ..kind.into()
+                };
+                let mut bench = Bench::new(spec, &endpoints(&weights), 1);
+                bench.now += length;
+                bench.rebuild(|at| at == 0);
+                bench.rebuild(|_| true);
+                for quarter in 0..4 {
+                    let mut got = 0.0;
+                    for _second in 0..25 {
+                        got += bench.counts(40)[1] as f64;
+                        bench.now += length / 100;
+                    }
+                    let weight = f64::from(weights[1]) * (f64::from(quarter) + 0.5) / 4.0;
+                    let share = 1_000.0 * weight / (1.0 + weight);
+                    let what =
+                        format!("{kind:?} {weights:?}: {got} in quarter {quarter}, its share is {share}");
+                    assert!((got - share).abs() < 60.0, "{what}");
+                }
+                if kind == BalancerKind::RoundRobin {
+                    let share = 40 * weights[1] as usize / (1 + weights[1] as usize);
+                    assert!(
+                        bench.counts(40)[1].abs_diff(share) <= 1,
+                        "its whole share from then on"
+                    );
+                }
+            }
         }
     }
 

@@ -302,7 +302,16 @@ mod tests {
             cluster.acquire(any(), false, &mut random),
             Acquired::Use { conn: ConnId(3), .. }
         ));
+        assert_eq!(cluster.first_waiter(), Some(a));
+        let late = [cluster.wait().unwrap(), cluster.wait().unwrap()];
+        late.into_iter().for_each(|place| cluster.leave(place));
+        cluster.leave(late[0]);
+        assert!(
+            cluster.is_turn(Some(a)),
+            "who gives up further behind takes nobody's place"
+        );
         cluster.leave(a);
+        assert_eq!(cluster.first_waiter(), Some(b));
         assert!(cluster.is_turn(Some(b)) && !cluster.is_turn(None));
         cluster.leave(b);
         assert!(cluster.is_turn(None));
@@ -334,6 +343,24 @@ mod tests {
     }
 
     #[test]
+    fn a_permit_is_late_once() {
+        let (mut all, mut random) = shards(connections(1), 2);
+        let (endpoint, held) = open(&mut all[1], &mut random).unwrap();
+        let gone = all[0].wait().unwrap();
+        drop(held);
+        all[1].release(endpoint, None, Instant::now());
+        all[0].leave(gone);
+        let mut waiting = [(); 3].map(|()| all[0].wait().unwrap()).into_iter();
+        for left in [2, 1, 0] {
+            all[0].take_grants();
+            assert_eq!(all[0].shared().pending.held(), left, "the others wait on");
+            let (_, held) = open(&mut all[0], &mut random).unwrap();
+            all[0].leave(waiting.next().unwrap());
+            drop(held);
+        }
+    }
+
+    #[test]
     fn who_is_refused_leaves_the_pick_of_the_first_in_the_queue() {
         let (mut all, mut random) = shards(connections(1), 1);
         let cluster = &mut all[0];
@@ -344,6 +371,45 @@ mod tests {
         assert!(cluster.picked.is_some());
         cluster.leave(first);
         assert!(cluster.picked.is_none());
+        assert!(open(cluster, &mut random).is_none());
+        assert!(cluster.picked.is_some());
+        cluster.forget_pick();
+        assert!(cluster.picked.is_none(), "nobody else is to have it");
+    }
+
+    #[test]
+    fn who_had_a_turn_and_found_nothing_waits_on() {
+        let (mut all, mut random) = shards(connections(1), 1);
+        let cluster = &mut all[0];
+        let (endpoint, held) = open(cluster, &mut random).unwrap();
+        assert!(open(cluster, &mut random).is_none());
+        let (first, second) = (cluster.wait().unwrap(), cluster.wait().unwrap());
+        cluster.call_first();
+        assert_eq!(cluster.shared().pending.held(), 1);
+        for _ in 0..2 {
+            cluster.wait_on(first);
+            assert_eq!(cluster.shared().pending.held(), 2, "one claim for each");
+            assert!(cluster.is_turn(Some(first)) && !cluster.has_granted());
+        }
+        drop(held);
+        cluster.release(endpoint, None, Instant::now());
+        cluster.take_grants();
+        assert!(cluster.has_granted());
+        let (_, held) = open(cluster, &mut random).unwrap();
+        cluster.leave(first);
+        // The second is called for a connection that ends before it looks: there is a permit at once.
+        cluster.call_first();
+        drop(held);
+        assert!(!cluster.has_granted());
+        cluster.wait_on(second);
+        assert!(cluster.has_granted() && cluster.shared().pending.held() == 0);
+        cluster.leave(second);
+        assert_eq!(cluster.shared().connections.held(), 0);
+        cluster.wait_on(second);
+        assert!(
+            !cluster.has_granted() && cluster.shared().pending.held() == 0,
+            "it has left"
+        );
     }
 
     #[test]

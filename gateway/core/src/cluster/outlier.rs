@@ -374,6 +374,88 @@ mod tests {
             [false, false, true],
             "two gateway errors, and not two failures to answer"
         );
+        let other = id_of(&all[0], 2);
+        let _back = all[0].sweep_outliers(now + Duration::from_secs(10));
+        let signals = [
+            Signal::NoAnswer,
+            Signal::Connected,
+            Signal::NoAnswer,
+            Signal::NoAnswer,
+        ];
+        let changes = signals.map(|signal| all[0].record(other, signal, now).is_some());
+        assert_eq!(
+            changes,
+            [false, false, false, true],
+            "a connection ends the streak"
+        );
+    }
+
+    #[test]
+    fn a_connection_of_bytes_is_a_success() {
+        let split = OutlierPolicy {
+            split: true,
+            ..policy()
+        };
+        assert_eq!(split.judge(Signal::Connected), [None, None, Some(false)]);
+        assert_eq!(
+            policy().judge(Signal::Connected),
+            [Some(false), Some(false), None]
+        );
+    }
+
+    #[test]
+    fn an_ejection_has_a_longest_time() {
+        let time = |base, times| {
+            let base = Duration::from_secs(base);
+            OutlierPolicy { base, ..policy() }.ejection_time(times).as_secs()
+        };
+        assert_eq!(
+            [time(10, 1), time(10, 29), time(10, 30), time(10, 31)],
+            [10, 290, 300, 300]
+        );
+        assert_eq!(
+            [time(400, 1), time(400, 2)],
+            [400, 400],
+            "unless the base time is longer"
+        );
+    }
+
+    #[test]
+    fn each_shard_looks_once_in_an_interval() {
+        let now = Instant::now();
+        let (mut all, _) = shards(policy(), &[1, 2], now);
+        let id = id_of(&all[0], 1);
+        let ejected = (0..3).find_map(|_| all[0].record(id, Signal::NoAnswer, now));
+        assert!(ejected.is_some());
+        let over = now + Duration::from_secs(10);
+        assert!(all[0].sweep_outliers(over - Duration::from_millis(1)).is_empty());
+        assert!(all[0].sweep_outliers(over).is_empty(), "it has just looked");
+        let next = over + Duration::from_millis(999);
+        let back = all[0].sweep_outliers(next);
+        assert_eq!(back.len(), 1);
+        assert_eq!((back[0].address.port(), back[0].ejected), (1, None));
+    }
+
+    #[test]
+    fn where_nothing_detects_all_changes_are_obeyed() {
+        let now = Instant::now();
+        let (mut all, mut random) = shards(policy(), &[1, 2], now);
+        assert!(all[0].detects());
+        let spec = Arc::new(ClusterSpec::clone(&spec(&[1, 2])));
+        let shared = Arc::clone(all[0].shared());
+        let mut deaf = Cluster::new(spec, shared, now, &mut random);
+        assert!(!deaf.detects());
+        let id = id_of(&all[0], 1);
+        let ejected = (0..3).find_map(|_| all[0].record(id, Signal::NoAnswer, now));
+        assert!(ejected.is_some());
+        assert_eq!(deaf.epoch(), deaf.shared().ejections.epoch());
+        assert_eq!(picks(&mut deaf, now, &mut random), [1, 2]);
+        assert_ne!(all[1].epoch(), all[1].shared().ejections.epoch(), "not yet");
+        all[1].refresh(now, &mut random);
+        assert_eq!(all[1].epoch(), all[1].shared().ejections.epoch());
+        let id = id_of(&deaf, 2);
+        assert_eq!(deaf.record(id, Signal::NoAnswer, now), None);
+        assert_eq!(deaf.sweep_outliers(now), []);
     }
 
     #[test]

@@ -343,6 +343,53 @@ mod tests {
         }
 
         #[test]
+        fn a_window_counts_no_further_than_it_has_bits() {
+            let full = Window {
+                number: 0,
+                requests: (1 << Window::REQUESTS_BITS) - 1,
+                retries: (1 << Window::RETRIES_BITS) - 1,
+            };
+            let almost = Window {
+                requests: full.requests - 1,
+                retries: full.retries - 1,
+                ..full
+            };
+            let (counts, now) = (Arc::new(RetryCounts::default()), Instant::now());
+            let limits = budget(u32::MAX);
+            counts.window.store(almost.pack(), Ordering::Relaxed);
+            for _ in 0..2 {
+                assert!(counts.begin_request(&limits, now).is_some());
+            }
+            assert!(counts.begin_retry(&limits, now).is_some());
+            assert!(counts.begin_retry(&limits, now).is_none());
+            assert_eq!(Window::unpack(counts.window.load(Ordering::Relaxed)), full);
+            assert_eq!((counts.requests(), counts.retries()), (0, 0));
+        }
+
+        #[test]
+        fn a_window_ends_with_its_interval() {
+            let (counts, start) = (RetryCounts::default(), Instant::now());
+            let budget = budget(3).budget.unwrap();
+            let numbers =
+                [0, 9, 10, 25].map(|secs| counts.number(&budget, start + Duration::from_secs(secs)));
+            assert_eq!(numbers, [0, 0, 1, 2]);
+            let window = |number, count| Window {
+                number,
+                requests: count,
+                retries: count,
+            };
+            let present = window(5, 7);
+            assert_eq!(
+                [present.at(5), present.at(4)],
+                [present; 2],
+                "a clock may be a little late"
+            );
+            assert_eq!([present.at(6), present.at(3)], [window(6, 0), window(3, 0)]);
+            let first = window(0, 7);
+            assert_eq!([first.at(u16::MAX), first.at(1)], [first, window(1, 0)]);
+        }
+
+        #[test]
         fn a_window_is_one_word() {
             for window in [
                 Window {

@@ -3,8 +3,8 @@
 //! [`Turns`] gives each of its entries a time of its next turn, which moves on by a stride that is the smaller the larger
 //! its weight is; the earliest is taken (stride scheduling, Waldspurger and Weihl 1995; earliest deadline first). Entries
 //! get their share in every window, evenly spread, in O(log n). [`Chances`] draws an entry with a chance in proportion to
-//! its weight in O(1) (Walker's alias method, in Vose's form). Both are filled off the request path and allocate nothing
-//! when they pick.
+//! its weight in O(1) (Walker's alias method, in Vose's form). Both are filled off the request path, but for turns while
+//! endpoints warm up, and allocate nothing when they pick.
 
 use crate::random::Random;
 use std::cmp::Ordering;

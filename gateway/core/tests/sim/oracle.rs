@@ -92,6 +92,10 @@ struct View {
     generations: BTreeMap<u16, u64>,
     /// When each came into the shard's set.
     came: BTreeMap<u16, u64>,
+    /// Which were available when the shard last looked.
+    available: BTreeMap<u16, bool>,
+    /// Since when each warms up.
+    since: BTreeMap<u16, u64>,
     swept: Option<u64>,
 }
 
@@ -224,11 +228,30 @@ impl<'s> Oracle<'s> {
             .iter()
             .map(|spot| (spot.port, view.came.get(&spot.port).copied().unwrap_or(*now)))
             .collect();
+        view.since = newest
+            .iter()
+            .map(|spot| (spot.port, view.since.get(&spot.port).copied().unwrap_or(*now)))
+            .collect();
         view.generations = known
             .iter()
             .map(|(port, known)| (*port, known.generation))
             .collect();
         view.spots.clone_from(newest);
+        self.looked(shard);
+    }
+
+    /// A shard looks which endpoints are available, as each of its picks begins. One that is back warms up anew.
+    pub(crate) fn looked(&mut self, shard: usize) {
+        let ports = self.ports(shard);
+        let available: BTreeMap<u16, bool> =
+            ports.map(|port| (port, !self.is_ejected(shard, port))).collect();
+        let (now, view) = (self.now, &mut self.views[shard]);
+        for (port, is_available) in &available {
+            if *is_available && view.available.get(port) == Some(&false) {
+                view.since.insert(*port, now);
+            }
+        }
+        view.available = available;
     }
 
     /// When an endpoint has come into a shard's set.
@@ -528,50 +551,36 @@ impl<'s> Oracle<'s> {
                 .collect();
             let weights: u32 = usable.iter().map(|spot| spot.weight).sum();
             let share = |spot: &Spot| got * spot.weight / weights;
-            // Who warms up may have too small a share to be seen.
-            if level.panics && self.scenario.kind == BalancerKind::RoundRobin && !self.scenario.warms {
-                for spot in usable.iter().filter(|spot| share(spot) >= 4) {
-                    let got = count(spot.port);
+            if self.scenario.kind != BalancerKind::RoundRobin {
+                continue;
+            }
+            let since = &self.views[shard].since;
+            let is_warm = |spot: &Spot| !self.scenario.warms || self.now - since[&spot.port] >= WARMUP_MS;
+            let warm: Vec<&Spot> = usable.iter().copied().filter(|spot| is_warm(spot)).collect();
+            let all_are_warm = warm.len() == usable.len();
+            for spot in &warm {
+                let (got, share) = (count(spot.port), share(spot));
+                // Who warms up may have too small a share to be seen.
+                if level.panics && share >= 4 {
                     self.must(got > 0, Rule::PanicTakesAll, || {
                         format!("{} of shard {shard}", spot.port)
                     });
                 }
+                // What others do not take as long as they warm up goes to those that are warm.
+                let holds = got + 3 >= share && (got <= share + 3 || !all_are_warm);
+                self.must(holds, Rule::SharesHold, || {
+                    format!("{} got {got}, its share is {share} of {total}", spot.port)
+                });
             }
-            if self.scenario.kind == BalancerKind::RoundRobin && !self.scenario.warms {
-                for spot in &usable {
-                    let (got, share) = (count(spot.port), share(spot));
-                    self.must(got.abs_diff(share) <= 3, Rule::SharesHold, || {
-                        format!("{} got {got}, its share is {share} of {total}", spot.port)
-                    });
-                }
-            }
-            if self.scenario.warms && self.scenario.kind == BalancerKind::RoundRobin {
-                self.check_warmup(shard, &usable, counts, got);
+            if warm.len() + 1 == usable.len()
+                && let Some(new) = usable.iter().find(|spot| !warm.contains(spot))
+            {
+                let (own, share) = (count(new.port), share(new));
+                self.must(own <= share + 2, Rule::WarmupIsAtMostTheWhole, || {
+                    format!("{} got {own}, its whole share is {share}", new.port)
+                });
             }
         }
-    }
-
-    /// Where one warms up among others that do not, it gets at most its share.
-    fn check_warmup(&mut self, shard: usize, usable: &[&Spot], counts: &BTreeMap<u16, u32>, got: u32) {
-        let now = self.now;
-        // One that comes back warms up from when its shard notices, which is not known here.
-        if self.scenario.outlier.is_some() {
-            return;
-        }
-        let view = &self.views[shard];
-        let is_warm = |spot: &&&Spot| now - view.came[&spot.port] >= WARMUP_MS;
-        if usable.iter().filter(is_warm).count() + 1 != usable.len() {
-            return;
-        }
-        let weights: u32 = usable.iter().map(|spot| spot.weight).sum();
-        let Some(new) = usable.iter().find(|spot| !is_warm(spot)) else {
-            return;
-        };
-        let share = got * new.weight / weights;
-        let (port, own) = (new.port, counts.get(&new.port).copied().unwrap_or(0));
-        self.must(own <= share + 2, Rule::WarmupIsAtMostTheWhole, || {
-            format!("{port} got {own}, its whole share is {share}")
-        });
     }
 
     /// After each step.

@@ -237,6 +237,7 @@ impl World<'_> {
         if self.scenario.is_limited {
             return;
         }
+        self.oracle.looked(shard);
         let mut counts = BTreeMap::new();
         for _ in 0..SURVEY {
             let choice = Choice {

@@ -171,6 +171,7 @@ impl World<'_> {
     }
 
     pub(super) fn acquire(&mut self, shard: usize, choice: Choice<'_>, fresh: bool) -> Got {
+        self.oracle.looked(shard);
         let Self {
             shards, conns, draws, ..
         } = self;

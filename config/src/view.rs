@@ -97,13 +97,18 @@ pub fn listener(listener: &Listener) -> Value {
 }
 
 fn forward_port(forward: &ForwardPort) -> Value {
-    let ForwardPort { port, table, connect } = forward;
+    let ForwardPort {
+        chain: of,
+        port,
+        table,
+        connect,
+    } = forward;
     let names = connect.names();
     let chains = connect.chains().iter().enumerate().map(|(at, one)| {
         let own = names.iter().filter(|(_, chain)| *chain == at);
         chain(one, &own.map(|(name, _)| name.to_string()).collect::<Vec<_>>())
     });
-    json!({ "port": port, "table": table, "connect": chains.collect::<Vec<_>>() })
+    json!({ "chain": of, "port": port, "table": table, "connect": chains.collect::<Vec<_>>() })
 }
 
 /// What a listener takes: `http`, `tcp` or `tls`.

@@ -14,7 +14,9 @@ use isthmus_tests::h2::frame::{Code, Frame, flag};
 use isthmus_tests::h2::hpack::Block;
 use isthmus_tests::nginx::Nginx;
 use isthmus_tests::port::HeldPort;
-use isthmus_tests::resources::tls_files;
+use isthmus_tests::resources::{
+    Endpoint, UPSTREAM_HOST, gateway_with, route_to, service, tls_files, virtual_service,
+};
 use isthmus_tests::upstream::{SERVED_BY, Upstream};
 use std::fs;
 use std::io::{Read, Write};
@@ -491,6 +493,120 @@ fn connect_over_http2_has_streams_carry_bytes_that_end_one_way_after_the_other()
     client.handshake(&[]).unwrap();
     let stream = ask(&mut client, "a.example:443");
     client.answered(stream, 405).unwrap();
+    gateway.stop();
+}
+
+/// curl with a proxy of this name that speaks TLS, at a port of this machine; what it was told, if it came through.
+fn through_tls(name: &str, port: u16, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20", "--noproxy", ""])
+        .args(["--proxy", &format!("https://{name}:{port}")])
+        .args(["--resolve", &format!("{name}:{port}:127.0.0.1")])
+        .args(arguments)
+        .output()
+        .expect("curl runs (Debian package curl)");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    }
+}
+
+#[test]
+fn who_comes_to_another_server_of_a_proxys_port_gets_no_tunnel() {
+    let authority = Authority::new();
+    let path = authority.certificate().to_str().unwrap().to_owned();
+    let website = Nginx::secured(&authority.server(&[HOST]), None, &[("/page", b"outside")]);
+    let ordinary = Upstream::echo("ordinary");
+    let dns = here(&[HOST]);
+    let tls = target(443, website.address());
+    let servers = format!(
+        "  - port: {{number: 3128, name: https-proxy, protocol: HTTPS}}\n    \
+             hosts: [proxy.example, \"*.partner.example\"]\n    tls: {{{}, caCertificates: {path}}}\n  \
+         - port: {{number: 3128, name: https, protocol: HTTPS}}\n    \
+             hosts: [proxy.example]\n    tls: {{{}}}\n",
+        tls_files("MUTUAL", &authority.server(&["proxy.example"])),
+        tls_files("SIMPLE", &authority.server(&["proxy.example"])),
+    );
+    let text = example("forward-proxy.yaml", &[(&tls.0, &tls.1)]);
+    let (before, behind) = text.split_once("  - port:").unwrap();
+    let (_, behind) = behind.split_once("---").unwrap();
+    let text = format!("{before}{servers}---{behind}---\n");
+    let other = gateway_with(&format!(
+        "{{port: {{number: 3128, name: public, protocol: HTTPS}}, hosts: [public.example], tls: {{{}}}}}\n",
+        tls_files("SIMPLE", &authority.server(&["public.example"]))
+    ));
+    let rest = [
+        other,
+        service(UPSTREAM_HOST, 80, &[Endpoint::new("v1", ordinary.address())]),
+        virtual_service(&format!("- {}\n", route_to(UPSTREAM_HOST))),
+    ];
+    let gateway = starting(&dns, &(text + &rest.concat())).port(3128).start();
+    let port = gateway.listener(3128).port();
+    let url = format!("https://{HOST}/page");
+    let client = authority.client("client");
+    let (certificate, key) = (
+        client.certificate.display().to_string(),
+        client.key.display().to_string(),
+    );
+    let without = ["--cacert", &path, "--proxy-cacert", &path, &url];
+    let shown = ["--proxy-cert", &certificate, "--proxy-key", &key];
+    let with = [&shown[..], &without].concat();
+    assert_eq!(through_tls("proxy.example", port, &with).unwrap(), "outside");
+    let refused = through_tls("proxy.example", port, &without).unwrap_err();
+    assert!(!refused.contains("404") && !refused.contains("405"), "{refused}");
+    let refused = through_tls("public.example", port, &without).unwrap_err();
+    assert!(refused.contains("405"), "{refused}");
+    // What the other server serves is served.
+    let curl = Curl::new(gateway.listener(3128)).trusting(authority.certificate());
+    let said = curl.get(&format!("https://public.example:{port}/own"));
+    assert!(said.starts_with("ordinary"), "{said}");
+    assert_eq!(website.access_log().lines().count(), 1);
+    gateway.stop();
+}
+
+/// A client that leaves, in either way, ends what its tunnels lead to, whatever they are at.
+#[test]
+fn tunnels_over_http2_end_with_their_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = HeldPort::take();
+    let dns = here(&[HOST]);
+    let gateway = forward_proxy(&dns, nobody.address(), listener.local_addr().unwrap());
+    let active = || gateway.metric("isthmus_requests_active").unwrap_or(f64::MAX);
+    for leaves in [false, true] {
+        let mut client = Connection::open(Target::cleartext(gateway.listener(3128))).unwrap();
+        client.handshake(&[]).unwrap();
+        // One that has said all, and hears no more; one whose target takes nothing.
+        let (first, mut one) = open(&mut client, &listener);
+        client.send(&Frame::data(flag::END_STREAM, first, b"all".as_slice()));
+        let (second, mut other) = open(&mut client, &listener);
+        // The kernel's buffers take much before it stays here.
+        eventually(SOON, "the target takes nothing", || {
+            while client.room(second) > 0 {
+                let size = client.room(second);
+                client.send(&Frame::data(flag::NONE, second, vec![0; size]));
+            }
+            client.exchange();
+            gateway.metric("isthmus_buffer_bytes").unwrap_or(0.0) > 200_000.0
+        });
+        assert_eq!(active(), 2.0, "tunnels are under way");
+        if leaves {
+            drop(client);
+        } else {
+            for stream in [first, second] {
+                client.send(&Frame::rst_stream(stream, Code::CANCEL));
+            }
+            client.round_trip().unwrap();
+        }
+        eventually(SOON, "nothing is under way", || active() == 0.0);
+        let end = other.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+        let mut all = String::new();
+        one.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "all");
+        // What it says meets nobody.
+        eventually(SOON, "the connection is gone", || one.write_all(b"late").is_err());
+    }
     gateway.stop();
 }
 

@@ -60,8 +60,8 @@ struct Draft<'a> {
     taken: HashMap<String, ServerAt>,
     /// Names whose TLS passes through, with whose they are.
     passing: HashMap<HostPattern, TlsMatch>,
-    /// Of a forward proxy, what is there for each port of targets.
-    forward: BTreeMap<u16, Self>,
+    /// Of forward proxies, by their chain, what is there for each port of targets.
+    forward: BTreeMap<(Option<usize>, u16), Self>,
 }
 
 impl Draft<'_> {
@@ -263,17 +263,19 @@ pub(crate) fn compile(
                 context,
             };
             match transport {
-                Transport::Http if forwards => place.add_forward(draft, &path, report),
+                Transport::Http if forwards => place.add_forward(draft, None, &path, report),
                 Transport::Http => place.add_http(draft.table(None).1, &path, report),
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
                     // What a proxy's clients ask for is behind the TLS with the proxy itself.
-                    let forwards = forwards && server.protocol.eq_ignore_ascii_case("HTTPS");
-                    if forwards {
-                        place.quiet = true;
-                        place.add_forward(draft, &path, report);
+                    place.quiet = forwards;
+                    let chain = draft.chains.len();
+                    let policy = place.add_tls(draft, &path, report);
+                    let action = draft.chains.get(chain).map(|chain| &chain.action);
+                    if forwards && matches!(action, Some(ChainAction::Http { .. })) {
+                        place.add_forward(draft, Some(chain), &path, report);
                     }
-                    if let Some(policy) = place.add_tls(draft, &path, report) {
+                    if let Some(policy) = policy {
                         uses.push(TlsUse {
                             asked: TlsAsked::Server(policy),
                             origin: meta.origin.clone(),
@@ -309,13 +311,14 @@ pub(crate) fn compile(
             });
             let mut tables: Vec<Arc<RouteTable>> = tables.collect();
             let mut forward = Vec::new();
-            for (port, part) in draft.forward {
+            for ((chain, port), part) in draft.forward {
                 let at = tables.len();
                 let table = part.tables.into_iter().next().map(|(_, table)| table);
                 let (routes, places) = table.unwrap_or_default().finish(&mut made);
                 origins.insert((key.clone(), at), places);
                 tables.push(Arc::new(routes));
                 forward.push(ForwardPort {
+                    chain,
                     port,
                     table: at,
                     connect: Arc::new(SniTable::new(part.chains, part.names)),
@@ -673,7 +676,13 @@ impl<'a> Place<'a> {
     }
 
     /// Adds a server of a forward proxy: for each port that a target may have what a server on that port would have.
-    fn add_forward(&mut self, draft: &mut Draft<'_>, path: &Path<'_>, report: &mut Report<'_>) {
+    fn add_forward(
+        &mut self,
+        draft: &mut Draft<'_>,
+        chain: Option<usize>,
+        path: &Path<'_>,
+        report: &mut Report<'_>,
+    ) {
         let services = self.context.registry.services().iter();
         let ports = services.flat_map(|service| service.ports.iter().map(|port| port.number));
         let ports: BTreeSet<u16> = ports.chain([80, 443]).take(FORWARD_PORTS_MAX).collect();
@@ -691,7 +700,7 @@ impl<'a> Place<'a> {
                 memo: &mut *self.memo,
                 context: self.context,
             };
-            let part = draft.forward.entry(port).or_default();
+            let part = draft.forward.entry((chain, port)).or_default();
             place.add_http(part.table(None).1, path, report);
             place.pass_through(part, "", path, report);
         }

@@ -33,14 +33,16 @@ pub struct Listener {
     /// Virtual hosts: one table on a plaintext HTTP port, one for each policy on a TLS port, none for bytes; on the port
     /// of a forward proxy one for each port of targets.
     pub tables: Vec<Arc<RouteTable>>,
-    /// What a forward proxy leads to (the annotation `isthmus.dev/forward-proxy` of a Gateway), in order of port; empty on
-    /// a port that is none.
+    /// What a forward proxy leads to (the annotation `isthmus.dev/forward-proxy` of a Gateway), in order of chain
+    /// and port; empty on a port that is none.
     pub forward: Vec<ForwardPort>,
 }
 
 /// A port of targets of a forward proxy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForwardPort {
+    /// Position of the chain whose server is the proxy; None on a plaintext port.
+    pub chain: Option<usize>,
     /// The targets' port.
     pub port: u16,
     /// Position in [`Listener::tables`] of the routes of requests in absolute form (RFC 9112, 3.2.2).
@@ -49,7 +51,14 @@ pub struct ForwardPort {
     pub connect: Arc<SniTable>,
 }
 
-/// The entry of a port.
+/// Those of one chain.
+pub fn forward_ports(ports: &[ForwardPort], chain: Option<usize>) -> &[ForwardPort] {
+    let begin = ports.partition_point(|one| one.chain < chain);
+    let end = ports.partition_point(|one| one.chain <= chain);
+    ports.get(begin..end).unwrap_or_default()
+}
+
+/// The entry of a port, among those of one chain.
 pub fn forward_port(ports: &[ForwardPort], port: u16) -> Option<&ForwardPort> {
     let at = ports.binary_search_by_key(&port, |one| one.port).ok()?;
     ports.get(at)
@@ -163,6 +172,10 @@ pub enum TableOf {
     Misdirected,
 }
 
+fn is_same_policy(one: &Arc<ServerTls>, other: &Arc<ServerTls>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
 impl Accepts {
     /// Whether every name of a TLS port has one policy, so that no request can be on the wrong connection.
     pub fn has_one_policy(&self) -> bool {
@@ -174,16 +187,31 @@ impl Accepts {
         actions.all(|action| matches!(action, ChainAction::Http { table: 0, .. }))
     }
 
+    /// The chain of a connection that has asked TLS for this name, if its policy is what the chain shows now; None on a
+    /// plaintext port.
+    pub fn chain_of(&self, connection: Option<(&Arc<ServerTls>, Option<&str>)>) -> Option<Option<usize>> {
+        match (self, connection) {
+            (Self::Http, None) => Some(None),
+            (Self::Tls(names), Some((policy, name))) => {
+                let at = names.find(name)?;
+                let shown = names.chains().get(at)?.action.tls()?;
+                is_same_policy(shown, policy).then_some(Some(at))
+            }
+            _ => None,
+        }
+    }
+
     /// The table for an authority's host, on a connection that began under `policy` (None for plaintext);
     /// `one_policy` is what [`Self::has_one_policy`] answers.
     pub fn table_of(&self, one_policy: bool, policy: Option<&Arc<ServerTls>>, host: &str) -> TableOf {
-        let is_same = |present: &Arc<ServerTls>, policy| Arc::ptr_eq(present, policy) || present == policy;
         match (self, policy) {
             (Self::Http, None) => TableOf::Table(0),
             (Self::Tls(names), Some(policy)) if !one_policy => {
                 let chain = names.find(Some(host)).and_then(|chain| names.chains().get(chain));
                 match chain.map(|chain| &chain.action) {
-                    Some(ChainAction::Http { tls, table }) if is_same(tls, policy) => TableOf::Table(*table),
+                    Some(ChainAction::Http { tls, table }) if is_same_policy(tls, policy) => {
+                        TableOf::Table(*table)
+                    }
                     Some(_) => TableOf::Misdirected,
                     None => TableOf::Unknown,
                 }
@@ -191,7 +219,7 @@ impl Accepts {
             (Self::Tls(names), Some(policy)) => {
                 // The connection may be older than what the port demands now.
                 let present = names.chains().first().and_then(|chain| chain.action.tls());
-                if present.is_some_and(|present| is_same(present, policy)) {
+                if present.is_some_and(|present| is_same_policy(present, policy)) {
                     TableOf::Table(0)
                 } else {
                     TableOf::Misdirected

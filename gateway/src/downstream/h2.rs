@@ -11,7 +11,6 @@ use crate::io::h1::{Chunk, ReadError};
 use crate::io::h2::{Exchange, Link, Mover};
 use crate::io::stream::Stream as Socket;
 use crate::io::timer::{Timer, Wheel};
-use http::Method;
 use isthmus_core::drain::{self, Drain};
 use isthmus_core::h1::encode::ResponseContext;
 use isthmus_core::h2::frame::code;
@@ -308,7 +307,8 @@ impl Stream {
             Some(read) => read.map_err(Cause::RequestHead)?,
             None => return Err(Cause::ClientGone),
         };
-        if has_body && into.upgrade.is_empty() && into.method != Method::CONNECT {
+        // What comes behind a request for a tunnel is none of its.
+        if has_body && !into.body.is_empty() {
             self.exchange.gather();
             // What is there as a whole has a length, whether the client has said it or not.
             if into.body == BodyLength::Chunked && self.exchange.is_done() {
@@ -323,6 +323,11 @@ impl Stream {
     /// Breaks off, so that the client does not take what it got for a whole answer.
     pub fn reset(&mut self, code: u32) {
         self.exchange.reset(code);
+    }
+
+    /// Ready when the client has reset the stream, or its connection is gone, whatever was sent and read before.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.exchange.poll_gone(cx)
     }
 
     /// What is known about the client, as long as somebody asks.

@@ -645,6 +645,12 @@ async fn connect(
     }
 }
 
+/// Counts a connection that was not made.
+fn unmade(context: &Context, cause: Cause) -> Failure {
+    context.stats.borrow_mut().counters.upstream_connect_failures += 1;
+    Failure::Connect(cause)
+}
+
 /// Gets a stream of a connection that others use, too.
 async fn connect_stream(
     context: &Rc<Context>,
@@ -915,10 +921,14 @@ async fn send(
                 return Ok(Sent::Answered(sending));
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => match upstream.ended() {
+                Some(Ended::Foreign(cause)) => unmade(context, cause),
+                // Only what may be worked on twice is sent again as if nobody had got it (RFC 9110, 9.2.2).
+                Some(Ended::NeverBegun(cause)) if x.request.method.is_idempotent() => unmade(context, cause),
                 Some(Ended::NeverBegun(cause)) => {
-                    context.stats.borrow_mut().counters.upstream_connect_failures += 1;
-                    Failure::Connect(cause)
+                    let _counted = unmade(context, cause);
+                    Failure::Broken(cause)
                 }
+                Some(Ended::Broken(cause)) if interim == 0 => Failure::Broken(cause),
                 Some(Ended::Broken(cause)) => Failure::Final(cause),
                 None if interim == 0 && !upstream.has_unread() => Failure::Reset { reused },
                 None => Failure::Final(Cause::UpstreamReset),

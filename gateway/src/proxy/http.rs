@@ -45,7 +45,16 @@ const HTTP_PORT: u16 = 80;
 /// What is left at least of a request's time whose upstream was found at the last moment.
 const LEAST: Duration = Duration::from_millis(1);
 
-struct Active(Rc<Cell<u64>>);
+/// A request that is under way, as long as this lasts.
+pub struct Active(Rc<Cell<u64>>);
+
+impl Active {
+    /// One more.
+    pub fn new(context: &Context) -> Self {
+        context.active.set(context.active.get() + 1);
+        Self(Rc::clone(&context.active))
+    }
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
@@ -61,10 +70,7 @@ pub async fn serve(
     x: &mut Exchange,
 ) -> After {
     let started = clock::now();
-    let _active = {
-        context.active.set(context.active.get() + 1);
-        Active(Rc::clone(&context.active))
-    };
+    let _active = Active::new(context);
     x.begin(started);
     x.route_timer.clear();
     x.timed_from = None;
@@ -253,11 +259,12 @@ async fn route(
 
     let found = {
         let serving = listener.serving.borrow();
-        if serving.is_forward_proxy() {
-            let port = split_port(&x.request.authority).1.unwrap_or(HTTP_PORT);
-            serving.find_forward(port, &x.request.host)
-        } else {
+        let forward = serving.forward(conn.secured());
+        if forward.is_none() {
             serving.find(conn.policy(), &x.request.host)
+        } else {
+            let port = split_port(&x.request.authority).1.unwrap_or(HTTP_PORT);
+            forward.find(port, &x.request.host)
         }
     };
     let pin = match found {
@@ -328,7 +335,11 @@ async fn find_tunnel(
         return local::refuse(context, conn, x, cause.into(), true).await;
     }
     let port = split_port(&x.request.authority).1.unwrap_or(0);
-    let found = listener.serving.borrow().tunnel(port, &x.request.host);
+    let found = listener
+        .serving
+        .borrow()
+        .forward(conn.secured())
+        .tunnel(port, &x.request.host);
     match found {
         Some(route) => {
             x.tunnel = Some(route);

@@ -19,6 +19,7 @@ mod watch;
 
 use crate::access_log::AccessLog;
 use crate::clusters::{ClusterHandle, Clusters};
+use crate::downstream::tls::Secured;
 use crate::io::buffer::Pool;
 use crate::io::spawn::Tasks;
 use crate::io::timer::Wheel;
@@ -27,7 +28,7 @@ use isthmus_core::drain::Drain;
 use isthmus_core::limits::{MessageLimits, Settings};
 use isthmus_core::listener::{
     Accepts, ChainAction, ForwardPort, Listener, ListenerKey, ProxyProtocol, TableOf, TcpRoute, Upgrades,
-    forward_port,
+    forward_port, forward_ports,
 };
 use isthmus_core::overload::{Bounds, Load};
 use isthmus_core::random::Random;
@@ -217,25 +218,19 @@ impl Serving {
         self.upgrades.allows(protocol)
     }
 
-    /// Whether requests are for hosts behind it, whom they name.
-    pub fn is_forward_proxy(&self) -> bool {
-        !self.forward.is_empty()
-    }
-
-    /// The virtual host of a target's host at a port of targets.
-    pub fn find_forward(&self, port: u16, host: &str) -> FoundHost {
-        let table = forward_port(&self.forward, port).and_then(|found| self.tables.get(found.table));
-        table
-            .and_then(|table| table.find(host))
-            .map_or(FoundHost::Unknown, FoundHost::Host)
-    }
-
-    /// Where a tunnel to a host and a port leads.
-    pub fn tunnel(&self, port: u16, host: &str) -> Option<Arc<TcpRoute>> {
-        let names = &forward_port(&self.forward, port)?.connect;
-        match &names.chains().get(names.find(Some(host))?)?.action {
-            ChainAction::Pass(route) => Some(Arc::clone(route)),
-            _ => None,
+    /// What a connection leads to as one with a forward proxy, whose requests are for hosts behind it that they name;
+    /// nothing for a connection with another server.
+    pub fn forward(&self, secured: Option<&Secured>) -> Forwarding<'_> {
+        let ports = if self.forward.is_empty() {
+            &[]
+        } else {
+            let named = secured.map(|secured| (&secured.policy, secured.server_name.as_deref()));
+            let chain = self.accepts.chain_of(named);
+            chain.map_or(&[][..], |chain| forward_ports(&self.forward, chain))
+        };
+        Forwarding {
+            ports,
+            tables: &self.tables,
         }
     }
 
@@ -254,6 +249,37 @@ impl Serving {
         table
             .and_then(|table| table.find(host))
             .map_or(FoundHost::Unknown, FoundHost::Host)
+    }
+}
+
+/// What a forward proxy leads to.
+#[derive(Clone, Copy)]
+pub struct Forwarding<'a> {
+    ports: &'a [ForwardPort],
+    tables: &'a [Table],
+}
+
+impl Forwarding<'_> {
+    /// Whether there is no proxy.
+    pub fn is_none(&self) -> bool {
+        self.ports.is_empty()
+    }
+
+    /// The virtual host of a target's host at a port of targets.
+    pub fn find(&self, port: u16, host: &str) -> FoundHost {
+        let table = forward_port(self.ports, port).and_then(|found| self.tables.get(found.table));
+        table
+            .and_then(|table| table.find(host))
+            .map_or(FoundHost::Unknown, FoundHost::Host)
+    }
+
+    /// Where a tunnel to a host and a port leads.
+    pub fn tunnel(&self, port: u16, host: &str) -> Option<Arc<TcpRoute>> {
+        let names = &forward_port(self.ports, port)?.connect;
+        match &names.chains().get(names.find(Some(host))?)?.action {
+            ChainAction::Pass(route) => Some(Arc::clone(route)),
+            _ => None,
+        }
     }
 }
 

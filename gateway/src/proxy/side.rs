@@ -32,6 +32,9 @@ pub trait Side {
     fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
     /// Writes what was taken.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ready when the peer has gone although what it has sent was not all taken, or it has sent all; what carries bytes
+    /// one after the other notices that by reading or writing.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Tells the peer that no more comes.
     fn end(&mut self);
     /// Has the peer see that this is no proper end.
@@ -97,6 +100,10 @@ impl Side for Socket {
             self.head.drain(..written);
         }
         self.stream.poll_flush(cx)
+    }
+
+    fn poll_gone(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
     }
 
     fn end(&mut self) {
@@ -167,6 +174,10 @@ impl Side for Connect {
         let (text, at) = &mut self.text;
         ready!(self.stream.poll_write_all(cx, text.as_bytes(), at))?;
         self.stream.poll_flush(cx)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_reset(cx)
     }
 
     fn end(&mut self) {

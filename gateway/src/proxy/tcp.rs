@@ -129,10 +129,17 @@ struct Outcome {
 }
 
 /// Carries a connection to where a route says, until it ends.
-pub async fn serve<S: Side>(context: &Context, client: Client<S>, route: &TcpRoute) {
+pub async fn serve<S: Side>(context: &Context, mut client: Client<S>, route: &TcpRoute) {
     let Some(route) = route_for(context, &client, route) else {
+        let mut outcome = Outcome {
+            cause: Some(Cause::NoRoute),
+            ..Outcome::default()
+        };
+        if client.asked.is_some() {
+            refuse(context, &mut client, Cause::NoRoute, &mut outcome).await;
+        }
         let (local, name) = (client.side.local_addr(), client.server_name.as_deref());
-        return refused(context, local, client.peer, name, Cause::NoRoute);
+        return led_nowhere(context, &outcome, local, client.peer, name);
     };
     let draw = (context.random.borrow_mut().next_u64() >> 32) as u32;
     let Some(key) = route.pick(draw).map(|destination| &destination.cluster) else {
@@ -204,7 +211,7 @@ async fn serve_to<S: Side>(
     let (local, peer, name) = (client.side.local_addr(), client.peer, client.server_name.clone());
     match cluster {
         Err(cause) => {
-            refuse(&mut client, cause, &mut outcome).await;
+            refuse(context, &mut client, cause, &mut outcome).await;
         }
         Ok(cluster) => {
             let counted = (&known, source.as_ref());
@@ -236,13 +243,25 @@ pub fn refused(
     name: Option<&str>,
     cause: Cause,
 ) {
-    context.count_cause(cause);
     let outcome = Outcome {
         cause: Some(cause),
         ..Outcome::default()
     };
+    led_nowhere(context, &outcome, local, peer, name);
+}
+
+fn led_nowhere(
+    context: &Context,
+    outcome: &Outcome,
+    local: Option<SocketAddr>,
+    peer: SocketAddr,
+    name: Option<&str>,
+) {
+    if let Some(cause) = outcome.cause {
+        context.count_cause(cause);
+    }
     let nowhere = ClusterKey::outbound(0, "", "");
-    log(context, &nowhere, clock::now(), &outcome, local, peer, name);
+    log(context, &nowhere, clock::now(), outcome, local, peer, name);
 }
 
 fn log(
@@ -314,7 +333,7 @@ async fn carry<S: Side>(
     ) {
         Ok(wanted) => wanted,
         Err(cause) => {
-            return refuse(&mut client, cause, outcome).await;
+            return refuse(context, &mut client, cause, outcome).await;
         }
     };
     // The lease lasts as long as the connection: it counts in the balancer.
@@ -332,7 +351,7 @@ async fn carry<S: Side>(
             Start::Connect(lease, address, permit) => (lease, address, permit),
             Start::Reuse(..) | Start::Wait => continue,
             Start::Refuse(cause) => {
-                return refuse(&mut client, cause, outcome).await;
+                return refuse(context, &mut client, cause, outcome).await;
             }
         };
         outcome.upstream = Some(address);
@@ -353,13 +372,13 @@ async fn carry<S: Side>(
                 avoid.push(lease.endpoint());
                 lease.finish(None, clock::now());
                 if avoid.len() >= ATTEMPTS || cause == Cause::TunnelRefused {
-                    return refuse(&mut client, cause, outcome).await;
+                    return refuse(context, &mut client, cause, outcome).await;
                 }
             }
         }
     };
     outcome.upstream_local = upstream.local_addr();
-    if !answer(&mut client, StatusCode::OK, outcome).await {
+    if !answer(context, &mut client, StatusCode::OK, outcome).await {
         outcome.cause = Some(Cause::ClientGone);
         return lease.finish(None, clock::now());
     }
@@ -378,21 +397,41 @@ async fn carry<S: Side>(
 }
 
 /// Ends a connection that leads nowhere: with an answer, when the client waits for one.
-async fn refuse<S: Side>(client: &mut Client<S>, cause: Cause, outcome: &mut Outcome) {
+async fn refuse<S: Side>(context: &Context, client: &mut Client<S>, cause: Cause, outcome: &mut Outcome) {
     outcome.cause = Some(cause);
-    if client.asked.is_none() || !answer(client, cause.status(), outcome).await {
+    if client.asked.is_none() || !answer(context, client, cause.status(), outcome).await {
         client.side.break_off();
     }
 }
 
 /// Answers a client that asked for the connection; false when it is gone.
-async fn answer<S: Side>(client: &mut Client<S>, status: StatusCode, outcome: &mut Outcome) -> bool {
+async fn answer<S: Side>(
+    context: &Context,
+    client: &mut Client<S>,
+    status: StatusCode,
+    outcome: &mut Outcome,
+) -> bool {
     let Some(target) = &client.asked else {
         return true;
     };
     outcome.answered = Some((status, S::VERSION, target.clone()));
     client.side.answer(status, outcome.cause.map_or("", Cause::text));
-    poll_fn(|cx| client.side.poll_flush(cx)).await.is_ok()
+    let silence = context.wheel.timer();
+    silence.set(context.settings.stream_idle_timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(flushed) = client.side.poll_flush(cx) {
+            return Poll::Ready(flushed.is_ok());
+        }
+        let is_over = client.side.poll_gone(cx).is_ready()
+            || client.drain.get() == Drain::Cut
+            || silence.poll(cx).is_ready();
+        if is_over {
+            Poll::Ready(false)
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// Connects to an endpoint, and through it to the target of a tunnel. Answers also where it leads, and what has come of
@@ -447,6 +486,7 @@ async fn exchange<S: Side>(
                 (Poll::Ready(Ok(Moved::All)), Poll::Ready(Ok(Moved::All))) => {
                     return Poll::Ready(Ok(Moved::All));
                 }
+                _ if side.poll_gone(cx).is_ready() => return Poll::Ready(Err(Broke::Up)),
                 _ if drain.get() == Drain::Cut => return Poll::Ready(Err(Broke::Drained)),
                 _ if age.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Old)),
                 _ if silence.poll(cx).is_ready() => return Poll::Ready(Err(Broke::Idle)),

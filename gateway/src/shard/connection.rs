@@ -38,19 +38,12 @@ pub(super) async fn serve(
     drain: Rc<Cell<Drain>>,
     _counted: Counted,
 ) {
-    let (plain, connect) = {
+    let plain = {
         let serving = listener.serving.borrow();
-        let is_http = matches!(serving.accepts(), Accepts::Http);
-        (
-            is_http && serving.proxy_protocol() == ProxyProtocol::Off,
-            serving.is_forward_proxy(),
-        )
+        matches!(serving.accepts(), Accepts::Http) && serving.proxy_protocol() == ProxyProtocol::Off
     };
-    let http = |stream, begun, secured, peer| {
-        let limits = MessageLimits {
-            connect,
-            ..context.limits
-        };
+    let http = |stream, begun, secured: Option<Rc<Secured>>, peer| {
+        let limits = limits(&context, &listener, secured.as_deref());
         Connection::new(stream, begun, secured, peer, limits, &context.wheel, drain)
     };
     if plain {
@@ -74,6 +67,14 @@ pub(super) async fn serve(
         Begun::Bytes(client, route) => Box::pin(tcp::serve(&context, client, &route)).await,
         Begun::Cluster(client, key) => Box::pin(tcp::serve_cluster(&context, client, &key)).await,
         Begun::Over => {}
+    }
+}
+
+/// What heads of a connection's requests may be.
+fn limits(context: &Context, listener: &ListenerState, secured: Option<&Secured>) -> MessageLimits {
+    MessageLimits {
+        connect: !listener.serving.borrow().forward(secured).is_none(),
+        ..context.limits
     }
 }
 
@@ -262,6 +263,7 @@ async fn serve_http(context: &Rc<Context>, listener: &Rc<ListenerState>, mut con
                 let side = Socket::new(stream, begun);
                 let drain = Rc::clone(&listener.drain);
                 let client = tunnel(side, peer, secured, target, drain);
+                let _active = http::Active::new(context);
                 return Box::pin(tcp::serve(context, client, &route)).await;
             }
         }
@@ -290,11 +292,7 @@ fn tunnel<S>(
 async fn serve_http2(context: &Rc<Context>, listener: &Rc<ListenerState>, conn: Connection) {
     let peer = conn.peer;
     let (socket, begun, secured, drain) = conn.into_parts();
-    let limits = MessageLimits {
-        connect: listener.serving.borrow().is_forward_proxy(),
-        ..context.limits
-    };
-    let settings = (&*context.settings, limits);
+    let settings = (&*context.settings, limits(context, listener, secured.as_deref()));
     let mut conn = h2::Connection::open(socket, begun, secured, peer, settings, &context.wheel, drain);
     while let Some(stream) = conn.next(&context.settings).await {
         let serving = spawn::boxed(|| serve_stream(Rc::clone(context), Rc::clone(listener), stream));
@@ -314,10 +312,11 @@ async fn serve_stream(context: Rc<Context>, listener: Rc<ListenerState>, mut str
         Err(cause) => http::refuse(&context, &mut stream, &mut exchange, cause).await,
     };
     let asked = exchange.tunnel.take();
-    let target = exchange.request.authority.as_str().into();
+    let asked = asked.map(|route| (route, exchange.request.authority.as_str().into()));
     exchange.give_back(&context);
     match (after, asked) {
-        (After::Tunnel, Some(route)) => {
+        (After::Tunnel, Some((route, target))) => {
+            let _active = http::Active::new(&context);
             let (peer, secured) = (stream.peer(), stream.secured_shared());
             let drain = Rc::clone(&listener.drain);
             let client = tunnel(Connect::from(stream), peer, secured, target, drain);

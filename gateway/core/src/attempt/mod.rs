@@ -40,6 +40,8 @@ pub enum Failure {
         /// See above.
         reused: bool,
     },
+    /// The connection ended before any byte of an answer, too, and it is known why.
+    Broken(Cause),
     /// The upstream has said that it did nothing with the request (RFC 9113, 8.7).
     Refused,
     /// The connection takes no more requests, and this one came too late to be looked at (RFC 9113, 6.8).
@@ -56,7 +58,7 @@ pub enum Failure {
 impl Failure {
     const fn cause(self) -> Cause {
         match self {
-            Self::Connect(cause) | Self::Final(cause) => cause,
+            Self::Connect(cause) | Self::Broken(cause) | Self::Final(cause) => cause,
             Self::Reset { .. } | Self::Refused | Self::LeftOut => Cause::UpstreamReset,
             Self::TryTimeout { .. } => Cause::PerTryTimeout,
         }
@@ -186,7 +188,9 @@ impl<'p> Attempts<'p> {
                 self.stale = true;
                 return Verdict::Retry(Duration::ZERO);
             }
-            Failure::Reset { .. } => self.on.retries_no_answer() || unsent_on(RetryOn::RESET_BEFORE_REQUEST),
+            Failure::Reset { .. } | Failure::Broken(_) => {
+                self.on.retries_no_answer() || unsent_on(RetryOn::RESET_BEFORE_REQUEST)
+            }
             Failure::Connect(_) => {
                 let on = RetryOn::CONNECT_FAILURE.with(RetryOn::RESET_BEFORE_REQUEST);
                 self.on.retries_no_answer() || self.on.has_any(on)
@@ -647,19 +651,26 @@ mod tests {
     fn failures_are_judged_by_the_conditions() {
         let connect = Failure::Connect(Cause::ConnectFailed);
         let reset = Failure::Reset { reused: false };
+        let broken = Failure::Broken(Cause::ConnectTimeout);
         let early = Failure::TryTimeout { connected: false };
         let late = Failure::TryTimeout { connected: true };
         let last = Failure::Final(Cause::UpstreamReset);
         for (words, retried) in [
-            ("5xx", &[connect, reset, Failure::Refused, early, late][..]),
-            ("gateway-error", &[connect, reset, Failure::Refused, early, late]),
-            ("reset", &[connect, reset, Failure::Refused, early, late]),
+            (
+                "5xx",
+                &[connect, reset, broken, Failure::Refused, early, late][..],
+            ),
+            (
+                "gateway-error",
+                &[connect, reset, broken, Failure::Refused, early, late],
+            ),
+            ("reset", &[connect, reset, broken, Failure::Refused, early, late]),
             ("connect-failure", &[connect, early]),
             ("refused-stream", &[Failure::Refused]),
             ("reset-before-request", &[connect, early]),
             ("retriable-4xx,503,envoy-ratelimited,unavailable", &[]),
         ] {
-            for failure in [connect, reset, Failure::Refused, early, late, last] {
+            for failure in [connect, reset, broken, Failure::Refused, early, late, last] {
                 let expected = retried.contains(&failure);
                 assert_eq!(
                     is_sent_again(words, failure, SENT),
@@ -670,7 +681,7 @@ mod tests {
             }
         }
         // What was not handed to the connection yet cannot have been worked on.
-        for failure in [reset, Failure::Refused] {
+        for failure in [reset, broken, Failure::Refused] {
             assert!(
                 is_sent_again("reset-before-request", failure, UNSENT),
                 "{failure:?}"

@@ -75,8 +75,12 @@ pub fn read_request(
     head.wants_trailers = head.headers.get(HeaderId::Te).is_some();
     // The connection has seen to it that what it says is what comes.
     let length = content_length(&head.headers)?;
+    let is_connect = head.method == Method::CONNECT;
+    if is_connect && length.is_some() {
+        return Err(HeadError::BodyNotAllowed);
+    }
     // What comes behind a request for a tunnel is none of its.
-    let has_body = has_body && head.upgrade.is_empty() && head.method != Method::CONNECT;
+    let has_body = has_body && head.upgrade.is_empty() && !is_connect;
     head.body = match (has_body, length) {
         (false, _) => BodyLength::None,
         (true, Some(length)) => BodyLength::Known(length),
@@ -419,6 +423,9 @@ mod tests {
         read_request(&mut section(&connect, &[]), true, &limits, &mut head).unwrap();
         assert_eq!((head.method, head.host.as_str()), (Method::CONNECT, "h.example"));
         assert!(head.body.is_empty());
+        let fields = &mut section(&connect, &[("content-length", "4")]);
+        let refused = read_request(fields, true, &limits, &mut RequestHead::default());
+        assert_eq!(refused, Err(HeadError::BodyNotAllowed));
         assert_eq!(
             (head.authority.as_str(), head.path.as_str()),
             ("h.example:443", "")

@@ -653,7 +653,11 @@ impl<T: Holder> Connection<T> {
         self.untold = self
             .untold
             .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        if self.untold >= self.options.connection_window.div_ceil(2) && self.end != End::Over {
+        // What streams hold that nobody takes from makes the rest of the window smaller: half of that is due as well, but
+        // for crumbs.
+        let is_much = self.untold >= FRAME_SIZE_MAX && i64::from(self.untold) >= self.room;
+        let is_due = is_much || self.untold >= self.options.connection_window.div_ceil(2);
+        if is_due && self.end != End::Over {
             let more = std::mem::take(&mut self.untold);
             self.room += i64::from(more);
             frame::write_window_update(&mut self.output, 0, more);
@@ -1243,6 +1247,42 @@ mod tests {
         }
         assert_eq!(server.misbehaviour(), None);
         assert_eq!(server.room + i64::from(server.untold), 1024 * 1024);
+    }
+
+    #[test]
+    fn streams_that_nobody_takes_from_stop_no_other() {
+        const PIECE: usize = 16_384;
+        // What is left of the connection's window beside them.
+        for left in [2 * PIECE, 300_000, 500_000, 700_000] {
+            let mut server = server_after(&[]);
+            let now = Instant::now();
+            let mut held = 0;
+            let data = |id, size: usize| frame(DATA, 0, id, &vec![0; size]);
+            for at in 0.. {
+                let id = 2 * at + 1;
+                server.receive(&frame(HEADERS, END_HEADERS, id, &block(ask)), now);
+                let _never_taken_from = server.accept().unwrap();
+                for _ in 0..3 {
+                    let size = PIECE.min(1024 * 1024 - left - held);
+                    server.receive(&data(id, size), now);
+                    held += size;
+                }
+                if held == 1024 * 1024 - left {
+                    break;
+                }
+            }
+            let id = 1001;
+            server.receive(&frame(HEADERS, END_HEADERS, id, &block(ask)), now);
+            let key = server.accept().unwrap();
+            for _ in 0..100 {
+                assert!(server.room >= PIECE as i64, "{left}: the client may not go on");
+                server.receive(&data(id, PIECE), now);
+                let mut buffer = Vec::new();
+                assert!(server.take_data(key, &mut buffer));
+                server.passed_on(key, buffer.len());
+            }
+            assert_eq!(server.misbehaviour(), None, "{left}");
+        }
     }
 
     #[test]

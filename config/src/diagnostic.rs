@@ -5,6 +5,7 @@
 //! machines.
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
@@ -182,6 +183,43 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// A line for a terminal. What would steer it, or turn what is read around (Unicode's marks of direction), is escaped:
+/// names and values come from files that others have written.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The same of several lines.
+pub fn printable_lines(text: &str) -> String {
+    let lines = text.split('\n').map(printable);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A line of a file. The renderer replaces what steers a terminal, but for control characters of two bytes (C1): something as
+/// long takes their place, so that what is pointed at stays where it is.
+fn shown_line(line: &str) -> Cow<'_, str> {
+    let is_c1 = |c: char| matches!(c, '\u{80}'..='\u{9f}');
+    match line.contains(is_c1) {
+        true => Cow::Owned(line.replace(is_c1, "\u{bf}")),
+        false => Cow::Borrowed(line),
+    }
+}
+
 /// Shows diagnostics as text for a terminal. Each begins with its own line `file:line:col: error[CODE]: text`.
 pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> String {
     let renderer = if color {
@@ -198,44 +236,46 @@ pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> St
             (true, Severity::Warning) => ("\u{1b}[1;33m", "\u{1b}[0m"),
             (true, Severity::Hint) => ("\u{1b}[1;36m", "\u{1b}[0m"),
         };
-        out.push_str(&format!("{paint}{diagnostic}{plain}\n"));
+        let told = diagnostic.to_string();
+        out.push_str(&format!("{paint}{}{plain}\n", printable(&told)));
         let level = match diagnostic.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
             Severity::Hint => Level::INFO,
         };
         let mut group = Group::with_level(level);
+        let field = printable(&diagnostic.field);
         if let Some((line, span)) = shown.line(&diagnostic.file, diagnostic.line, diagnostic.column) {
-            let annotation = AnnotationKind::Primary.span(span).label(diagnostic.field.clone());
+            let annotation = AnnotationKind::Primary.span(span).label(field.into_owned());
             group = group.element(
-                Snippet::source(line)
+                Snippet::source(shown_line(line))
                     .line_start(diagnostic.line)
                     .annotation(annotation),
             );
         } else if !diagnostic.field.is_empty() {
-            group = group.element(Level::NOTE.message(diagnostic.field.clone()));
+            group = group.element(Level::NOTE.message(field.into_owned()));
         }
         for related in &diagnostic.related {
             let part = format!("{} ({})", related.message, related.resource);
+            let part = printable(&part).into_owned();
+            let path = printable(&related.file);
             if let Some((line, span)) = shown.line(&related.file, related.line, related.column) {
                 group = group.element(
-                    Snippet::source(line)
-                        .path(related.file.clone())
+                    Snippet::source(shown_line(line))
+                        .path(path.into_owned())
                         .line_start(related.line)
                         .annotation(AnnotationKind::Context.span(span).label(part)),
                 );
             } else {
-                let Related {
-                    file, line, column, ..
-                } = related;
-                group = group.element(Level::NOTE.message(format!("{file}:{line}:{column}: {part}")));
+                let Related { line, column, .. } = related;
+                group = group.element(Level::NOTE.message(format!("{path}:{line}:{column}: {part}")));
             }
         }
         if !diagnostic.resource.is_empty() {
-            group = group.element(Level::NOTE.message(format!("in {}", diagnostic.resource)));
+            group = group.element(Level::NOTE.message(format!("in {}", printable(&diagnostic.resource))));
         }
         if let Some(help) = &diagnostic.help {
-            group = group.element(Level::HELP.message(help.clone()));
+            group = group.element(Level::HELP.message(printable_lines(help)));
         }
         if !group.is_empty() {
             out.push_str(&renderer.render(&[group]));
@@ -351,6 +391,40 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("did you mean `hosts`?"), "{text}");
+    }
+
+    #[test]
+    fn what_files_say_does_not_steer_the_terminal() {
+        let evil = "x\u{1b}[2J\u{7}\r\u{9b}\u{202e}y";
+        let sources = [Source {
+            name: evil.into(),
+            text: format!("spec: {evil}\n").into(),
+        }];
+        for line in [1, 9] {
+            let found = Diagnostic {
+                file: evil.into(),
+                resource: evil.into(),
+                field: evil.into(),
+                message: evil.into(),
+                help: Some(format!("a\nb {evil}")),
+                related: vec![Related {
+                    file: evil.into(),
+                    line,
+                    column: 1,
+                    resource: evil.into(),
+                    field: evil.into(),
+                    message: evil.into(),
+                }],
+                ..diagnostic(line, 3)
+            };
+            let text = render(&[found], &sources, false);
+            let steers = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+            assert!(!text.contains(steers), "{text:?}");
+            assert!(
+                text.contains("x\\u{1b}[2J") && text.contains("help: a\n"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -170,14 +170,46 @@ fn collect(path: PathBuf, given: bool, files: &mut Vec<(PathBuf, Stamp)>) -> io:
     Ok(())
 }
 
+/// Why a run has no resource, after what was read for it.
+pub fn no_resource(sources: &[Source]) -> String {
+    match sources {
+        [] => "no resource was found: of a directory, files that end in .yaml, .yml or .json are read"
+            .to_owned(),
+        [one] => format!(
+            "no resource was found: {} holds none that a gateway executes",
+            one.name
+        ),
+        [one, ..] => format!(
+            "no resource was found: none of the {} files that were read holds one that a gateway executes ({} is the first)",
+            sources.len(),
+            one.name
+        ),
+    }
+}
+
+/// Stands in a text for bytes that are no UTF-8.
+pub(crate) const NOT_UTF8: char = '\u{1}';
+
+/// Reads one file of text; an error names it, and where it is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| with_path(path, &error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let before = error.as_bytes().get(..at).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let text = format!("byte {at}, in line {line}, is not UTF-8: save the file as UTF-8");
+        with_path(path, &io::Error::new(io::ErrorKind::InvalidData, text))
+    })
+}
+
 /// The text of a file. Bytes that are no UTF-8 become a character that no document may have, so that they are reported
 /// at their place and spoil their own document only.
 fn text_of(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| {
         let chunks = error.as_bytes().utf8_chunks();
         let chunk = |chunk: std::str::Utf8Chunk<'_>| {
-            let mark = if chunk.invalid().is_empty() { "" } else { "\u{1}" };
-            format!("{}{mark}", chunk.valid())
+            let mark = (!chunk.invalid().is_empty()).then_some(NOT_UTF8);
+            chunk.valid().chars().chain(mark).collect::<String>()
         };
         chunks.map(chunk).collect()
     })
@@ -199,11 +231,14 @@ mod tests {
             .iter()
             .map(|found| (found.line, found.code))
             .collect();
-        // Where the parser says: the line of the marker, or the one behind it.
+        assert_eq!(places.last(), Some(&(3, "syntax")), "{:?}", compiled.diagnostics);
+        let told = compiled.diagnostics.last().unwrap();
+        assert_eq!(told.column, 5, "{told:?}");
+        assert!(told.message.contains("not UTF-8"), "{told:?}");
+        let error = read_text(&folder.path().join("a.yaml")).unwrap_err().to_string();
         assert!(
-            matches!(places.last(), Some((2..=3, "syntax"))),
-            "{:?}",
-            compiled.diagnostics
+            error.contains("a.yaml: byte 13, in line 3, is not UTF-8"),
+            "{error}"
         );
     }
 

@@ -34,7 +34,7 @@ pub mod view;
 mod yaml;
 
 pub use cache::Cache;
-pub use files::{Reader, read_paths, stamps};
+pub use files::{Reader, no_resource, read_paths, read_text, stamps};
 pub use judge::{SecretAsked, SecretJudge};
 pub use origins::{KeyProblem, Origins, Place, TlsAsked};
 pub use resource::schema::{FieldInfo, KINDS, Status, feature_table, fields, mesh_fields, own_fields};
@@ -126,7 +126,7 @@ pub struct Compiled {
     pub secrets: Secrets,
     /// Everything that is worth saying, in the order of the files.
     pub diagnostics: Vec<Diagnostic>,
-    /// Documents of kinds that a gateway does not execute, by kind.
+    /// Documents of kinds that a gateway does not execute, by version and kind.
     pub passed_over: BTreeMap<String, usize>,
     /// Number of resources that were read.
     pub resources: usize,

@@ -207,6 +207,31 @@ spec: {host: api.partner.example, trafficPolicy: {tls: {mode: SIMPLE, sni: api.p
         assert_eq!(told(&whole), [], "{help}");
     }
     // What is inside, what a rule names, and what a door of the mesh serves needs none.
+    // Of several hosts so many are named as can be read.
+    let several = |hosts: usize| {
+        let hosts: Vec<String> = (0..hosts).map(|at| format!("h{at}.example.com")).collect();
+        let start = https.find("hosts:").unwrap();
+        let end = start + https[start..].find('\n').unwrap();
+        let text = format!(
+            "{}hosts: [{}]{}",
+            &https[..start],
+            hosts.join(", "),
+            &https[end..]
+        );
+        let found = all(&[&text]);
+        found
+            .iter()
+            .map(|found| found.message.clone())
+            .collect::<Vec<_>>()
+    };
+    let told_of = |names: &str| {
+        vec![format!(
+            "{names} are registered, and nothing here leads to them: no Gateway takes requests for them"
+        )]
+    };
+    assert_eq!(several(2), told_of("`h0.example.com` and `h1.example.com`"));
+    let five: Vec<String> = (0..5).map(|at| format!("`h{at}.example.com`")).collect();
+    assert_eq!(several(8), told_of(&format!("{} and 3 more", five.join(", "))));
     let inside = https.replace("resolution:", "location: MESH_INTERNAL\n  resolution:");
     assert_eq!(all(&[&inside]), []);
 }

@@ -121,6 +121,103 @@ fn what_nothing_takes_is_told_with_the_nearest_reasons() {
     ));
 }
 
+/// Rules for whole connections: of another name, port, Gateway and client than are asked for.
+const STREAMS: &str = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door}
+spec:
+  selector: {app: edge}
+  servers:
+  - {port: {number: 443, name: tls, protocol: TLS}, tls: {mode: PASSTHROUGH}, hosts: ['*']}
+  - {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec:
+  hosts: [db.internal]
+  resolution: STATIC
+  ports: [{number: 5432, name: tcp, protocol: TCP}]
+  endpoints: [{address: 10.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db}
+spec:
+  hosts: ['*']
+  gateways: [door]
+  tls:
+  - match: [{port: 443, sniHosts: [db.example, '*.db.example']}]
+    route: [{destination: {host: db.internal}}]
+  - match: [{port: 8443, sniHosts: [x.example]}]
+    route: [{destination: {host: db.internal}}]
+  tcp:
+  - match: [{port: 9000, sourceSubnet: 10.0.0.0/8}]
+    route: [{destination: {host: db.internal}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: elsewhere}
+spec:
+  hosts: ['*']
+  gateways: [other]
+  tls:
+  - match: [{sniHosts: [x.example]}]
+    route: [{destination: {host: db.internal}}]
+";
+
+#[test]
+fn rules_for_whole_connections_say_why_they_take_none() {
+    let loaded = Loaded::new("streams.yaml", STREAMS);
+    let reasons = |url: &str, fields: &[&str]| -> Vec<(String, String)> {
+        let found = loaded.explain("GET", url, fields);
+        assert!(!found.outcome.routed, "{found:?}");
+        let passed = found.passed_over.into_iter();
+        passed
+            .map(|passed| {
+                (
+                    passed.rule.virtual_service + " " + &passed.rule.field,
+                    passed.reason,
+                )
+            })
+            .collect()
+    };
+    let told = |expected: &[(&str, &str)]| -> Vec<(String, String)> {
+        let owned = |(rule, reason): &(&str, &str)| ((*rule).to_owned(), (*reason).to_owned());
+        expected.iter().map(owned).collect()
+    };
+    let subnet = "it is for clients with sourceSubnet 10.0.0.0/8";
+    assert_eq!(
+        reasons("tls://x.example", &[]),
+        told(&[
+            (
+                "default/db spec.tls[0].match[0]",
+                "its sniHosts are db.example, *.db.example, and not x.example"
+            ),
+            (
+                "default/db spec.tls[1].match[0]",
+                "it is for port 8443, and this is port 443"
+            ),
+            (
+                "default/elsewhere spec.tls[0].match[0]",
+                "its VirtualService is bound to other, and port 443 is of default/door"
+            ),
+        ])
+    );
+    let nameless = reasons("tls://x.example", &["sni="]);
+    assert!(
+        nameless[0].1.ends_with("and the client asks TLS for none"),
+        "{nameless:?}"
+    );
+    assert_eq!(reasons("tcp://:9000", &[])[0].1, subnet);
+    let text = render(&loaded.explain("GET", "tcp://:9000", &[]), false);
+    assert!(
+        text.contains("rules that do not take it") && text.contains(subnet),
+        "{text}"
+    );
+}
+
 #[test]
 fn tls_goes_by_name_and_bytes_by_port() {
     insta::assert_snapshot!(texts(

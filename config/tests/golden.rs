@@ -222,7 +222,7 @@ fn bookinfo_compiles_to_this_snapshot() {
         "{}",
         render(&compiled.diagnostics, &sources, false)
     );
-    assert_eq!(compiled.passed_over.get("Deployment"), Some(&1));
+    assert_eq!(compiled.passed_over.get("apps/v1 Deployment"), Some(&1));
     assert_eq!(compiled.resources, 8);
     insta::assert_snapshot!(shown(&compiled, &sources));
 }
@@ -385,7 +385,7 @@ fn policies_are_inherited_block_by_block() {
         "{}",
         render(&compiled.diagnostics, &sources, false)
     );
-    assert_eq!(compiled.passed_over.get("ConfigMap"), Some(&1));
+    assert_eq!(compiled.passed_over.get("v1 ConfigMap"), Some(&1));
     insta::assert_snapshot!(shown(&compiled, &sources));
 }
 

@@ -6,7 +6,7 @@
 
 use crate::io::clock;
 use http::Method;
-use isthmus_core::endpoint::UNIX;
+use isthmus_core::endpoint::{UNIX, is_socket};
 use isthmus_core::header::HeaderId;
 use isthmus_core::message::RequestHead;
 use isthmus_core::reply::Flags;
@@ -266,7 +266,11 @@ impl Record<'_> {
     fn upstream(&self) -> Option<Host<'_>> {
         match self.upstream_socket {
             Some(path) => Some(Host::Socket(path)),
-            None => self.upstream_host.map(Host::Address),
+            // One that has left its cluster since has no name any more.
+            None => self
+                .upstream_host
+                .filter(|address| !is_socket(address))
+                .map(Host::Address),
         }
     }
 }

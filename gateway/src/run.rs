@@ -92,6 +92,7 @@ pub(crate) fn colored(is_terminal: bool) -> bool {
 /// Reads and compiles the resources; errors are printed, each at its place, and end the run, unless an earlier one has
 /// left a set that can be served in the place of what has them.
 fn load(options: &Options, passed: Option<String>) -> Result<(Outcome, Files), Exit> {
+    Files::try_state_dir(options.state_dir.as_deref()).map_err(Exit::Configuration)?;
     let mut files = Files::new(
         options.paths.clone(),
         options.compile.clone(),
@@ -101,7 +102,7 @@ fn load(options: &Options, passed: Option<String>) -> Result<(Outcome, Files), E
     let can_degrade = files.has_last_good();
     let (outcome, sources) = files
         .load()
-        .map_err(|error| Exit::Configuration(error.to_string()))?;
+        .map_err(|error| Exit::Configuration(format!("--file: {error}")))?;
     tell(&outcome, &sources, can_degrade)?;
     files.save();
     Ok((outcome, files))
@@ -143,8 +144,8 @@ fn tell(outcome: &Outcome, sources: &[Source], can_degrade: bool) -> Result<(), 
     }
     if outcome.compiled.resources == 0 && errors == 0 {
         tracing::warn!(
-            "no resource was found, so nothing is served until there is one: of a directory, files that end in .yaml, .yml or \
-             .json are read"
+            "{}; nothing is served until there is one",
+            isthmus_config::no_resource(sources)
         );
     }
     for (kind, count) in &outcome.compiled.passed_over {
@@ -163,15 +164,12 @@ pub(crate) fn load_process(
     mesh_config: Option<&PathBuf>,
     settings: Option<&PathBuf>,
 ) -> Result<(MeshConfig, Settings), Exit> {
-    let read = |path: &PathBuf| {
-        let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Source {
-                name,
-                text: text.into(),
-            }),
-            Err(error) => Err(Exit::Configuration(format!("{name}: {error}"))),
-        }
+    let read = |option: &str, path: &PathBuf| match isthmus_config::read_text(path) {
+        Ok(text) => Ok(Source {
+            name: path.display().to_string(),
+            text: text.into(),
+        }),
+        Err(error) => Err(Exit::Configuration(format!("{option}: {error}"))),
     };
     let refuse = |source: &Source, found: &[Diagnostic]| {
         let color = colored(std::io::stderr().is_terminal());
@@ -188,13 +186,13 @@ pub(crate) fn load_process(
     };
     let (mut mesh, mut base) = (MeshConfig::default(), Settings::default());
     if let Some(path) = mesh_config {
-        let source = read(path)?;
+        let source = read("--mesh-config", path)?;
         let loaded = isthmus_config::mesh::load(&source.text, &source.name);
         refuse(&source, &loaded.diagnostics)?;
         (mesh, base) = (loaded.mesh, loaded.settings);
     }
     if let Some(path) = settings {
-        let source = read(path)?;
+        let source = read("--settings", path)?;
         match isthmus_config::settings::load(&source.text, &source.name, base.clone()) {
             Ok(settings) => base = settings,
             Err(found) => refuse(&source, &found)?,
@@ -260,6 +258,9 @@ fn run_compiled(
 ) -> Exit {
     if let Err(error) = uring::probe() {
         return Exit::Environment(error.to_string());
+    }
+    if let Err(text) = options.control.try_ready_file() {
+        return Exit::Environment(text);
     }
     let cores = executor::granted_cores();
     let count = options

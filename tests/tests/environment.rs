@@ -2,15 +2,17 @@
 
 use isthmus_tests::deadline::{SOON, eventually};
 use isthmus_tests::fault::{Fault, FaultPeer};
-use isthmus_tests::gateway::{Builder, Gateway, IO_URING_SETUP};
+use isthmus_tests::gateway::{Builder, Gateway, IO_URING_SETUP, binary};
 use isthmus_tests::resources::one_route;
 use isthmus_tests::upstream::{Answer, Upstream};
 use rustix::process::Signal;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// Much less than `--drain-timeout`, which ends the process without a second signal.
 const AT_ONCE: Duration = Duration::from_secs(12);
@@ -53,6 +55,63 @@ fn a_port_that_is_taken_exits_3_and_names_it() {
         "{}",
         exit.log
     );
+}
+
+#[test]
+fn paths_that_lead_nowhere_exit_1_with_their_option() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().expect("a path of text");
+    for (option, path) in [
+        ("--state-dir", path),
+        ("--settings", "/nowhere/settings.yaml"),
+        ("--mesh-config", "/nowhere/mesh.yaml"),
+    ] {
+        let exit = anything().arg(option).arg(path).run_to_exit();
+        let told = format!("isthmus: {option}: {path}");
+        assert!(exit.code == Some(1) && exit.log.contains(&told), "{}", exit.log);
+    }
+    for command in ["check", "run"] {
+        let said = Command::new(binary())
+            .args([command, "-f", "/nowhere"])
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&said.stderr);
+        let told = "isthmus: --file: /nowhere: No such file or directory";
+        assert!(said.status.code() == Some(1) && text.contains(told), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_resource_is_told_by_its_file() {
+    let folder = TempDir::new().expect("a folder");
+    let check = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("a file");
+        let said = Command::new(binary()).arg("check").arg("-f").arg(&path).output();
+        let said = said.expect("it runs");
+        let text = String::from_utf8(said.stdout).expect("text");
+        (said.status.code(), text)
+    };
+    let (code, text) = check("empty.yaml", b"");
+    assert!(
+        code == Some(0) && text.contains("empty.yaml holds none"),
+        "{text}"
+    );
+    let (code, text) = check("latin.yaml", b"a: 1\n---\nb: \"\xe9\"\n");
+    assert!(
+        code == Some(1) && text.contains("latin.yaml:3:5: error[syntax]"),
+        "{text}"
+    );
+    assert!(text.contains("not UTF-8"), "{text}");
+    let other = b"apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: x}\n";
+    let (_, text) = check("other.yaml", other);
+    assert!(
+        text.contains("1 of gateway.networking.k8s.io/v1 Gateway"),
+        "{text}"
+    );
+    let steers = b"apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: \"a\\e[2Jb\"}\n";
+    let (code, text) = check("steers.yaml", steers);
+    assert!(code == Some(1) && !text.contains('\u{1b}'), "{text:?}");
 }
 
 #[test]

@@ -27,6 +27,8 @@ const INCOMPLETE: &str = "egress-incomplete";
 
 /// The name of findings about an external host that nothing leads to.
 const UNUSED: &str = "egress-unused";
+/// Most hosts of one ServiceEntry that are named.
+const NAMED_MAX: usize = 5;
 /// Where TLS is spoken, whatever a port is called.
 const HTTPS_PORT: u16 = 443;
 
@@ -35,6 +37,21 @@ pub(crate) fn check(view: &View<'_>, report: &mut Report<'_>) {
     unled(view, report);
     unsecured(view, report);
     unused(view, report);
+}
+
+/// `a`, `b` and 3 more.
+fn named_in_brief<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let mut shown: Vec<String> = names.take(NAMED_MAX).map(|name| format!("`{name}`")).collect();
+    let last = match more {
+        0 => shown.pop(),
+        more => Some(format!("{more} more")),
+    };
+    match last {
+        Some(last) if shown.is_empty() => last,
+        Some(last) => format!("{} and {last}", shown.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// Reports external hosts that are registered, and that no rule and no Gateway names: there is no way out to them.
@@ -87,19 +104,30 @@ fn unused(view: &View<'_>, report: &mut Report<'_>) {
         if is_inside || spec.hosts.iter().any(is_named) {
             continue;
         }
-        let Some((at, host)) = spec.hosts.iter().enumerate().find(|(_, host)| is_external(host)) else {
+        let external = spec
+            .hosts
+            .iter()
+            .enumerate()
+            .filter(|(_, host)| is_external(host));
+        let lower = external.map(|(at, host)| (at, host.to_ascii_lowercase()));
+        let untold: Vec<(usize, String)> = lower.filter(|(_, host)| told.insert(host.clone())).collect();
+        let Some((at, host)) = untold.first().cloned() else {
             continue;
         };
-        let host = host.to_ascii_lowercase();
-        if !told.insert(host.clone()) {
-            continue;
-        }
         let service = view.context.registry.find_exactly(&host, &meta.namespace);
         let Some(documents) = service.and_then(|service| way_out(service, &meta.namespace, view)) else {
             continue;
         };
-        let message =
-            format!("`{host}` is registered, and nothing here leads to it: no Gateway takes requests for it");
+        let (is, it) = if untold.len() == 1 {
+            ("is", "it")
+        } else {
+            ("are", "them")
+        };
+        let names = untold.iter().map(|(_, host)| host.as_str());
+        let message = format!(
+            "{} {is} registered, and nothing here leads to {it}: no Gateway takes requests for {it}",
+            named_in_brief(names)
+        );
         report.tell(Finding {
             help: Some(documents),
             absent: Some(&host),

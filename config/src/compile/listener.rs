@@ -937,6 +937,7 @@ mod tests {
         };
         for row in &rows {
             let server = Server {
+                has_port: true,
                 port: 80,
                 port_name: String::new(),
                 protocol: String::new(),

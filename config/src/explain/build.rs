@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 
 /// Most rules before the one that decides that are kept; the rest are counted.
-const PASSED_MAX: usize = 1000;
+pub(super) const PASSED_MAX: usize = 1000;
 /// Most of what may help that is told of one kind.
 pub(super) const NOTES_MAX: usize = 10;
 /// Keys of a rule that say which requests and where to, not what is done with them.
@@ -48,7 +48,7 @@ pub(super) struct Builder<'a> {
     pub(super) known: &'a Known<'a>,
     pub(super) asked: &'a Asked,
     pub(super) head: RequestHead,
-    documents: Documents<'a>,
+    pub(super) documents: Documents<'a>,
     pub(super) out: Explanation,
 }
 
@@ -168,7 +168,12 @@ fn by_default(name: &str, value: String, default: &str) -> ValueShown {
 }
 
 /// Calls `with` with the path of a rule of a list, or of one match of it.
-fn with_rule<T>(list: &str, rule: usize, matched: Option<usize>, with: impl FnOnce(&Path<'_>) -> T) -> T {
+pub(super) fn with_rule<T>(
+    list: &str,
+    rule: usize,
+    matched: Option<usize>,
+    with: impl FnOnce(&Path<'_>) -> T,
+) -> T {
     if rule == WHOLE_RESOURCE {
         return with(&Path::SPEC);
     }
@@ -474,7 +479,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn why_left_out(&self, matched: &Node, gateway: usize, takes_all: bool) -> String {
+    pub(super) fn why_left_out(&self, matched: &Node, gateway: usize, takes_all: bool) -> String {
         let servers = &self.known.origins.servers;
         let own = servers.iter().find(|server| server.gateway_at == gateway);
         let own = own.map_or("", |server| server.gateway.as_str());

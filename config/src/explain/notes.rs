@@ -1,10 +1,13 @@
 //! What is told of a request that nothing takes: what is there in its place, and what the compiler said.
 
-use super::Outcome;
-use super::build::{Builder, NOTES_MAX, outcome};
+use super::build::{Builder, NOTES_MAX, PASSED_MAX, outcome, with_rule};
+use super::documents::{At, written};
+use super::{Outcome, PassedShown, RuleShown};
 use crate::diagnostic::{Severity, nearest};
+use crate::index::GatewayName;
 use crate::view;
-use isthmus_core::listener::{Accepts, Listener};
+use crate::yaml::{Node, Path};
+use isthmus_core::listener::{Accepts, Listener, ListenerKey};
 use isthmus_core::name::HostPattern;
 use isthmus_core::reply::Cause;
 use isthmus_core::route::VirtualHost;
@@ -25,6 +28,20 @@ const ABSENT: [&str; 13] = [
     "unknown-subset",
     "unserved-host",
 ];
+
+/// Most documents that are read for rules that are nowhere: a running gateway explains on its control thread.
+const DOCUMENTS_READ_MAX: usize = 500;
+/// What a rule for whole connections may ask of clients.
+const SOURCES: [&str; 3] = ["sourceSubnet", "sourceLabels", "sourceNamespace"];
+
+/// A match of a rule for whole connections.
+struct Stream {
+    at: At,
+    /// `tls` or `tcp`.
+    list: &'static str,
+    rule: usize,
+    matched: Option<usize>,
+}
 
 impl<'a> Builder<'a> {
     pub(super) fn refused(&mut self, listener: &'a Listener, host: Option<&VirtualHost>, cause: Cause) {
@@ -49,6 +66,9 @@ impl<'a> Builder<'a> {
             cause: Some(cause.label().to_owned()),
             ..outcome("refused", text)
         };
+        if is_connection {
+            self.add_streams(listener);
+        }
         match cause {
             Cause::NoChain => self.note_names(listener),
             Cause::NoVirtualHost => self.note_hosts(listener),
@@ -77,6 +97,193 @@ impl<'a> Builder<'a> {
         } else {
             format!("open ports are {}; --port chooses one", open.join(", "))
         });
+    }
+
+    /// The rules for whole connections, each with the reason why it does not take this one: those of the port, those of
+    /// other ports, and those that are nowhere.
+    fn add_streams(&mut self, listener: &Listener) {
+        let here = &listener.key;
+        // Elsewhere only those that a connection of its kind could mean.
+        let list = match listener.accepts {
+            Accepts::Tls(_) => "tls",
+            Accepts::Http | Accepts::Tcp(_) => "tcp",
+        };
+        let streams = self.known.origins.streams.iter();
+        let mut compiled: Vec<_> = streams
+            .filter(|((key, _), origin)| key == here || origin.list == list)
+            .collect();
+        compiled.sort_by_key(|((key, chain), _)| (key != here, key.clone(), *chain));
+        for ((key, _), origin) in &compiled {
+            let rule = Stream {
+                at: At::from(&origin.origin),
+                list: origin.list,
+                rule: origin.rule,
+                matched: origin.matched,
+            };
+            let reason = self.why_not(&rule, key, here);
+            self.pass_stream(&rule, reason, key == here);
+        }
+        let is_compiled = |rule: &Stream| {
+            compiled.iter().any(|(_, origin)| {
+                (At::from(&origin.origin), origin.list, origin.rule) == (rule.at, rule.list, rule.rule)
+                    && (origin.matched.is_none() || origin.matched == rule.matched)
+            })
+        };
+        for rule in self.written_streams() {
+            if rule.list == list && !is_compiled(&rule) {
+                let reason = self.why_nowhere(&rule, here);
+                self.pass_stream(&rule, reason, false);
+            }
+        }
+    }
+
+    /// Every match of a rule for whole connections that is written anywhere, if it is not too much to read.
+    fn written_streams(&mut self) -> Vec<Stream> {
+        let mut found = Vec::new();
+        let documents = self.known.origins.documents.len();
+        if documents > DOCUMENTS_READ_MAX {
+            return found;
+        }
+        for document in 0..documents {
+            let whole = At { document, item: None };
+            let items = self.documents.node(whole, &Path::Root.key("items"));
+            let items = items.map(|node| node.items().len());
+            let resources: Vec<At> = match items {
+                None => vec![whole],
+                Some(items) => (0..items)
+                    .map(|item| At {
+                        document,
+                        item: Some(item),
+                    })
+                    .collect(),
+            };
+            for at in resources {
+                let kind = self.documents.node(at, &Path::Root.key("kind"));
+                if kind.and_then(Node::as_text) != Some("VirtualService") {
+                    continue;
+                }
+                for list in ["tls", "tcp"] {
+                    let rules = self.documents.node(at, &Path::SPEC.key(list));
+                    for (rule, node) in rules.map_or(&[][..], Node::items).iter().enumerate() {
+                        let matches = node.list("match").len();
+                        let each = (0..matches).map(Some);
+                        let each = each.chain((matches == 0).then_some(None));
+                        found.extend(each.map(|matched| Stream {
+                            at,
+                            list,
+                            rule,
+                            matched,
+                        }));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn pass_stream(&mut self, rule: &Stream, reason: String, near: bool) {
+        if self.out.passed_over.len() >= PASSED_MAX {
+            self.out.passed_over_more += 1;
+            return;
+        }
+        let resource = self.documents.resource(rule.at);
+        let virtual_service = resource.split_once(' ').map_or("", |(_, name)| name).to_owned();
+        let (field, at) = with_rule(rule.list, rule.rule, rule.matched, |path| {
+            (path.to_string(), self.documents.place(rule.at, path))
+        });
+        let rule = RuleShown {
+            virtual_service,
+            resource,
+            field,
+            name: String::new(),
+            at,
+            delegated_at: None,
+            conditions: Vec::new(),
+        };
+        self.out.passed_over.push(PassedShown { rule, reason, near });
+    }
+
+    fn matched_node(&mut self, rule: &Stream) -> Node {
+        let node = with_rule(rule.list, rule.rule, rule.matched, |path| {
+            self.documents.node(rule.at, path).cloned()
+        });
+        node.unwrap_or(Node::Null)
+    }
+
+    /// Why a rule of a port does not take the connection.
+    fn why_not(&mut self, rule: &Stream, key: &ListenerKey, here: &ListenerKey) -> String {
+        let node = self.matched_node(rule);
+        let names = node.texts("sniHosts");
+        let is_of = |name: &str| {
+            names
+                .iter()
+                .any(|host| HostPattern::parse(&host.to_ascii_lowercase()).matches(name))
+        };
+        if rule.list == "tls" {
+            let all = names.join(", ");
+            match &self.out.request.sni {
+                None => return format!("it is for the names {all}, and the client asks TLS for none"),
+                Some(name) if !is_of(name) => return format!("its sniHosts are {all}, and not {name}"),
+                Some(_) => {}
+            }
+        }
+        if key != here {
+            let bind = key.bind.map_or(String::new(), |bind| format!(" at {bind}"));
+            return format!("it is on port {}{bind}, and this is port {}", key.port, here.port);
+        }
+        let matches = if rule.matched.is_some() {
+            vec![node]
+        } else {
+            node.list("match").to_vec()
+        };
+        let asked: Vec<String> = SOURCES
+            .iter()
+            .flat_map(|key| matches.iter().filter_map(move |node| Some((key, node.get(key)?))))
+            .map(|(key, node)| format!("{key} {}", written(node)))
+            .collect();
+        if asked.is_empty() {
+            "an earlier rule takes its connections".to_owned()
+        } else {
+            format!("it is for clients with {}", asked.join(" or "))
+        }
+    }
+
+    /// Why a rule is on no port.
+    fn why_nowhere(&mut self, rule: &Stream, here: &ListenerKey) -> String {
+        let of_port: Vec<(usize, String)> = self
+            .known
+            .origins
+            .servers
+            .iter()
+            .filter(|server| server.listener == *here)
+            .map(|server| (server.gateway_at, server.gateway.clone()))
+            .collect();
+        let bound = self.documents.node(rule.at, &Path::SPEC);
+        let bound = bound.map_or(Vec::new(), |spec| spec.texts("gateways"));
+        let resource = self.documents.resource(rule.at);
+        let id = resource.split_once(' ').map_or("", |(_, id)| id);
+        let namespace = id.split('/').next().unwrap_or("");
+        let is_bound = bound.iter().any(|name| {
+            GatewayName::parse(name, namespace).is_some_and(|name| {
+                matches!(name, GatewayName::Named { id, .. } if of_port.iter().any(|(_, own)| *own == id))
+            })
+        });
+        if !is_bound {
+            let own: Vec<&str> = of_port.iter().map(|(_, own)| own.as_str()).collect();
+            let bound = if bound.is_empty() {
+                "no Gateway".to_owned()
+            } else {
+                bound.join(", ")
+            };
+            return format!(
+                "its VirtualService is bound to {bound}, and port {} is of {}",
+                here.port,
+                own.join(", ")
+            );
+        }
+        let node = self.matched_node(rule);
+        let gateway = of_port.first().map_or(usize::MAX, |(at, _)| *at);
+        self.why_left_out(&node, gateway, false)
     }
 
     fn note_list<'p>(&mut self, what: &str, wanted: &str, patterns: impl Iterator<Item = &'p HostPattern>) {

@@ -2,6 +2,7 @@
 
 use super::{Explanation, PassedShown, ValueOrigin, ValueShown};
 use crate::Place;
+use crate::diagnostic::printable;
 use std::fmt::Write as _;
 
 /// Most rules before the one that decides that are shown; JSON has more.
@@ -31,7 +32,7 @@ pub fn render(found: &Explanation, color: bool) -> String {
     if !found.notes.is_empty() {
         text.out.push_str("\nwhat may help\n");
         for note in &found.notes {
-            let _infallible = writeln!(text.out, "  {note}");
+            let _infallible = writeln!(text.out, "  {}", printable(note));
         }
     }
     text.out
@@ -56,10 +57,10 @@ impl Text {
 
     /// A line `label  text  where`.
     fn line(&mut self, label: &str, text: &str, origin: &str) {
-        let label = self.paint("1", &format!("{label:<LABEL$}"));
-        let mut line = format!("{label} {text}");
+        let label = self.paint("1", &format!("{:<LABEL$}", printable(label)));
+        let mut line = format!("{label} {}", printable(text));
         if !origin.is_empty() {
-            let origin = self.paint("2", origin);
+            let origin = self.paint("2", &printable(origin));
             let _infallible = write!(line, "  {origin}");
         }
         self.out.push_str(line.trim_end());
@@ -68,7 +69,7 @@ impl Text {
 
     fn head(&mut self, found: &Explanation) {
         let request = &found.request;
-        let _infallible = writeln!(self.out, "{} {}", request.method, request.url);
+        let _infallible = writeln!(self.out, "{} {}", request.method, printable(&request.url));
         let outcome = &found.outcome;
         let mut line = String::new();
         if let Some(status) = outcome.status {
@@ -79,7 +80,7 @@ impl Text {
         }
         line.push_str(&outcome.text);
         let code = if outcome.routed { "32" } else { "31" };
-        let line = self.paint(code, &line);
+        let line = self.paint(code, &printable(&line));
         let _infallible = writeln!(self.out, "-> {line}\n");
         if let Some(location) = &outcome.location {
             self.line("location", location, "");
@@ -177,8 +178,9 @@ impl Text {
         }
         self.values("policy", &found.policy);
         if let Some(problem) = &found.problem {
-            let problem = self.paint("31", problem);
-            self.line("  problem", &problem, "");
+            let label = self.paint("1", &format!("{:<LABEL$}", "  problem"));
+            let problem = self.paint("31", &printable(problem));
+            let _infallible = writeln!(self.out, "{label} {problem}");
         }
         let discovery = &found.compiled["cluster"]["discovery"];
         for named in discovery["names"].as_array().into_iter().flatten() {
@@ -229,9 +231,11 @@ impl Text {
             } else {
                 format!(", named {}", rule.name)
             };
-            let origin = self.paint("2", &at(rule.at.as_ref()));
-            let line = format!("  {}, {}{name}  {origin}", rule.resource, rule.field);
-            let _infallible = writeln!(self.out, "{}\n    {}", line.trim_end(), passed.reason);
+            let origin = self.paint("2", &printable(&at(rule.at.as_ref())));
+            let line = format!("  {}, {}{name}", rule.resource, rule.field);
+            let line = format!("{}  {origin}", printable(&line));
+            let reason = printable(&passed.reason);
+            let _infallible = writeln!(self.out, "{}\n    {reason}", line.trim_end());
         }
         let more = found.passed_over.len() - count + found.passed_over_more;
         if more > 0 {

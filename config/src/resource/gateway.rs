@@ -23,6 +23,8 @@ pub(crate) struct Gateway {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) port: i128,
+    /// Whether `port.number` is there.
+    pub(crate) has_port: bool,
     pub(crate) port_name: String,
     pub(crate) protocol: String,
     pub(crate) has_target_port: bool,
@@ -114,6 +116,7 @@ impl Server {
         let port = node.get("port").unwrap_or(&Node::Null);
         Self {
             port: port.int("number").unwrap_or(0),
+            has_port: port.int("number").is_some(),
             port_name: port.text("name").unwrap_or("").to_owned(),
             protocol: port.text("protocol").unwrap_or("").to_owned(),
             has_target_port: port.int("targetPort").is_some_and(|number| number != 0),

@@ -131,7 +131,7 @@ pub(crate) enum Piece {
     Secret(Written<Secret>),
     Workload(Written<Workload>),
     ForeignGateway(String),
-    /// Resources that are passed over: their kind, and how many.
+    /// Resources that are passed over: their version and kind, and how many.
     PassedOver(String, usize),
     /// A resource that was read.
     Named(Arc<str>),
@@ -457,7 +457,8 @@ fn read(
     if !ours {
         tell_passed_over(version, kind, origin, &root, report);
         note_passed_over(version, kind, node, origin, resources);
-        *resources.passed_over.entry(kind.to_owned()).or_default() += 1;
+        let what = format!("{version} {kind}");
+        *resources.passed_over.entry(what).or_default() += 1;
         return;
     }
     if istio && let Some(spec) = node.get_mut("spec") {

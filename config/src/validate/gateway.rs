@@ -116,7 +116,7 @@ impl Server {
                 "a server on a unix socket has port 0",
             );
         }
-        if !unix && self.port == 0 {
+        if !unix && !self.has_port {
             report.error(
                 "missing-field",
                 origin,

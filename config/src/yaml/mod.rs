@@ -544,6 +544,9 @@ fn parse(text: &str) -> Result<Node, Fault> {
             (at.line().saturating_sub(1), at.column().saturating_sub(1))
         });
         let (line, column) = Lines::of(text).map_or(place, |lines| lines.translate(place));
+        if let Some(place) = not_text(text) {
+            return Err(place);
+        }
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default().to_owned();
         Err(Fault {
@@ -552,6 +555,24 @@ fn parse(text: &str) -> Result<Node, Fault> {
             column,
             message,
         })
+    })
+}
+
+/// The fault of a document that has what is no text in it: parsers say of it where they have noticed, and little more.
+fn not_text(text: &str) -> Option<Fault> {
+    let at = text.find(crate::files::NOT_UTF8)?;
+    let before = text.get(..at)?;
+    let line = before.matches('\n').count();
+    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count());
+    let message = format!(
+        "a byte that is not UTF-8, or the control character 1 (byte {at} of the document): save the file as UTF-8, such as \
+         with `iconv -f LATIN1 -t UTF-8`"
+    );
+    Some(Fault {
+        code: "syntax",
+        line,
+        column,
+        message,
     })
 }
 

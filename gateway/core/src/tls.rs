@@ -195,6 +195,10 @@ pub enum HandshakeFailure {
     Expired,
     /// Its certificate is a good one, and not one of those that may come in.
     NotAllowed,
+    /// Its certificate is of a version of X.509 before the third, which says neither names nor purposes.
+    OldVersion,
+    /// Its certificate is an authority's, and no peer's.
+    Authority,
     /// Its certificate is broken, or meant for something else.
     BadCertificate,
     /// There is no version, cipher suite, group or protocol that both sides have.
@@ -221,6 +225,8 @@ impl HandshakeFailure {
             Self::RevocationUnknown => "tls_revocation_unknown",
             Self::Expired => "tls_certificate_expired",
             Self::NotAllowed => "tls_certificate_not_allowed",
+            Self::OldVersion => "tls_certificate_version",
+            Self::Authority => "tls_certificate_of_authority",
             Self::BadCertificate => "tls_bad_certificate",
             Self::NoSharedParameters => "tls_no_shared_parameters",
             Self::RefusedByPeer => "tls_refused_by_peer",
@@ -241,6 +247,12 @@ impl HandshakeFailure {
             Self::Expired => "upstream_reset_before_response_started{tls_error:certificate_expired}",
             Self::NotAllowed => {
                 "upstream_reset_before_response_started{tls_error:certificate_not_for_this_name}"
+            }
+            Self::OldVersion => {
+                "upstream_reset_before_response_started{tls_error:certificate_version_unsupported}"
+            }
+            Self::Authority => {
+                "upstream_reset_before_response_started{tls_error:certificate_of_an_authority}"
             }
             Self::BadCertificate => "upstream_reset_before_response_started{tls_error:bad_certificate}",
             Self::NoSharedParameters => {
@@ -263,6 +275,8 @@ impl HandshakeFailure {
             Self::RevocationUnknown => "downstream_transport_failure{revocation_unknown}",
             Self::Expired => "downstream_transport_failure{certificate_expired}",
             Self::NotAllowed => "downstream_transport_failure{certificate_not_allowed}",
+            Self::OldVersion => "downstream_transport_failure{certificate_version_unsupported}",
+            Self::Authority => "downstream_transport_failure{certificate_of_an_authority}",
             Self::BadCertificate => "downstream_transport_failure{bad_certificate}",
             Self::NoSharedParameters => "downstream_transport_failure{no_shared_parameters}",
             Self::RefusedByPeer => "downstream_transport_failure{refused_by_peer}",

@@ -146,7 +146,7 @@ pub(super) struct Args {
 impl Args {
     /// GET.
     pub(super) fn get(&self, path: &str) -> Result<String> {
-        self.ask("GET", path, PATIENCE)
+        self.expect(self.ask_status("GET", path, PATIENCE)?, path)
     }
 
     /// The same as JSON.
@@ -155,16 +155,16 @@ impl Args {
         serde_json::from_str(&text).with_context(|| format!("{}{path} is no JSON", self.admin))
     }
 
-    /// Asks; whatever is no success is an error. `patience` is for where none is asked for.
-    pub(super) fn ask(&self, method: &str, path: &str, patience: Duration) -> Result<String> {
-        match self.ask_status(method, path, patience)? {
+    /// The body of an answer that is a success.
+    pub(super) fn expect(&self, answer: (u16, String), path: &str) -> Result<String> {
+        match answer {
             (200, body) => Ok(body),
             (400 | 403 | 421 | 503, body) if !body.is_empty() => bail!("{}", body.trim_end()),
             (status, _) => bail!("{}{path}: status {status}: is it the admin address?", self.admin),
         }
     }
 
-    /// The same, whatever the status of the answer is.
+    /// Asks, and answers the status and the body. `patience` is for where none is asked for.
     pub(super) fn ask_status(&self, method: &str, path: &str, patience: Duration) -> Result<(u16, String)> {
         self.admin
             .ask(method, path, Patience::new(self.timeout.unwrap_or(patience)))

@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let sources = match isthmus_config::read_paths(&args.resources.files) {
         Ok(sources) => sources,
         Err(error) => {
-            let _closed = writeln!(std::io::stderr().lock(), "isthmus: {error}");
+            let _closed = writeln!(std::io::stderr().lock(), "isthmus: --file: {error}");
             return ExitCode::from(1);
         }
     };
@@ -75,13 +75,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
             let mut text = diagnostic::render(found, &sources, has_color());
             for (kind, number) in &compiled.passed_over {
                 text.push_str(&format!(
-                    "passed over: {number} of kind {kind}, which a gateway does not execute\n"
+                    "passed over: {number} of {}, which a gateway does not execute\n",
+                    diagnostic::printable(kind)
                 ));
             }
             if compiled.resources == 0 && errors == 0 {
-                text.push_str(
-                    "no resource was found: of a directory, files that end in .yaml, .yml or .json are read\n",
-                );
+                text.push_str(&format!("{}\n", isthmus_config::no_resource(&sources)));
             }
             text.push_str(&format!(
                 "{}, {}, {}",

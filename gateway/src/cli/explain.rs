@@ -140,7 +140,7 @@ fn ask(args: &Args) -> Result<Explanation> {
 fn read(args: &Args, asked: &Asked) -> Result<Explanation, ExitCode> {
     let resources = &args.resources;
     let sources = isthmus_config::read_paths(&resources.files).map_err(|error| {
-        complain(&error.to_string());
+        complain(&format!("--file: {error}"));
         ExitCode::from(1)
     })?;
     let process = crate::run::load_process(resources.mesh_config.as_ref(), resources.settings.as_ref());

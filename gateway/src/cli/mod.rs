@@ -61,8 +61,8 @@ enum Command {
     Diff(diff::Args),
     /// Have a running gateway load its files again, and say what became of them.
     #[command(
-        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind, 3 no gateway \
-                      answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
+        after_help = "Exit status: 0 everything is served as it is written, 1 something stays behind or the gateway is on \
+                      its way out, 3 no gateway answers.\n\nExample:\n  isthmus reload --admin 127.0.0.1:15000"
     )]
     Reload(admin::Args),
     /// Have a running gateway start a newer process, which takes its place without losing a connection.

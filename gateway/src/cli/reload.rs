@@ -3,9 +3,11 @@
 use super::admin;
 use super::print;
 use anyhow::Result;
+use isthmus_config::diagnostic::printable_lines;
 use isthmus_config::keep::Quarantined;
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,13 +15,22 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(args: &admin::Args) -> ExitCode {
-    let shown = args.ask("POST", "/reload", PATIENCE).and_then(|text| {
-        let (shown, is_whole) = tell(&serde_json::from_str(&text)?)?;
-        Ok(match args.output {
-            super::FormatArg::Json => (text + "\n", is_whole),
-            super::FormatArg::Text => (shown, is_whole),
-        })
-    });
+    let answered = args.ask_status("POST", "/reload", PATIENCE);
+    // A gateway that answers that it loads nothing is there.
+    if let Ok((503, why)) = &answered {
+        let why = printable_lines(&format!("isthmus: {}\n", why.trim_end()));
+        let _closed = std::io::stderr().write_all(why.as_bytes());
+        return ExitCode::from(1);
+    }
+    let shown = answered
+        .and_then(|answer| args.expect(answer, "/reload"))
+        .and_then(|text| {
+            let (shown, is_whole) = tell(&serde_json::from_str(&text)?)?;
+            Ok(match args.output {
+                super::FormatArg::Json => (text + "\n", is_whole),
+                super::FormatArg::Text => (shown, is_whole),
+            })
+        });
     match shown {
         Ok((text, is_whole)) => {
             print(&text);
@@ -58,13 +69,13 @@ fn tell(status: &Value) -> Result<(String, bool)> {
         .into_iter()
         .flatten()
         .flatten()
-        .chain(std::iter::once(&status["unreadable"]))
+        .chain([&status["unreadable"], &status["unkept"]])
         .filter_map(Value::as_str)
     {
         is_whole = false;
         writeln!(out, "{problem}")?;
     }
-    Ok((out, is_whole))
+    Ok((printable_lines(&out), is_whole))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::print;
 use crate::run::colored;
+use isthmus_config::diagnostic::printable;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
@@ -24,7 +25,8 @@ impl Table {
     }
 
     pub(super) fn push(&mut self, row: Vec<String>) {
-        self.rows.push(row);
+        let cells = row.into_iter().map(|cell| printable(&cell).into_owned());
+        self.rows.push(cells.collect());
     }
 
     /// Puts the rows in order, and leaves one of those that are equal.

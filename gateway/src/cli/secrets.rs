@@ -4,6 +4,7 @@ use super::admin;
 use super::print;
 use super::screen::{Table, has_color, show};
 use anyhow::{Context, Result};
+use isthmus_config::diagnostic::printable;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -49,7 +50,7 @@ fn table(found: &Value, color: bool) -> Result<String> {
     let mut out = rows.render(color);
     for (key, word) in [("errors", "error"), ("warnings", "warning")] {
         for fault in found[key].as_array().into_iter().flatten() {
-            writeln!(out, "{word}: {}", text(fault))?;
+            writeln!(out, "{word}: {}", printable(&text(fault)))?;
         }
     }
     Ok(out)

@@ -7,6 +7,7 @@ use super::admin;
 use super::print;
 use super::screen::{Table, has_color, show};
 use anyhow::Result;
+use isthmus_config::diagnostic::printable;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -358,7 +359,7 @@ fn status(args: &admin::Args) -> Result<Shown> {
     let found = args.get_json("/status")?;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _infallible = writeln!(text, "{name:<22} {value}");
+        let _infallible = writeln!(text, "{name:<22} {}", printable(value));
     };
     line("state", &cell(&found["state"]));
     for (name, key) in [

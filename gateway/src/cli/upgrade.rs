@@ -3,6 +3,7 @@
 use super::admin::{self, Patience};
 use super::{FormatArg, parse_duration, print};
 use anyhow::{Context, Result};
+use isthmus_config::diagnostic::printable_lines;
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
@@ -72,7 +73,7 @@ pub(super) fn drain(args: &admin::Args) -> ExitCode {
 
 pub(super) fn check_health(args: &admin::Args) -> ExitCode {
     let answered = args.ask_status("GET", "/ready", HEALTH);
-    end(answered, |body| Ok(body.to_owned()))
+    end(answered, |body| Ok(printable_lines(body)))
 }
 
 /// Prints an answer; one that is no success goes to standard error.
@@ -82,7 +83,7 @@ fn end(answered: Result<(u16, String)>, show: impl FnOnce(&str) -> Result<String
         if status == 200 {
             return show(body).map(|text| (true, text));
         }
-        Ok((false, format!("isthmus: {body}\n")))
+        Ok((false, printable_lines(&format!("isthmus: {body}\n"))))
     });
     match shown {
         Ok((true, mut text)) => {

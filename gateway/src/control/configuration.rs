@@ -1,10 +1,11 @@
 //! What control knows about the configuration that is served: its version, what stays behind, and who waits to hear.
 
-use super::source::{Answer, Times};
+use super::source::{Answer, Times, Unkept};
 use crate::io::clock;
 use isthmus_config::keep::Quarantined;
 use isthmus_core::snapshot::{Changes, Difference};
 use serde_json::{Value, json};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often a port that could not be opened is tried again.
@@ -16,6 +17,7 @@ pub(super) struct Configuration {
     quarantined: Vec<Quarantined>,
     /// Why the files could not be read at the last look.
     unreadable: Option<String>,
+    unkept: Unkept,
     /// Ports that could not be opened, and why.
     ports: Vec<String>,
     /// Keys and certificates that cannot be used, and why.
@@ -65,9 +67,21 @@ impl Configuration {
         self.unreadable = None;
     }
 
-    /// The files could not be read.
-    pub(super) fn unreadable(&mut self, error: String) {
-        self.unreadable = Some(error);
+    /// The files could not be read; answers whether that is news.
+    pub(super) fn unreadable(&mut self, error: &str) -> bool {
+        let is_known = self.unreadable.as_deref() == Some(error);
+        self.unreadable = Some(error.to_owned());
+        !is_known
+    }
+
+    /// Where it stands why what is served is not kept.
+    pub(super) fn keeps(&mut self, unkept: Unkept) {
+        self.unkept = unkept;
+    }
+
+    fn unkept(&self) -> Option<String> {
+        let unkept = self.unkept.lock();
+        unkept.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What stays behind now.
@@ -151,7 +165,8 @@ impl Configuration {
             .iter()
             .chain(&self.keys)
             .chain(&self.unreadable)
-            .cloned();
+            .cloned()
+            .chain(self.unkept());
         held.chain(others).collect()
     }
 
@@ -190,6 +205,7 @@ impl Configuration {
             "failed_ports": self.ports,
             "failed_keys": self.keys,
             "unreadable": self.unreadable,
+            "unkept": self.unkept(),
         })
     }
 }

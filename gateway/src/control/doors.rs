@@ -74,9 +74,11 @@ impl Control {
             return;
         }
         for (key, address) in unchecked().take(LOGGED) {
+            let spec = current.snapshot.clusters.get(key);
+            let endpoint = spec.map_or_else(|| address.to_string(), |spec| spec.endpoints.shown(*address));
             tracing::warn!(
                 cluster = %key,
-                endpoint = %address,
+                endpoint,
                 "ports are opened although the endpoint was not checked in time: it gets no requests until it is"
             );
         }

@@ -2,7 +2,7 @@
 
 use super::source::Answer;
 use super::upgrade::Order;
-use super::{Control, Ended, Event, LAST_WORDS, Life, Signal, report};
+use super::{Control, Ended, Event, LAST_WORDS, Life, Options, Signal, report};
 use crate::io::clock;
 use crate::mailbox::ToShard;
 use isthmus_core::drain::{Drain, Plan};
@@ -47,6 +47,9 @@ impl Control {
         self.metrics.set_rings(rings, flagged);
         for port in self.listeners.unused_mappings() {
             tracing::warn!(port, "--port-map names a port that no Gateway has");
+        }
+        if let Some(name) = &self.settings.congestion_control.0 {
+            tracing::info!("connections of clients use the congestion control {name}");
         }
         if self.listeners.iter().next().is_none() {
             tracing::warn!("no port is open: the resources have no Gateway with a server that can be served");
@@ -195,6 +198,29 @@ impl Control {
     }
 }
 
+impl Options {
+    /// Whether the ready file can be written, before anybody is served.
+    pub fn try_ready_file(&self) -> Result<(), String> {
+        let tried = self.ready_file.as_deref().map_or(Ok(()), try_file);
+        tried.map_err(|error| {
+            let path = self.ready_file.clone().unwrap_or_default();
+            format!("--ready-file: {} cannot be written: {error}", path.display())
+        })
+    }
+}
+
+/// Whether a file could be written, without writing it: a process that this one is to replace may be doing so.
+fn try_file(path: &std::path::Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let tried = PathBuf::from(name);
+    std::fs::write(&tried, "")?;
+    std::fs::remove_file(&tried)
+}
+
 /// Writes a file so that a reader sees all of it or none.
 fn write_whole(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
@@ -202,4 +228,22 @@ fn write_whole(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     let new = PathBuf::from(name);
     std::fs::write(&new, text)?;
     std::fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_tried_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ready");
+        try_file(&path).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        write_whole(&path, "what is there").unwrap();
+        try_file(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "what is there");
+        assert!(try_file(folder.path()).is_err());
+        assert!(try_file(&path.join("below")).is_err());
+    }
 }

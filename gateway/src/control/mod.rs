@@ -341,9 +341,6 @@ pub async fn run(
         congestion_control.clone(),
         inherited,
     );
-    if let Some(name) = &congestion_control.0 {
-        tracing::info!("connections of clients use the congestion control {name}");
-    }
     let names = Names::new(&settings, seed, events.clone());
     let mut discovery = Discovery::new(names.clone(), settings.egress_allowed.clone());
     discovery.take_over(found, clock::now());
@@ -384,6 +381,9 @@ pub async fn run(
         began: clock::now(),
     };
     control.configuration.quarantine(outcome.quarantined);
+    if let Some(watch) = &control.watch {
+        control.configuration.keeps(watch.unkept());
+    }
     control
         .discovery
         .registration
@@ -475,12 +475,14 @@ impl Control {
                 return self.configuration.answer(answers);
             }
             Loaded::Unreadable(error) => {
-                tracing::error!(
-                    error,
-                    "the files cannot be read: the configuration stays as it is"
-                );
+                // They are looked at again and again.
+                if self.configuration.unreadable(&error) {
+                    tracing::error!(
+                        error,
+                        "the files cannot be read: the configuration stays as it is"
+                    );
+                }
                 self.metrics.count_reload("failed");
-                self.configuration.unreadable(error);
                 return self.configuration.answer(answers);
             }
         };
@@ -501,6 +503,8 @@ impl Control {
     fn miss(&mut self, answers: Vec<Answer>) {
         if let Some(upgrading) = &mut self.upgrading {
             upgrading.missed_load = true;
+        } else {
+            tracing::info!("the files are not loaded: this process is on its way out");
         }
         drop(answers);
     }

@@ -15,7 +15,7 @@ use isthmus_config::{Cache, Options, Reader, Source};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -97,6 +97,9 @@ impl Verdict {
 /// The text that came by the admin API; a process that takes this one's place gets it from control.
 type Written = Arc<Mutex<String>>;
 
+/// Why the state folder has not what is served, if it has not.
+pub(super) type Unkept = Arc<Mutex<Option<String>>>;
+
 /// Who wants to hear what became of a load.
 pub(super) type Answer = oneshot::Sender<String>;
 
@@ -127,6 +130,7 @@ pub struct Files {
     stamps: u64,
     /// Whether another process looks after them.
     is_over: Arc<AtomicBool>,
+    unkept: Unkept,
 }
 
 impl Files {
@@ -152,7 +156,19 @@ impl Files {
             sources: Vec::new(),
             stamps: 0,
             is_over: Arc::default(),
+            unkept: Unkept::default(),
         }
+    }
+
+    /// Whether a folder for the state can be used. One that cannot be is noticed before anybody relies on it.
+    pub fn try_state_dir(folder: Option<&Path>) -> Result<(), String> {
+        let Some(folder) = folder else {
+            return Ok(());
+        };
+        let name = format!(".tried-{}", std::process::id());
+        write_state(folder, &name, || Ok(Vec::new()))
+            .and_then(|()| std::fs::remove_file(folder.join(name)))
+            .map_err(|error| format!("--state-dir: {} cannot be used: {error}", folder.display()))
     }
 
     /// Whether an earlier run has left a set that can stand in for what has errors.
@@ -293,9 +309,11 @@ impl Files {
             .clone();
         let kept = write_state(folder, STATE_FILE, || Ok(serde_json::to_vec(&self.last)?))
             .and_then(|()| write_state(folder, WRITTEN_FILE, || Ok(written.into_bytes())));
-        if let Err(error) = kept {
+        let problem = kept.err().map(|error| {
             tracing::error!(folder = %folder.display(), %error, "the last good configuration cannot be kept");
-        }
+            format!("{}: what is served cannot be kept: {error}", folder.display())
+        });
+        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     fn look(&mut self, forced: bool) -> Loaded {
@@ -303,7 +321,8 @@ impl Files {
         let (sources, stamps) = match self.sources(!forced) {
             Ok(read) => read,
             Err(error) => {
-                self.stamps = isthmus_config::stamps(&self.paths);
+                // Nobody knows what they say, so that they are looked at until somebody does.
+                self.stamps = 0;
                 return Loaded::Unreadable(error.to_string());
             }
         };
@@ -392,6 +411,7 @@ pub(super) struct Watch {
     commands: mpsc::Sender<Command>,
     written: Written,
     is_over: Arc<AtomicBool>,
+    unkept: Unkept,
 }
 
 impl Watch {
@@ -414,6 +434,7 @@ impl Watch {
             commands,
             written: Arc::clone(&files.written),
             is_over: Arc::clone(&files.is_over),
+            unkept: Arc::clone(&files.unkept),
         };
         std::thread::Builder::new()
             .name("configuration".to_owned())
@@ -440,6 +461,11 @@ impl Watch {
         let _ended = self.commands.send(Command::Release);
     }
 
+    /// Where it stands why the state folder has not what is served.
+    pub(super) fn unkept(&self) -> Unkept {
+        Arc::clone(&self.unkept)
+    }
+
     /// Passes on what the admin API asks.
     pub(super) fn ask(&self, ask: Ask) {
         let _ended = self.commands.send(Command::Ask(ask));
@@ -461,11 +487,15 @@ impl Watch {
 
 fn look_after(
     mut files: Files,
-    mut watcher: Option<notify::RecommendedWatcher>,
+    watcher: Option<notify::RecommendedWatcher>,
     inbox: &mpsc::Receiver<Command>,
     events: &events::Sender<Event>,
 ) {
-    watch(&mut watcher, &files.paths);
+    let mut watched = Watched {
+        watcher,
+        folders: Vec::new(),
+    };
+    watched.watch(&files.paths);
     // A change between the first load and now.
     let mut next = Some(Command::Look);
     let mut is_released = false;
@@ -480,7 +510,7 @@ fn look_after(
         let mut asks = Vec::new();
         match command {
             Ok(Command::Release) => {
-                watcher = None;
+                watched.release();
                 is_released = true;
                 continue;
             }
@@ -500,8 +530,8 @@ fn look_after(
                 if isthmus_config::stamps(&files.paths) == files.stamps {
                     continue;
                 }
-                // Nobody told: a folder that was watched may be another one now.
-                watch(&mut watcher, &files.paths);
+                // Nobody told: what is below a folder may be elsewhere now.
+                watched.watch(&files.paths);
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -510,7 +540,7 @@ fn look_after(
             match inbox.recv_timeout(QUIET) {
                 Ok(Command::Look) => {}
                 Ok(Command::Release) => {
-                    watcher = None;
+                    watched.release();
                     is_released = true;
                     break;
                 }
@@ -532,12 +562,13 @@ fn look_after(
                 }
                 Command::Ask(ask) => asks.push(ask),
                 Command::Release => {
-                    watcher = None;
+                    watched.release();
                     is_released = true;
                 }
                 Command::Look => {}
             }
         }
+        watched.renew(&files.paths);
         let loaded = files.look(forced);
         let is_set = matches!(loaded, Loaded::Set(_));
         if events.blocking_send(Event::Loaded(loaded, answers)).is_err() {
@@ -565,18 +596,140 @@ fn tell(brought: Option<Event>, files: &Files, events: &events::Sender<Event>) -
     true
 }
 
-fn watch(watcher: &mut Option<notify::RecommendedWatcher>, paths: &[PathBuf]) {
-    let Some(watcher) = watcher else { return };
-    for path in paths {
-        let (folder, mode) = if path.is_dir() {
-            (path.as_path(), RecursiveMode::Recursive)
-        } else {
-            // A file is replaced by another one of its name: only its folder hears of that.
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
-        };
-        if let Err(error) = watcher.watch(folder, mode) {
-            tracing::warn!(folder = %folder.display(), %error, poll = ?POLL, "changes here are not told: they are polled for");
+/// What the kernel tells of.
+struct Watched {
+    watcher: Option<notify::RecommendedWatcher>,
+    /// The folders, each with what it was when it was begun to be watched: another one of its name tells nobody.
+    folders: Vec<(PathBuf, Option<(u64, u64)>)>,
+}
+
+impl Watched {
+    fn watch(&mut self, paths: &[PathBuf]) {
+        self.folders.clear();
+        let Some(watcher) = &mut self.watcher else { return };
+        for path in paths {
+            let (folder, mode) = if path.is_dir() {
+                (path.as_path(), RecursiveMode::Recursive)
+            } else {
+                // A file is replaced by another one of its name: only its folder hears of that.
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
+            };
+            self.folders.push((folder.to_owned(), identity(folder)));
+            if let Err(error) = watcher.watch(folder, mode) {
+                tracing::warn!(folder = %folder.display(), %error, poll = ?POLL, "changes here are not told: they are polled for");
+            }
         }
+    }
+
+    /// Watches folders that have come into the place of those that were watched.
+    fn renew(&mut self, paths: &[PathBuf]) {
+        let is_other = |(folder, was): &(PathBuf, Option<(u64, u64)>)| {
+            let is = identity(folder);
+            is.is_some() && is != *was
+        };
+        if self.folders.iter().any(is_other) {
+            self.watch(paths);
+        }
+    }
+
+    fn release(&mut self) {
+        self.watcher = None;
+        self.folders.clear();
+    }
+}
+
+/// Which folder it is, beyond its name.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(folder).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// More than a busy machine takes.
+    const SOON: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn files_that_could_not_be_read_are_looked_at_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = vec![folder.path().to_owned()];
+        std::fs::write(folder.path().join("a.yaml"), "# nothing\n").unwrap();
+        let mut files = Files::new(paths.clone(), Options::default(), None, None);
+        files.load().unwrap();
+        let is_known = |files: &Files| files.stamps == isthmus_config::stamps(&paths);
+        assert!(is_known(&files));
+        // A file that is there, and that nobody can read from its beginning, whoever it is.
+        symlink("/proc/self/mem", folder.path().join("b.yaml")).unwrap();
+        assert!(matches!(files.look(false), Loaded::Unreadable(_)));
+        assert!(!is_known(&files), "nobody knows what it says");
+        std::fs::remove_file(folder.path().join("b.yaml")).unwrap();
+        assert!(matches!(files.look(false), Loaded::Unchanged));
+        assert!(is_known(&files));
+    }
+
+    #[test]
+    fn a_folder_in_the_place_of_another_is_watched() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("resources");
+        std::fs::create_dir(&folder).unwrap();
+        let (tell, told) = mpsc::channel();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let _over = tell.send(event.map(|event| event.paths));
+        });
+        let paths = [folder.clone()];
+        let mut watched = Watched {
+            watcher: Some(watcher.unwrap()),
+            folders: Vec::new(),
+        };
+        watched.watch(&paths);
+        // The place of the old one in the file system is not free for the new one.
+        std::fs::rename(&folder, outer.path().join("old")).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        watched.renew(&paths);
+        let file = folder.join("a.yaml");
+        std::fs::write(&file, "").unwrap();
+        loop {
+            let paths = told
+                .recv_timeout(SOON)
+                .expect("the new folder tells")
+                .unwrap_or_default();
+            if paths.contains(&file) {
+                break;
+            }
+        }
+        watched.release();
+    }
+
+    #[test]
+    fn a_folder_for_the_state_is_tried_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        Files::try_state_dir(Some(&state)).unwrap();
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let why = Files::try_state_dir(Some(&file)).unwrap_err();
+        assert!(why.starts_with("--state-dir: ") && why.contains("file"), "{why}");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let files = Files::new(Vec::new(), Options::default(), Some(state.clone()), None);
+        let unkept = || files.unkept.lock().unwrap().clone();
+        files.save();
+        assert_eq!(unkept(), None);
+        std::fs::remove_dir_all(&state).unwrap();
+        std::fs::write(&state, "").unwrap();
+        files.save();
+        assert!(unkept().is_some_and(|why| why.contains("cannot be kept")));
+        std::fs::remove_file(&state).unwrap();
+        files.save();
+        assert_eq!(unkept(), None);
     }
 }

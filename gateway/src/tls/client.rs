@@ -171,6 +171,14 @@ mod tests {
     }
 
     #[test]
+    fn an_authoritys_certificate_is_no_upstreams() {
+        let mut upstream = Upstream::new(&[HOST]);
+        upstream.own = upstream.authority.issue(&Leaf::named(&[HOST]).ca());
+        let error = upstream.asking_for(&[]).refused_by_client();
+        assert_eq!(classify(&error), HandshakeFailure::Authority);
+    }
+
+    #[test]
     fn one_name_of_a_list_must_be_the_certificates_whatever_was_asked_for() {
         for (has, wanted, accepted) in [
             ("api.shop.example", "api.shop.example", true),

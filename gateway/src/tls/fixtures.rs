@@ -146,6 +146,7 @@ pub(super) struct Leaf {
     /// The years of its validity.
     pub(super) years: (i32, i32),
     pub(super) subject: Vec<(DnType, String)>,
+    pub(super) is_ca: bool,
 }
 
 impl Leaf {
@@ -168,7 +169,13 @@ impl Leaf {
             serial: 7,
             years: (2020, 4000),
             subject: vec![(DnType::CommonName, "leaf".to_owned())],
+            is_ca: false,
         }
+    }
+
+    /// An authority's.
+    pub(super) fn ca(self) -> Self {
+        Self { is_ca: true, ..self }
     }
 
     pub(super) fn kind(self, kind: Kind) -> Self {
@@ -188,6 +195,9 @@ impl Leaf {
         let mut params = CertificateParams::default();
         params.subject_alt_names = self.names.clone();
         params.serial_number = Some(self.serial.into());
+        if self.is_ca {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        }
         params.not_before = date_time_ymd(self.years.0, 1, 1);
         params.not_after = date_time_ymd(self.years.1, 1, 1);
         params.distinguished_name = rcgen::DistinguishedName::new();

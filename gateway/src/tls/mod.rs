@@ -76,6 +76,11 @@ fn of_certificate(error: &CertificateError) -> HandshakeFailure {
         CertificateError::NotValidForName
         | CertificateError::NotValidForNameContext { .. }
         | CertificateError::ApplicationVerificationFailure => HandshakeFailure::NotAllowed,
+        CertificateError::Other(error) => match error.0.downcast_ref() {
+            Some(webpki::Error::UnsupportedCertVersion) => HandshakeFailure::OldVersion,
+            Some(webpki::Error::CaUsedAsEndEntity) => HandshakeFailure::Authority,
+            _ => HandshakeFailure::BadCertificate,
+        },
         _ => HandshakeFailure::BadCertificate,
     }
 }
@@ -117,6 +122,13 @@ mod tests {
             failure(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"),
             HandshakeFailure::NotTls
         );
+    }
+
+    #[test]
+    fn certificates_of_an_old_version_are_told() {
+        let error = rustls::OtherError(Arc::new(webpki::Error::UnsupportedCertVersion));
+        let error = Error::InvalidCertificate(CertificateError::Other(error));
+        assert_eq!(classify(&error), HandshakeFailure::OldVersion);
     }
 
     #[test]

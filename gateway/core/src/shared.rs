@@ -938,6 +938,7 @@ mod tests {
         let _without = shared.with_endpoints(std::iter::empty());
         assert_eq!(ejections.unhealthy(), 0);
         assert_eq!(judge(Health::Healthy), (false, 0), "nobody has it any more");
+        assert_eq!(judge(Health::Unhealthy(Failure::TooLate)), (false, 0));
         assert!(!one.is_unhealthy());
     }
 

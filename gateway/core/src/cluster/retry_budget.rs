@@ -311,6 +311,7 @@ mod tests {
             assert!(counts.begin_request(&two, now).is_none(), "nobody wants to know");
             let (a, b) = (counts.begin_retry(&two, now), counts.begin_retry(&two, now));
             assert!(a.is_some() && b.is_some() && counts.begin_retry(&two, now).is_none());
+            assert_eq!((counts.retries(), counts.requests()), (2, 0));
             drop(a);
             assert!(counts.begin_retry(&two, now).is_some());
             drop(b);
@@ -326,6 +327,7 @@ mod tests {
             let live: Vec<_> = (0..50).map(|_| counts.begin_request(&limits, start)).collect();
             let mut retries: Vec<_> = std::iter::from_fn(|| counts.begin_retry(&limits, start)).collect();
             assert_eq!(retries.len(), 10, "a fifth of those under way");
+            assert_eq!((counts.retries(), counts.requests()), (10, 50));
             retries.clear();
             let more = std::iter::from_fn(|| counts.begin_retry(&limits, start)).count();
             assert_eq!(more, 3, "a fifth of those that began, and three");

@@ -163,9 +163,7 @@ impl Pipe {
             back
         })
     }
-}
 
-impl Pipe {
     /// Sends a request of HTTP and answers what comes back, to the end of its body; less if the peer closes.
     pub fn ask(&mut self, request: &str) -> String {
         // One that is closed already says so below.

@@ -504,6 +504,26 @@ fn an_upstream_that_does_not_begin_to_speak_http2_has_not_been_reached() {
     assert!(silent.accepted() >= 2, "it was tried");
 }
 
+/// It may read the request in the end: what must not be done twice is sent once.
+#[test]
+fn what_waits_for_an_upstream_that_does_not_begin_is_sent_again_if_it_may_be_done_twice() {
+    let silent = [(); 2].map(|()| FaultPeer::start(Fault::NeverAnswers));
+    let addresses = silent.each_ref().map(FaultPeer::address);
+    let gateway = among(&addresses, "tcp: {connectTimeout: 200ms}");
+    let accepted = || silent.iter().map(FaultPeer::accepted).sum::<usize>();
+    let mut client = client_of(&gateway);
+    let stream = client.post("/once");
+    client.upload(stream, b"an order").unwrap();
+    answered(&mut client, stream, 503);
+    assert_eq!(accepted(), 1);
+    assert!(gateway.access_line("/once").has("UF"));
+    let stream = client.get("/again");
+    answered(&mut client, stream, 503);
+    assert_eq!(accepted(), 4, "and two retries");
+    gateway.assert_causes("connect_timeout", 2);
+    gateway.stop();
+}
+
 #[test]
 fn an_upstream_that_breaks_the_protocol_is_502() {
     let server = Server::start(&[], |peer, event| {

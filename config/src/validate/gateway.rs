@@ -78,6 +78,31 @@ impl Validate for Gateway {
             report.error("bad-value", &meta.origin, &path.key(UPGRADES), error.to_string());
         }
         let list = Path::SPEC.key("servers");
+        if meta
+            .annotations
+            .get(FORWARD_PROXY)
+            .is_some_and(|value| value == "true")
+        {
+            let speaks_http =
+                |server: &&Server| is_http(&server.protocol) || server.protocol.eq_ignore_ascii_case("HTTPS");
+            for (at, server) in self
+                .servers
+                .iter()
+                .enumerate()
+                .filter(|(_, server)| !speaks_http(server))
+            {
+                let message = format!(
+                    "a server with protocol {} is no forward proxy: {FORWARD_PROXY} does not count for it",
+                    server.protocol
+                );
+                report.warn(
+                    "no-effect",
+                    &meta.origin,
+                    &list.index(at).key("port").key("protocol"),
+                    message,
+                );
+            }
+        }
         if self.servers.is_empty() {
             report.error(
                 "missing-field",

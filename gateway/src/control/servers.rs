@@ -23,15 +23,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::fs::{self, Permissions};
 use std::future::Future;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 /// What they are called, as their options and as sockets that a supervisor passes.
@@ -41,6 +43,8 @@ pub(super) const NAMES: [&str; 3] = ["admin", "status", "metrics"];
 const CONNECTIONS_MAX: u32 = 4096;
 /// How long the head of a request may take from when the connection is free for it.
 const HEAD_TIME: Duration = Duration::from_secs(20);
+/// How long a peer may take none of an answer.
+const TAKE_TIME: Duration = Duration::from_secs(20);
 /// How long answers may take that are under way when the process ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -188,6 +192,78 @@ impl<L: axum::serve::Listener> UntilStopped<L> {
     }
 }
 
+/// A stream that fails when its peer takes nothing for too long: a connection must not keep its place for ever.
+struct Taken<S> {
+    inner: S,
+    patience: Duration,
+    /// Runs while there is something that the peer does not take.
+    silence: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<S> Taken<S> {
+    fn new(inner: S, patience: Duration) -> Self {
+        Self {
+            inner,
+            patience,
+            silence: None,
+        }
+    }
+
+    fn within<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.silence = None;
+            return result;
+        }
+        let patience = self.patience;
+        let begin = || Box::pin(tokio::time::sleep(patience));
+        let silence = self.silence.get_or_insert_with(begin);
+        silence
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, room)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, data);
+        self.within(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+        self.within(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.within(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.within(cx, shut)
+    }
+}
+
 /// Where the connections of one server are answered.
 #[derive(Clone)]
 struct Desk {
@@ -230,7 +306,8 @@ impl Desk {
         tokio::task::spawn_local(async move {
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-            let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+            let mut connection =
+                pin!(http.serve_connection(TokioIo::new(Taken::new(stream, TAKE_TIME)), service));
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
                 _ = is_over.wait_for(|is_over| *is_over) => {
@@ -395,5 +472,24 @@ fn listen(address: &AdminAddress, passed: Option<OwnedFd>) -> std::io::Result<(L
             listener.set_nonblocking(true)?;
             Ok((Listener::Unix(listener), is_taken))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (near, mut far) = tokio::io::duplex(16);
+        let mut near = Taken::new(near, Duration::from_millis(50));
+        for _ in 0..4 {
+            near.write_all(&[0; 16]).await.unwrap();
+            far.read_exact(&mut [0; 16]).await.unwrap();
+        }
+        near.write_all(&[0; 16]).await.unwrap();
+        let error = near.write_all(&[0; 16]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

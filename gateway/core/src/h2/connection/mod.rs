@@ -435,7 +435,8 @@ impl<T: Holder> Connection<T> {
         usize::try_from(data).unwrap_or(0) + self.output.capacity() + self.kept_bytes()
     }
 
-    fn kept_bytes(&self) -> usize {
+    /// Bytes that are held of what the peer has sent, but for data of streams.
+    pub fn kept_bytes(&self) -> usize {
         self.kept.capacity() + self.block_bytes.capacity() + self.decoder.kept_bytes()
     }
 

@@ -256,9 +256,10 @@ impl Mover {
             };
             // A connection that fails has ended: what it was said before is still there.
             let read = read.unwrap_or(0);
-            self.is_bulk = read >= block.bytes.len() / 8 * 7;
             engine = self.link.engine.borrow_mut();
             engine.receive(block.bytes.get(..read).unwrap_or_default(), clock::now());
+            // What is much work comes in small pieces, so that turns stay short.
+            self.is_bulk = read >= block.bytes.len() / 8 * 7 && engine.work() <= read;
             read
         } else {
             engine = self.link.engine.borrow_mut();

@@ -68,6 +68,26 @@ impl Name {
     }
 }
 
+impl Name {
+    /// What a name is that the table has, which may be malformed there for the value beside it.
+    pub(super) fn named_again(self, text: &[u8]) -> Self {
+        match self {
+            Self::Malformed => Self::of(text),
+            _ => self,
+        }
+    }
+
+    /// What a field's name is to its value: none that HTTP/2 has, if that is none that a field may have. A field that the
+    /// peer names again is not looked at again.
+    pub(super) fn checked(self, value: &[u8]) -> Self {
+        match self {
+            Self::Pseudo(_) => self,
+            _ if is_value(value) => self,
+            _ => Self::Malformed,
+        }
+    }
+}
+
 /// A section of fields.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
@@ -100,7 +120,7 @@ impl Fields {
         self.is_too_large = false;
     }
 
-    /// Adds a field.
+    /// Adds a field whose name is [`Name::checked`] for its value.
     pub(super) fn push(&mut self, name: Name, text: &[u8], value: &[u8]) {
         self.size += text.len() + value.len() + ENTRY_OVERHEAD;
         // A section that is too large is kept as far as it is not: nobody acts on it.
@@ -125,10 +145,6 @@ impl Fields {
     fn push_field(&mut self, name: Name, text: &[u8], value: &[u8]) {
         let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         self.is_padded |= is_space(value.first()) || is_space(value.last());
-        if !is_value(value) {
-            self.is_malformed = true;
-            return;
-        }
         match name {
             Name::Field(HeaderId::Te) if !value.eq_ignore_ascii_case(b"trailers") => self.is_malformed = true,
             // RFC 9113, 8.2.2.

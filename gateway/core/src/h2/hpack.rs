@@ -260,9 +260,10 @@ impl Decoder {
                     let (name, text, _) = self.table.find(index)?;
                     self.name.clear();
                     self.name.extend_from_slice(text);
-                    (name, &self.name[..])
+                    (name.named_again(text), &self.name[..])
                 };
                 let value = octets.text(&mut self.value)?;
+                let name = name.checked(value);
                 into.push(name, text, value);
                 self.table.insert(name, text, value);
                 continue;
@@ -274,11 +275,11 @@ impl Decoder {
                 }
                 index => {
                     let (name, text, _) = self.table.find(index)?;
-                    (name, text)
+                    (name.named_again(text), text)
                 }
             };
             let value = octets.text(&mut self.value)?;
-            into.push(name, text, value);
+            into.push(name.checked(value), text, value);
         }
         Ok(())
     }
@@ -453,6 +454,25 @@ mod tests {
             .iter()
             .map(|(_, name, value)| (text(name), text(value)))
             .collect()
+    }
+
+    #[test]
+    fn what_a_peer_names_again_is_judged_as_it_was_and_its_name_by_itself() {
+        let mut decoder = Decoder::default();
+        let mut fields = Fields::default();
+        let mut says = |block: &[u8]| {
+            decoder.decode(block, (60_000, 100), &mut fields).unwrap();
+            (fields.is_malformed(), fields.list.iter().count())
+        };
+        // `x: a, LF, b`, kept in the table.
+        assert_eq!(says(b"\x40\x01x\x03a\nb"), (true, 0));
+        assert_eq!(says(b"\xbe"), (true, 0), "it is no better by its index");
+        assert_eq!(says(b"\x7e\x01y"), (false, 1), "its name with another value");
+        assert_eq!(says(b"\x0f\x2f\x01z"), (false, 1), "the same, kept nowhere");
+        assert_eq!(says(b"\xbe"), (false, 1), "`x: y`");
+        assert_eq!(says(b"\xbf"), (true, 0));
+        assert_eq!(says(b"\x40\x01X\x01a"), (true, 0), "upper case");
+        assert_eq!(says(b"\x7e\x01a"), (true, 0), "by its name, too");
     }
 
     #[test]

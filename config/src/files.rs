@@ -147,7 +147,8 @@ fn collect(path: PathBuf, given: bool, files: &mut Vec<(PathBuf, Stamp)>) -> io:
         Err(error) => return Err(with_path(&path, &error)),
     };
     if !data.is_dir() {
-        if given || is_named {
+        // To read a pipe or a device may never end.
+        if given || (is_named && data.is_file()) {
             files.push((path, Stamp::of(&data)));
         }
         return Ok(());
@@ -219,6 +220,17 @@ fn text_of(bytes: Vec<u8>) -> String {
 mod tests {
     use super::*;
     use crate::{Options, compile};
+
+    #[test]
+    fn what_may_have_no_end_is_passed_over_in_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), "a: b").unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(folder.path().join("b.yaml")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("c.yaml")).unwrap();
+        let read = read_paths(&[folder.path().to_owned()]).unwrap();
+        assert_eq!(read.len(), 1);
+        assert_eq!(&*read[0].text, "a: b");
+    }
 
     #[test]
     fn bytes_that_are_no_text_are_an_error_of_their_document() {

@@ -110,7 +110,7 @@ fn unused(view: &View<'_>, report: &mut Report<'_>) {
             .enumerate()
             .filter(|(_, host)| is_external(host));
         let lower = external.map(|(at, host)| (at, host.to_ascii_lowercase()));
-        let untold: Vec<(usize, String)> = lower.filter(|(_, host)| told.insert(host.clone())).collect();
+        let untold: Vec<(usize, String)> = lower.filter(|(_, host)| !told.contains(host)).collect();
         let Some((at, host)) = untold.first().cloned() else {
             continue;
         };
@@ -118,6 +118,7 @@ fn unused(view: &View<'_>, report: &mut Report<'_>) {
         let Some(documents) = service.and_then(|service| way_out(service, &meta.namespace, view)) else {
             continue;
         };
+        told.extend(untold.iter().map(|(_, host)| host.clone()));
         let (is, it) = if untold.len() == 1 {
             ("is", "it")
         } else {

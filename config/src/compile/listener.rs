@@ -268,6 +268,7 @@ pub(crate) fn compile(
                 Transport::Tcp => place.add_tcp(draft, &path, report),
                 Transport::Tls => {
                     // What a proxy's clients ask for is behind the TLS with the proxy itself.
+                    let forwards = forwards && server.protocol.eq_ignore_ascii_case("HTTPS");
                     place.quiet = forwards;
                     let chain = draft.chains.len();
                     let policy = place.add_tls(draft, &path, report);

@@ -120,6 +120,11 @@ impl<'a> Builder<'a> {
                 rule: origin.rule,
                 matched: origin.matched,
             };
+            if self.out.passed_over.len() >= PASSED_MAX {
+                // Reasons take reading: those that nobody sees are counted only.
+                self.out.passed_over_more += 1;
+                continue;
+            }
             let reason = self.why_not(&rule, key, here);
             self.pass_stream(&rule, reason, key == here);
         }

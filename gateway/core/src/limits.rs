@@ -408,7 +408,7 @@ settings! {
     "lingerBytes" linger_bytes: u64 = 1024 * 1024;
     /// Most downstream connections of one shard; above it new ones wait in the kernel's queue. 0 derives it from the limit of open files.
     "connectionsPerShard" connections_per_shard: usize = 0;
-    /// Most requests that one shard has in flight, upgraded connections among them; more are answered with 503 and the flag OM. 0 for no limit.
+    /// Most requests that one shard has in flight, upgraded connections and tunnels among them; more are answered with 503 and the flag OM. 0 for no limit.
     "requestsPerShard" requests_per_shard: u64 = 100_000;
     /// Bytes of one shard's buffers (what has been read and not passed on, what waits for clients and upstreams of HTTP/2 to take it, and bodies that are kept to be sent again) from which requests are answered with 503 and the flag OM and connections wait in the kernel's queue. 0 for half of the memory that the machine or the cgroup grants, divided among the shards.
     "bufferBytesPerShard" buffer_bytes_per_shard: u64 = 0;

@@ -79,6 +79,8 @@ pub struct RequestHead {
     pub upgrade: String,
     /// Whether the connection stays open after this exchange, as far as the client is concerned.
     pub keep_alive: bool,
+    /// Whether the target says that it is `https` (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
+    pub is_https: bool,
 }
 
 impl RequestHead {
@@ -101,6 +103,7 @@ impl RequestHead {
         self.wants_trailers = false;
         self.upgrade.clear();
         self.keep_alive = true;
+        self.is_https = false;
     }
 
     /// The path without its query.

@@ -57,7 +57,7 @@ fn compare(args: &Args) -> Result<u8, String> {
     };
     let difference = diff::diff(old, new, settings.path_normalization);
     match args.output {
-        FormatArg::Text => print(&diff::render(&difference)),
+        FormatArg::Text => print(&diagnostic::printable_lines(&diff::render(&difference))),
         FormatArg::Json => print(&format!("{:#}\n", diff::to_json(&difference))),
     }
     Ok(if difference.is_none() { NONE } else { SOME })

@@ -107,6 +107,10 @@ async fn put(
     headers: HeaderMap,
     text: String,
 ) -> Response {
+    if text.trim().is_empty() {
+        let told = "refused: there is no document, and DELETE is what removes them all\n";
+        return (StatusCode::BAD_REQUEST, told).into_response();
+    }
     write(&events, &query, &headers, text).await
 }
 

@@ -309,11 +309,21 @@ impl Files {
             .clone();
         let kept = write_state(folder, STATE_FILE, || Ok(serde_json::to_vec(&self.last)?))
             .and_then(|()| write_state(folder, WRITTEN_FILE, || Ok(written.into_bytes())));
-        let problem = kept.err().map(|error| {
-            tracing::error!(folder = %folder.display(), %error, "the last good configuration cannot be kept");
-            format!("{}: what is served cannot be kept: {error}", folder.display())
-        });
-        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        let why = |error| format!("{}: what is served cannot be kept: {error}", folder.display());
+        let problem = kept.err().map(why);
+        let mut known = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
+        // It is tried again and again.
+        if let Some(problem) = problem.as_ref().filter(|_| problem != *known) {
+            tracing::error!("{problem}");
+        }
+        *known = problem;
+    }
+
+    fn is_unkept(&self) -> bool {
+        self.unkept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     fn look(&mut self, forced: bool) -> Loaded {
@@ -527,6 +537,10 @@ fn look_after(
                 answers.extend(answer);
             }
             Err(RecvTimeoutError::Timeout) => {
+                if files.is_unkept() {
+                    // The disk may be free again.
+                    files.save();
+                }
                 if isthmus_config::stamps(&files.paths) == files.stamps {
                     continue;
                 }

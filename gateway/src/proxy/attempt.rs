@@ -921,7 +921,6 @@ async fn send(
                 return Ok(Sent::Answered(sending));
             }
             Err(ReadError::Closed { .. } | ReadError::Io(_)) => match upstream.ended() {
-                Some(Ended::Foreign(cause)) => unmade(context, cause),
                 // Only what may be worked on twice is sent again as if nobody had got it (RFC 9110, 9.2.2).
                 Some(Ended::NeverBegun(cause)) if x.request.method.is_idempotent() => unmade(context, cause),
                 Some(Ended::NeverBegun(cause)) => {

@@ -257,6 +257,15 @@ async fn route(
         asked.limit(context.settings.override_limits());
     }
 
+    let is_forwarded = || {
+        let serving = listener.serving.borrow();
+        !serving.forward(conn.secured()).is_none()
+    };
+    if x.request.is_https && is_forwarded() {
+        // A client that wants TLS to its target asks for a tunnel: what it says here would go on in plaintext.
+        let cause = Cause::RequestHead(HeadError::Target);
+        return local::refuse(context, conn, x, cause.into(), false).await;
+    }
     let found = {
         let serving = listener.serving.borrow();
         let forward = serving.forward(conn.secured());

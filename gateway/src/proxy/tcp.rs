@@ -27,8 +27,9 @@ use isthmus_core::reply::{Cause, Flags};
 use isthmus_core::source::{Caller, Identity, Source, SourceName, Sources};
 use isthmus_core::tls::Offer;
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -358,7 +359,31 @@ async fn carry<S: Side>(
         outcome.socket = cluster.socket_of(&address);
         let open = context.clusters.count_open();
         wanted.targets = lease.targets();
-        let connected = lead(context, address, &wanted, tunnel.as_deref()).await;
+        let leading = lead(context, address, &wanted, tunnel.as_deref());
+        let connected = {
+            let mut leading = pin!(leading);
+            poll_fn(|cx| {
+                if let Poll::Ready(connected) = leading.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(connected));
+                }
+                if client.side.poll_gone(cx).is_ready() {
+                    return Poll::Ready(Err(Cause::ClientGone));
+                }
+                if client.drain.get() == Drain::Cut {
+                    return Poll::Ready(Err(Cause::Drained));
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        let connected = match connected {
+            Ok(connected) => connected,
+            Err(cause) => {
+                outcome.cause = Some(cause);
+                client.side.break_off();
+                return lease.finish(None, clock::now());
+            }
+        };
         match connected {
             Ok((upstream, address, begun)) => {
                 outcome.upstream = Some(address);
@@ -367,6 +392,8 @@ async fn carry<S: Side>(
                 break (lease, permit, open, upstream, begun);
             }
             Err(cause) => {
+                // The client may take its time to hear of it.
+                drop((permit, open));
                 context.stats.borrow_mut().counters.upstream_connect_failures += 1;
                 lease.report(Signal::NoAnswer, clock::now());
                 avoid.push(lease.endpoint());

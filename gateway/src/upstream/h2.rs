@@ -359,10 +359,8 @@ impl Pulse {
 /// Why a connection has ended, when more is known than that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// What the upstream speaks is not HTTP/2, so that it has understood no request either.
-    Foreign(Cause),
     /// The upstream has never begun to speak HTTP/2 on it, which is the first that a server does (RFC 9113, 3.4): it may
-    /// read the request later, in what waits for it.
+    /// read the request later, in what waits for it, or have read it and answer as it pleases.
     NeverBegun(Cause),
     /// The upstream has broken a rule of the protocol.
     Broken(Cause),
@@ -427,7 +425,7 @@ impl Stream {
             return is_broken.then_some(Ended::Broken(NOT_HTTP2));
         }
         match *self.connection.state.borrow() {
-            _ if is_broken => Some(Ended::Foreign(NOT_HTTP2)),
+            _ if is_broken => Some(Ended::NeverBegun(NOT_HTTP2)),
             State::Failed(cause) => Some(Ended::NeverBegun(cause)),
             _ => None,
         }

@@ -411,6 +411,7 @@ pub fn read_target(target: &str, host: Option<&str>, head: &mut RequestHead) -> 
         let rest = if lower("http://") {
             target.get(7..)
         } else if lower("https://") {
+            head.is_https = true;
             target.get(8..)
         } else {
             None

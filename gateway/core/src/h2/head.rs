@@ -48,6 +48,9 @@ pub fn read_request(
     {
         return Err(HeadError::Host);
     }
+    head.is_https = fields
+        .pseudo(Pseudo::Scheme)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"));
     let protocol = fields.pseudo_text(Pseudo::Protocol);
     if head.method == Method::CONNECT && protocol.is_none() && limits.connect {
         read_connect_target(named.unwrap_or_default(), head)?;

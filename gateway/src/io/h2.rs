@@ -241,7 +241,7 @@ impl Mover {
         ready!(self.turn.poll(cx));
         let there = self.begun.data();
         let mut engine;
-        let read = if there.is_empty() {
+        let (read, is_full) = if there.is_empty() {
             let mut block = None;
             let read = match self.stream.poll_readable(cx) {
                 Poll::Ready(()) => {
@@ -258,22 +258,23 @@ impl Mover {
             let read = read.unwrap_or(0);
             engine = self.link.engine.borrow_mut();
             engine.receive(block.bytes.get(..read).unwrap_or_default(), clock::now());
-            // What is much work comes in small pieces, so that turns stay short.
-            self.is_bulk = read >= block.bytes.len() / 8 * 7 && engine.work() <= read;
-            read
+            (read, read >= block.bytes.len() / 8 * 7)
         } else {
             engine = self.link.engine.borrow_mut();
             engine.receive(there, clock::now());
             let read = there.len();
             self.begun.consume(read);
-            read
+            (read, false)
         };
         if read == 0 {
             self.is_ended = true;
             engine.closed();
         }
         self.link.count(&engine);
-        self.turn.used += read + engine.take_work();
+        let work = engine.take_work();
+        // What is much work comes in small pieces, so that turns stay short.
+        self.is_bulk = is_full && work <= read;
+        self.turn.used += read + work;
         Poll::Ready(())
     }
 

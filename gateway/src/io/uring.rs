@@ -61,6 +61,7 @@ struct Time {
 
 /// `struct io_uring_params` (include/uapi/linux/io_uring.h): 120 bytes.
 #[repr(C)]
+#[derive(Default)]
 pub struct Params {
     sq_entries: u32,
     cq_entries: u32,
@@ -251,14 +252,7 @@ pub enum Unavailable {
 /// Asks the kernel for a ring before glommio does, because glommio panics where it is refused; and raises the limit
 /// of locked memory as far as it may.
 pub fn probe() -> Result<(), Unavailable> {
-    let mut params = Params {
-        sq_entries: 0,
-        cq_entries: 0,
-        flags: 0,
-        sq_thread: [0; 2],
-        features: 0,
-        rest: [0; 24],
-    };
+    let mut params = Params::default();
     // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, PROBE_ENTRIES, &raw mut params) };
     if ring < 0 {
@@ -291,14 +285,7 @@ mod tests {
 
     #[test]
     fn a_wait_that_is_refused_leaves_the_next_one_bounded() {
-        let mut params = Params {
-            sq_entries: 0,
-            cq_entries: 0,
-            flags: 0,
-            sq_thread: [0; 2],
-            features: 0,
-            rest: [0; 24],
-        };
+        let mut params = Params::default();
         // SAFETY: `params` is a zeroed struct of the kernel's size that outlives the call.
         let ring = unsafe { __sys_io_uring_setup(2 * PROBE_ENTRIES, &raw mut params) };
         assert!(ring >= 0, "{}", io::Error::last_os_error());

@@ -32,8 +32,8 @@ pub trait Side {
     fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
     /// Writes what was taken.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    /// Ready when the peer has gone although what it has sent was not all taken, or it has sent all; what carries bytes
-    /// one after the other notices that by reading or writing.
+    /// Ready when the peer has gone, also where neither a read nor a write would notice: it has sent all, or what it sent
+    /// was not taken. A socket never is: who uses it notices.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Tells the peer that no more comes.
     fn end(&mut self);

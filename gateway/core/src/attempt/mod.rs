@@ -40,7 +40,7 @@ pub enum Failure {
         /// See above.
         reused: bool,
     },
-    /// The connection ended before any byte of an answer, too, and it is known why.
+    /// The connection ended before any byte of an answer, as with [`Self::Reset`], and it is known why.
     Broken(Cause),
     /// The upstream has said that it did nothing with the request (RFC 9113, 8.7).
     Refused,

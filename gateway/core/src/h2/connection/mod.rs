@@ -384,11 +384,6 @@ impl<T: Holder> Connection<T> {
         self.found
     }
 
-    /// What [`Self::take_work`] would answer.
-    pub fn work(&self) -> usize {
-        self.work
-    }
-
     /// What has come since this was last asked, in bytes that are as much work to read: a frame costs some whatever is in
     /// it, and a few bytes of a block may stand for many of a field.
     pub fn take_work(&mut self) -> usize {
